@@ -1,0 +1,152 @@
+"""What every paper's reproduce.py shares: finished runs that are never lost, and result.json.
+
+A run is told by a flat dictionary, its *cell*, such as {"row": "Uniform", "rate": 0.01, "seed": 3}.
+`Ledger.complete` makes the runs that are not in `runs.jsonl` yet, several processes at a time, and
+adds one line as each ends, so a killed study goes on with what is missing, on another day or
+another machine. `Ledger.write` sums up what the script hands it in `result.json`, beside the
+command, the machine and the compute that the runs took. `papers/table.py` reads that.
+
+The files' shapes:
+
+    expected.json   {"paper": …, "experiments": {name: {"source": …, "rows": ROWS}}}
+    result.json     {"paper": …, "experiments": {name: {"rows": ROWS, "note": …, "command": …,
+                     "date": …, "cpu_seconds": …, "versions": …, "machine": …}}}
+    ROWS            {row: {quantity: [mean, standard deviation]}}; ours have the number of runs too
+
+A spread that is not printed, or of a single run, is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evenhand.experiment import environment
+from evenhand.records import write_atomically
+
+Cell = Mapping[str, Any]
+RUNS, RESULT, EXPECTED = "runs.jsonl", "result.json", "expected.json"
+
+
+def summary(values: Iterable[float]) -> list[float | None]:
+    """[mean, standard deviation with n − 1, n]; no deviation for a single run."""
+    values = list(values)
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return [statistics.fmean(values), spread, len(values)]
+
+
+class Ledger:
+    """The finished runs of one paper, and what they come to.
+
+    Args:
+        folder: where runs.jsonl and result.json are; made if need be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.lines: list[dict[str, Any]] = []
+        if (folder / RUNS).exists():
+            self.lines = [json.loads(line) for line in (folder / RUNS).read_text().splitlines()]
+
+    def found(self, experiment: str) -> dict[str, dict[str, Any]]:
+        """The finished runs of an experiment: what `run` returned, by the cell's key."""
+        return {
+            key(line["cell"]): line["values"]
+            for line in self.lines
+            if line["experiment"] == experiment
+        }
+
+    def complete(
+        self,
+        experiment: str,
+        cells: Sequence[Cell],
+        run: Callable[[dict[str, Any]], dict[str, Any]],
+        workers: int = 1,
+    ) -> dict[str, dict[str, Any]]:
+        """Make the missing runs, in the order given; what `run` returns must be fit for JSON.
+
+        Every run has a process of its own with one thread. A run that raises ends the study; what
+        was finished before is kept.
+        """
+        missing = [dict(cell) for cell in cells if key(cell) not in self.found(experiment)]
+        context = get_context("spawn")
+        done = len(cells) - len(missing)
+        with ProcessPoolExecutor(max(1, workers), context, max_tasks_per_child=1) as pool:
+            futures = {pool.submit(_timed, run, cell): cell for cell in missing}
+            try:
+                for future in as_completed(futures):
+                    values, cost = future.result()
+                    done += 1
+                    self._add(experiment, futures[future], values, cost)
+                    told = " ".join(f"{k}={v}" for k, v in futures[future].items())
+                    print(f"{experiment} {done}/{len(cells)}  {told}  {cost:.0f} s", flush=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        found = self.found(experiment)
+        return {key(cell): found[key(cell)] for cell in cells}
+
+    def _add(self, experiment: str, cell: Cell, values: Mapping[str, Any], cost: float) -> None:
+        line = {
+            "experiment": experiment,
+            "cell": dict(cell),
+            "values": dict(values),
+            "cpu_seconds": round(cost, 1),
+            "date": date.today().isoformat(),
+            "torch": torch.__version__,
+        }
+        self.lines.append(line)
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        write_atomically(self.folder / RUNS, text)
+
+    def write(
+        self,
+        experiment: str,
+        rows: Mapping[str, Mapping[str, Sequence[float | None]]],
+        paper: str,
+        note: str = "",
+        cpu_seconds: float | None = None,
+    ) -> None:
+        """Put an experiment's rows, {row: {quantity: [mean, std, n]}}, into result.json."""
+        file = self.folder / RESULT
+        result = json.loads(file.read_text()) if file.exists() else {"experiments": {}}
+        if cpu_seconds is None:
+            costs = (x["cpu_seconds"] for x in self.lines if x["experiment"] == experiment)
+            cpu_seconds = math.fsum(costs)
+        result["paper"] = paper
+        result["experiments"][experiment] = {
+            "rows": rows,
+            "note": note,
+            "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+            "date": date.today().isoformat(),
+            "cpu_seconds": round(cpu_seconds, 1),
+            **environment(),
+        }
+        write_atomically(file, json.dumps(result, indent=1) + "\n")
+
+
+def key(cell: Cell) -> str:
+    """A cell as a string, whatever the order of its entries."""
+    return json.dumps(dict(cell), sort_keys=True)
+
+
+def _timed(
+    run: Callable[[dict[str, Any]], dict[str, Any]], cell: dict[str, Any]
+) -> tuple[dict[str, Any], float]:
+    torch.set_num_threads(1)
+    start = time.process_time()
+    return run(cell), time.process_time() - start
