@@ -279,15 +279,15 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe(
         "ate-sg",
-        "ten epochs on the trunk, then ten on the heads, and again",
+        "an epoch on the trunk, then one on the heads, and again",
         BELLAVIA + ", Algorithm A.1",
-        joint(schedule=lambda: alternate_epochs(shared=10, own=10)),
+        joint(schedule=lambda: alternate_epochs(shared=1, own=1)),
     ),
     Recipe(
         "ate-sg-replacement",
         "ate-sg, each batch drawn from the whole data set",
         BELLAVIA + ", Algorithm 3.2",
-        joint(schedule=lambda: alternate_epochs(shared=10, own=10), replacement=True),
+        joint(schedule=lambda: alternate_epochs(shared=1, own=1), replacement=True),
     ),
     Recipe(
         "ate-adaptive",
@@ -301,7 +301,7 @@ RECIPES: tuple[Recipe, ...] = (
         f"{BELLAVIA}; {NAKAMURA}",
         joint(
             aggregator=lambda: Tension(CentralDirection()),
-            schedule=lambda: alternate_epochs(shared=10, own=10),
+            schedule=lambda: alternate_epochs(shared=1, own=1),
         ),
     ),
     Recipe(
