@@ -70,6 +70,15 @@ class Ledger:
             if line["experiment"] == experiment
         }
 
+    def cpu_seconds(self, experiment: str, **entries: Any) -> float:
+        """What the finished runs of an experiment took, those whose cells have these entries."""
+        return math.fsum(
+            line["cpu_seconds"]
+            for line in self.lines
+            if line["experiment"] == experiment
+            and all(line["cell"].get(k) == v for k, v in entries.items())
+        )
+
     def complete(
         self,
         experiment: str,
@@ -79,13 +88,13 @@ class Ledger:
     ) -> dict[str, dict[str, Any]]:
         """Make the missing runs, in the order given; what `run` returns must be fit for JSON.
 
-        Every run has a process of its own with one thread. A run that raises ends the study; what
-        was finished before is kept.
+        Runs are made in `workers` processes of one thread each. A run that raises ends the study;
+        what was finished before is kept.
         """
         missing = [dict(cell) for cell in cells if key(cell) not in self.found(experiment)]
         context = get_context("spawn")
         done = len(cells) - len(missing)
-        with ProcessPoolExecutor(max(1, workers), context, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(max(1, workers), context) as pool:
             futures = {pool.submit(_timed, run, cell): cell for cell in missing}
             try:
                 for future in as_completed(futures):
@@ -125,8 +134,7 @@ class Ledger:
         file = self.folder / RESULT
         result = json.loads(file.read_text()) if file.exists() else {"experiments": {}}
         if cpu_seconds is None:
-            costs = (x["cpu_seconds"] for x in self.lines if x["experiment"] == experiment)
-            cpu_seconds = math.fsum(costs)
+            cpu_seconds = self.cpu_seconds(experiment)
         result["paper"] = paper
         result["experiments"][experiment] = {
             "rows": rows,
