@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -453,6 +453,25 @@ def test_notes_on_runs_that_were_still_improving(found) -> None:
     assert any(
         "Still improving at the last epoch (12)" in n for n in findings.notes(found)
     ) == bool(last)
+
+
+def test_notes_name_the_tasks_that_learned_nothing(found) -> None:
+    assert not any("Starved" in note for note in findings.notes(found))
+    runs = {
+        name: tuple(
+            replace(run, records=tuple(map(_as_before_training(run), run.records))) for run in runs
+        )
+        for name, runs in found.runs.items()
+        if name == "sg"
+    }
+    (note,) = (n for n in findings.notes(replace(found, runs=runs)) if "Starved" in n)
+    assert note.startswith("Starved: side,")
+    assert note.endswith("with sg.")
+
+
+def _as_before_training(run: findings.Run) -> Callable[[Record], Record]:
+    start = run.records[0].validation["side"]
+    return lambda r: replace(r, validation={**r.validation, "side": start})
 
 
 def test_a_recipe_that_diverges_at_every_rate_is_a_row_of_dashes(tmp_path, monkeypatch) -> None:

@@ -379,9 +379,9 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe(
         "pbi",
-        "down a ray of preferred losses, and towards it",
+        "down a ray of preferred losses, and towards it; θ = ½, so that no weight is negative",
         "Zhang & Li, IEEE TEVC 11 (2007), MOEA/D, section II",
-        joint(weighting=PBI),
+        joint(weighting=lambda: PBI(theta=0.5)),
     ),
     Recipe(
         "famo",

@@ -204,6 +204,7 @@ def notes(findings: Findings) -> list[str]:
     """What qualifies the table, a sentence each."""
     return [
         *_diverged(findings.comparison),
+        *_starved(findings),
         *_grid_edges(findings.comparison),
         *_still_improving(findings),
         *_missing(findings.comparison),
@@ -224,6 +225,32 @@ def _diverged(comparison: Comparison) -> list[str]:
             f"(at rate {rates}: {row.diverged[0].status.removeprefix('diverged: ')}){last}."
         )
     return found
+
+
+STARVED = 0.95
+"""A task has learned next to nothing if its validation loss stays above this share of its start."""
+
+
+def _starved(findings: Findings) -> list[str]:
+    """The tasks whose loss is about where it began, by recipe; one sentence for all."""
+    found: dict[str, list[str]] = {}
+    for name, runs in findings.runs.items():
+        for task in findings.problem.tasks:
+            shares = [_left(run, task) for run in runs if task in run.result.tasks]
+            if shares and statistics.mean(shares) > STARVED:
+                found.setdefault(task, []).append(name)
+    return [
+        f"Starved: {task}, whose validation loss stays above {STARVED:.0%} of where it began, with "
+        f"{joined(names)}."
+        for task, names in found.items()
+    ]
+
+
+def _left(run: Run, task: str) -> float:
+    """What is left of a task's validation loss at the epoch that was chosen, as a share."""
+    by_epoch = {record.epoch: record.validation[task] for record in run.records}
+    start = by_epoch[0]
+    return by_epoch[run.result.epoch] / start if start > 0 else math.nan
 
 
 def _grid_edges(comparison: Comparison) -> list[str]:
