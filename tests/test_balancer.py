@@ -827,3 +827,40 @@ def test_chance_comes_from_the_clock_of_the_balancer() -> None:
     assert runs[0] == runs[1] != runs[2]
     assert len({tuple(weights) for weights in runs[0]}) == 3
     assert chance("unused").initial_seed() != chance("other").initial_seed()
+
+
+@pytest.mark.parametrize("first", ["named", "heard without features"])
+def test_a_way_round_the_features_is_seen_whenever_they_are_given(first) -> None:
+    """Whoever said what is shared, and also where the tasks were heard before."""
+    torch.manual_seed(0)
+    trunk, a, b = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+    parameters = [p for module in (trunk, a, b) for p in module.parameters()]
+    x = torch.randn(5, 3)
+
+    def gradients(balancer: Balancer, features: bool, **named) -> list[torch.Tensor]:
+        z = trunk(x).tanh()
+        direct = trunk.weight.square().sum()  # past z
+        losses = {"a": a(z).square().mean(), "b": b(z).square().mean() + direct}
+        balancer.backward(losses, **named, **({"features": z} if features else {}))
+        taken = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return taken
+
+    expected = gradients(Balancer(aggregator=MGDA()), features=False)
+    balancer = Balancer(aggregator=MGDA())
+    if first == "named":
+        got = gradients(balancer, features=True, shared=trunk.parameters())
+    else:
+        gradients(balancer, features=False)
+        got = gradients(balancer, features=True)
+    torch.testing.assert_close(got, expected)
+
+
+def test_losses_that_reach_no_parameter_are_refused() -> None:
+    theta = torch.ones(2, requires_grad=True)
+    losses = {"a": theta.sum(), "b": theta.square().sum()}
+    with pytest.raises(ValueError, match=r"reach no parameter .* named with shared="):
+        Balancer().backward(losses)
+    Balancer().backward(losses, shared=[theta])
+    torch.testing.assert_close(theta.grad, torch.tensor([3.0, 3.0]))

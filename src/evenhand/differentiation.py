@@ -218,6 +218,8 @@ class Graph:
         same = trunk is None or "shared" not in self.moves
         if same and self._heads is None and not self._rows:
             return self._one_pass(heads)
+        if self._features is not None and "shared" in self.moves:
+            self._through_heads()  # which brings the heads' own gradients along
         extra = self._gradient_of_plus()
         own = self._own_scaled(heads)
         shared: Row = []

@@ -89,6 +89,8 @@ class Sharing:
                 self._warn_unreached(phase)
         elif ownership.explicit and any(task not in ownership.own for task in losses):
             ownership.read_own(losses)
+        if features and "shared" in phase.moves:
+            ownership.follow(losses, features)
         blocks = ownership.blocks()
         idle = [task for task in losses if not blocks.own.get(task)]
         if "shared" not in phase.moves and idle:
@@ -96,6 +98,11 @@ class Sharing:
                 f"this phase moves the tasks' own parameters, and {idle[0]!r} has none that are "
                 "known: name the shared ones with shared=, or begin with a call in which "
                 "everything moves"
+            )
+        if not blocks.moving(phase):
+            raise ValueError(
+                f"the losses of {', '.join(losses)} reach no parameter that moves: tensors that "
+                "are no nn.Parameter must be named with shared="
             )
         return blocks, features if features and not ownership.beyond_features else None
 
@@ -151,6 +158,7 @@ class Ownership:
         explicit: `shared` was named by the user or the model and is not to be extended.
         beyond_features: some path from a loss to a shared parameter goes round the features.
         read_tasks: the tasks whose graphs were read.
+        followed: the tasks whose ways to the features were looked at, for `beyond_features`.
         reached: all parameters that were found in a graph.
     """
 
@@ -160,6 +168,7 @@ class Ownership:
     explicit: bool = False
     beyond_features: bool = False
     read_tasks: set[str] = field(default_factory=set)
+    followed: set[str] = field(default_factory=set)
     reached: dict[Tensor, None] = field(default_factory=dict)
 
     @classmethod
@@ -179,7 +188,7 @@ class Ownership:
             ValueError: a parameter thought to be one task's own is reached by another one.
         """
         behind = _reached([z.grad_fn for z in features], ())
-        stops = [(z.grad_fn, z.output_nr) for z in features if z.grad_fn is not None]
+        stops = _edges(features)
         reach: dict[Tensor, list[str]] = {}
         for task, loss in losses.items():
             for parameter in _reached([loss.grad_fn], stops):
@@ -192,13 +201,22 @@ class Ownership:
         for parameter, who in reach.items():
             if parameter not in self.shared:
                 self._claim(parameter, who)
-        if features:
-            self.beyond_features |= any(parameter in self.shared for parameter in reach)
         for task in losses:
             self.own.setdefault(task, {})
         self.read_tasks.update(losses)
         self.reached.update(behind)
         self.reached.update(dict.fromkeys(reach))
+
+    def follow(self, losses: Mapping[str, Tensor], features: Sequence[Tensor]) -> None:
+        """Learn whether a task has a way to a shared parameter that goes round the features.
+
+        Each task is followed once; whether it is first heard with or without features, and who
+        said what is shared, does not matter.
+        """
+        fresh = [loss.grad_fn for task, loss in losses.items() if task not in self.followed]
+        round_them = _reached(fresh, _edges(features))
+        self.beyond_features |= any(parameter in self.shared for parameter in round_them)
+        self.followed.update(losses)
 
     def read_own(self, losses: Mapping[str, Tensor]) -> None:
         """Learn the own parameters alone, from graphs in which the trunk may be at rest."""
@@ -216,6 +234,11 @@ class Ownership:
                 "name all shared parameters with shared="
             )
         self.own.setdefault(who[0], {})[parameter] = None
+
+
+def _edges(features: Sequence[Tensor]) -> list[tuple[Any, int]]:
+    """Where the features hang in the graph."""
+    return [(z.grad_fn, z.output_nr) for z in features if z.grad_fn is not None]
 
 
 def _reached(roots: Iterable[Any], stops: Sequence[tuple[Any, int]]) -> dict[Tensor, None]:
