@@ -18,6 +18,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import and_xor  # noqa: E402
 import figure6  # noqa: E402
+import multimnist  # noqa: E402
 from ledger import Ledger  # noqa: E402
 
 PAPER = "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022) 43-53, arXiv 2204.06698"
@@ -61,7 +62,13 @@ def main() -> None:
         EXPERIMENTS[name](ledger, asked.quick, asked.workers)
 
 
-EXPERIMENTS = {"and-xor": reproduce_and_xor}
+def reproduce_multimnist(ledger: Ledger, quick: bool, workers: int) -> None:
+    """Table 3 and Figure 9. There is no quick form: MNIST is not there in tests."""
+    if not quick:
+        multimnist.reproduce(ledger, PAPER, workers)
+
+
+EXPERIMENTS = {"and-xor": reproduce_and_xor, "multimnist": reproduce_multimnist}
 
 if __name__ == "__main__":
     main()

@@ -211,6 +211,25 @@ def datasets() -> None:
     table.console().print(table.sources(data.SOURCES))
 
 
+@app.command("data")
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to download: mnist.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder. [default: $EVENHAND_DATA, else ~/.cache/evenhand]"
+        ),
+    ] = None,
+) -> None:
+    """Download a data set that is not part of a package, and check it."""
+    from evenhand.data import mnist
+
+    with _refusing():
+        if name != "mnist":
+            raise ValueError(f"nothing called {name!r} can be downloaded; mnist can")
+        typer.echo(mnist.fetch(out, progress.saying(table.console(stderr=True))))
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison.")],

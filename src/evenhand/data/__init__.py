@@ -24,12 +24,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Source:
-    """A problem that can be asked for by name; its module is imported when it is."""
+    """A problem that can be asked for by name; its module is imported when it is.
+
+    `maker` is the function there that takes a seed and gives the problem.
+    """
 
     name: str
     module: str
     summary: str
     citation: str
+    maker: str = "load"
 
 
 SOURCES: tuple[Source, ...] = (
@@ -45,6 +49,26 @@ SOURCES: tuple[Source, ...] = (
         "points in a square: the quadrant, and inside the unit circle or not",
         "Bellavia, Della Santa & Papini, Optim. Methods Softw. 2026, arXiv 2312.16340",
     ),
+    Source(
+        "multimnist",
+        "evenhand.data.multimnist",
+        "two MNIST digits on one picture: tell both (`evenhand data mnist` first)",
+        "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650",
+    ),
+    Source(
+        "multimnist-redraw",
+        "evenhand.data.multimnist",
+        "two MNIST digits on one picture: tell one, redraw the other (likewise)",
+        "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022), arXiv 2204.06698",
+        maker="load_redraw",
+    ),
+    Source(
+        "multimnist-many",
+        "evenhand.data.multimnist",
+        "two MNIST digits on one picture, eight tasks of different nature (likewise)",
+        "pictures: Sener & Koltun, NeurIPS 2018, arXiv 1810.04650; the tasks are ours",
+        maker="load_many",
+    ),
 )
 
 
@@ -58,5 +82,6 @@ def problem(name: str, seed: int = 0) -> Problem:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
         raise ValueError(f"no data set is called {name!r}; did you mean {', '.join(near)}?")
-    load: Callable[[int], Problem] = import_module(known[name].module).load
+    module = import_module(known[name].module)
+    load: Callable[[int], Problem] = getattr(module, known[name].maker)
     return load(seed)

@@ -1,0 +1,194 @@
+"""Two MNIST digits on one picture, in three settings.
+
+`multimnist` is Sener & Koltun's (arXiv 1810.04650): the left digit at (0, 0) and the right one at
+(6, 6) of a 36×36 canvas, the stronger ink where they overlap, resized to 28×28 by nearest
+neighbour, normalised with mean .1307 and deviation .3081; tell the left one, tell the right one.
+
+`multimnist-redraw` is Nakamura, Grassi & Wolf's (arXiv 2204.06698): upper left and lower right of a
+32×32 canvas, resized to 28×28 (by nearest neighbour, our choice: the paper does not say); tell the
+upper-left digit, redraw the lower-right one (mean squared error over its 28×28 pixels in [0, 1]).
+
+`multimnist-many` has eight tasks of different nature on the first setting's pictures: both
+classes, both parities, which digit is larger, whether they are equal, their sum (regression), and
+the right digit redrawn.
+
+In every setting MNIST's training pictures are divided into 50,000 to train and 10,000 to validate
+before they are paired, test pictures are paired among themselves; every picture is once the first
+of a pair, its partner is drawn at random. The encoder is Sener & Koltun's LeNet: conv 5×5 (1→10),
+pool, ReLU, conv 5×5 (10→20), channel dropout (first setting alone), pool, ReLU, dense 320→50, ReLU.
+A class head is 50→50, ReLU, dropout ½ (first setting alone), →10. The decoder is ours, described
+nowhere: 50→400, ReLU, →784. Dropout is torch's, which rescales what it keeps and draws a
+mask per sample; the released code keeps a mask per batch, without rescaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evenhand.data import mnist
+from evenhand.data.problem import Metric, Problem, Split, Task
+from evenhand.network import MultiTaskNetwork
+from evenhand.schedule import mixed_seed
+
+MEAN, DEVIATION = 0.1307, 0.3081
+VALIDATION = 10_000
+LATENT = 50
+CITATION = "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); "
+SENER = "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650"
+NAKAMURA = "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022), arXiv 2204.06698"
+
+
+def load(seed: int = 0) -> Problem:
+    """Left and right digit. Inputs [n, 1, 28, 28]; targets int64 [n]; outputs logits [n, 10]."""
+    tasks = {"left": _classes(10), "right": _classes(10)}
+    return _problem(
+        "multimnist", "two digits on one picture: tell both", SENER, tasks, seed, shift=8, drop=True
+    )
+
+
+def load_redraw(seed: int = 0) -> Problem:
+    """The upper-left class and the lower-right picture, [n, 784] in [0, 1]."""
+    tasks = {"upper": _classes(10), "lower": _redrawing()}
+    return _problem(
+        "multimnist-redraw", "tell one digit, redraw the other", NAKAMURA, tasks, seed, shift=4
+    )
+
+
+def load_many(seed: int = 0) -> Problem:
+    """Eight tasks; the sum of the digits is divided by 18, to lie in [0, 1]."""
+    tasks = {
+        "left": _classes(10),
+        "right": _classes(10),
+        "left-parity": _classes(2),
+        "right-parity": _classes(2),
+        "larger": _classes(2),
+        "equal": _classes(2),
+        "sum": Task(functional.mse_loss, _squared_error, "MSE", False),
+        "lower": _redrawing(),
+    }
+    return _problem("multimnist-many", "two digits, eight tasks", SENER, tasks, seed, shift=8)
+
+
+OUTPUTS = {
+    **{"left": 10, "right": 10, "upper": 10, "lower": 784},
+    **{"left-parity": 2, "right-parity": 2, "larger": 2, "equal": 2, "sum": 1},
+}
+
+
+def _classes(number: int) -> Task:
+    from torchmetrics.classification import MulticlassAccuracy
+
+    metric: Callable[[], Metric] = partial(MulticlassAccuracy, number, average="micro")
+    return Task(functional.cross_entropy, metric, "accuracy", True)
+
+
+def _redrawing() -> Task:
+    return Task(functional.mse_loss, _squared_error, "MSE", False)
+
+
+def _squared_error() -> Metric:
+    from torchmetrics import MeanSquaredError
+
+    return MeanSquaredError()
+
+
+def _problem(
+    name: str,
+    summary: str,
+    source: str,
+    tasks: Mapping[str, Task],
+    seed: int,
+    shift: int,
+    drop: bool = False,
+) -> Problem:
+    train, validation, test = _splits(mnist.load(), tuple(tasks), seed, shift)
+    return Problem(
+        name=name,
+        summary=summary,
+        citation=CITATION + source,
+        tasks=tasks,
+        network=partial(network, drop=drop),
+        train=train,
+        validation=validation,
+        test=test,
+        batch_size=256,
+        epochs=100,
+    )
+
+
+# The network ------------------------------------------------------------------------------------
+
+
+def network(tasks: Sequence[str], drop: bool = False) -> MultiTaskNetwork:
+    """The LeNet encoder, and a head for each of `tasks`."""
+    trunk = nn.Sequential(
+        *(nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(10, 20, 5), nn.Dropout2d(0.5) if drop else nn.Identity()),
+        *(nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(320, LATENT), nn.ReLU()),
+    )
+    return MultiTaskNetwork(trunk, {task: _head(OUTPUTS[task], drop) for task in tasks})
+
+
+def _head(outputs: int, drop: bool) -> nn.Module:
+    if outputs == OUTPUTS["lower"]:
+        return nn.Sequential(nn.Linear(LATENT, 400), nn.ReLU(), nn.Linear(400, 784))
+    dropout = nn.Dropout(0.5) if drop else nn.Identity()
+    layers = (nn.Linear(LATENT, LATENT), nn.ReLU(), dropout, nn.Linear(LATENT, outputs))
+    return nn.Sequential(*layers, *((nn.Flatten(0),) if outputs == 1 else ()))
+
+
+# The pictures -----------------------------------------------------------------------------------
+
+
+def _splits(digits: mnist.MNIST, tasks: tuple[str, ...], seed: int, shift: int) -> list[Split]:
+    generator = torch.Generator().manual_seed(mixed_seed(seed, *b"multimnist"))
+    order = torch.randperm(len(digits.train_images), generator=generator)
+    held_out = min(VALIDATION, len(order) // 6)
+    parts = [
+        (digits.train_images[part], digits.train_labels[part])
+        for part in (order[held_out:], order[:held_out])
+    ]
+    parts.append((digits.test_images, digits.test_labels))
+    return [_paired(images, labels, tasks, generator, shift) for images, labels in parts]
+
+
+def _paired(
+    images: Tensor, labels: Tensor, tasks: tuple[str, ...], generator: torch.Generator, shift: int
+) -> Split:
+    partner = torch.randint(len(images), (len(images),), generator=generator)
+    pictures = compose(images, images[partner], shift)
+    left, right = labels, labels[partner]
+    targets: Mapping[str, Callable[[], Tensor]] = {
+        "left": lambda: left,
+        "upper": lambda: left,
+        "right": lambda: right,
+        "lower": lambda: images[partner].flatten(1).float() / 255,
+        "left-parity": lambda: left % 2,
+        "right-parity": lambda: right % 2,
+        "larger": lambda: (left > right).long(),
+        "equal": lambda: (left == right).long(),
+        "sum": lambda: (left + right).float() / 18,
+    }
+    inputs = (pictures.float() / 255 - MEAN) / DEVIATION
+    return Split(inputs.unsqueeze(1), {task: targets[task]() for task in tasks})
+
+
+def compose(first: Tensor, second: Tensor, shift: int) -> Tensor:
+    """Two digits [n, 28, 28] on a canvas of 28 + shift, as [n, 28, 28] by nearest neighbour.
+
+    The first stands at the upper left; the second at (6, 6) of Sener & Koltun's canvas of 36, two
+    pixels from its edge, and at the lower right of a smaller one.
+    """
+    side = 28 + shift
+    offset = min(shift, 6)
+    canvas = functional.pad(first, (0, shift, 0, shift))
+    room = shift - offset
+    other = functional.pad(second, (offset, room, offset, room))
+    nearest = torch.arange(28) * side // 28
+    return torch.maximum(canvas, other)[:, nearest][:, :, nearest]
