@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ledger import Ledger, key, summary
+
 from evenhand.experiment import Job, Settings, load_problem, training
 from evenhand.gradients import NonFiniteError
 from evenhand.recipes import recipe
 from evenhand.training import evaluate
-from ledger import Ledger, key, summary
 
 Rows = dict[str, dict[str, list[float | None]]]
 

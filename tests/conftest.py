@@ -9,6 +9,7 @@ import os
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -30,3 +31,18 @@ settings.load_profile("evenhand")
 def _seed() -> None:
     """A network built in a test is the same network in every run, and in any order of the tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_real_data(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Instead of MNIST, scikit-learn's digits three times as large, few of them."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("data")
+    digits = load_digits()
+    large = np.kron(digits.images[:700], np.ones((3, 3))) * (255 / 16)
+    pictures = np.pad(large, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+    classes = digits.target[:700].astype(np.uint8)
+    for part, those in (("train", slice(0, 600)), ("test", slice(600, 700))):
+        np.savez(folder / f"mnist_{part}.npz", x=pictures[those], y=classes[those])
+    os.environ["EVENHAND_DATA"] = str(folder)

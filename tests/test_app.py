@@ -483,6 +483,21 @@ def test_a_recipe_that_diverges_at_every_rate_is_a_row_of_dashes(tmp_path, monke
     assert "sg: 1 of 1 runs diverged (at rate 1e+06: the" in " ".join(result.stdout.split())
 
 
+def test_the_memory_of_moments_is_told_before_training(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _run("compare tiny --recipes sg,mgda,io --seeds 1 --lr 1e-2 --epochs 1 --workers 1")
+    (line,) = (x for x in result.stdout.splitlines() if x.startswith("optimizer state"))
+    usual, io = re.fullmatch(
+        r"optimizer state per network: (\S+) bytes; io (\S+) bytes", line
+    ).groups()
+    blocks = _tiny(0).network(tuple(_tiny(0).tasks)).blocks()
+    trunk, heads = (
+        4 * sum(p.numel() for p in block) for block in (blocks.shared, blocks.own_of(blocks.own))
+    )
+    assert int(usual) == trunk + heads  # a momentum for each parameter
+    assert int(io) == len(blocks.own) * trunk + heads
+
+
 def test_many_names_are_cut() -> None:
     assert findings.joined(["a"]) == "a"
     assert findings.joined(["a", "b", "c"]) == "a, b and c"
@@ -494,7 +509,7 @@ def test_many_names_are_cut() -> None:
 
 def test_the_report_needs_nothing_else(copied) -> None:
     page = Path("out/report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     for loads in ("<script", "<link", "<img", "src=", "@import", "url(http", 'href="http'):
         assert loads not in page
     assert len(page) < 800_000

@@ -81,7 +81,7 @@ def test_losses_and_metrics_take_what_the_network_gives(any_problem: Problem) ->
 
 
 def test_losses_are_means_over_the_samples(any_problem: Problem) -> None:
-    network = any_problem.network(list(any_problem.tasks))
+    network = any_problem.network(list(any_problem.tasks)).eval()
     inputs, targets = any_problem.test.take(torch.arange(6))
     together = any_problem.losses(network(inputs), targets)
     for name in any_problem.tasks:

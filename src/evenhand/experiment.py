@@ -184,6 +184,16 @@ def training(job: Job, problem: Problem, settings: Settings) -> Training:
     )
 
 
+def state_bytes(recipes: Sequence[str], problem: Problem, settings: Settings) -> dict[str, int]:
+    """The memory that the optimizers of a network of each recipe will keep, known beforehand."""
+    found = {}
+    for name in recipes:
+        labels = recipe(name).compose(tuple(problem.tasks))
+        runs = (training(Job(name, label, 0, 1e-3), problem, settings) for label in labels)
+        found[name] = max(sum(run.optimizers.planned_state_bytes().values()) for run in runs)
+    return found
+
+
 def execute(job: Job, settings: Settings, out: Path, on_record: Callable[[Record], None]) -> Result:
     """Train what `job` stands for in its folder under `out`, going on where it was killed."""
     folder = out / job.folder

@@ -145,7 +145,10 @@ def compare(
         jobs = experiment.prepare(settings, asked.recipes, folder, asked.resume)
         most = settings.epochs or experiment.load_problem(settings.source).epochs
     console = table.console()
-    progress.saying(console)(f"{len(jobs)} runs of up to {most} epochs each, kept in {folder}")
+    say = progress.saying(console)
+    say(f"{len(jobs)} runs of up to {most} epochs each, kept in {folder}")
+    problem = experiment.load_problem(settings.source)
+    say(progress.told_memory(experiment.state_bytes(asked.recipes, problem, settings)))
     try:
         with progress.shown(console, jobs, most) as listener:
             experiment.run_jobs(jobs, settings, folder, listener, asked.workers)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,12 @@ class Series:
             [max(column) for column in columns],
         )
 
+    def without_gaps(self) -> Series:
+        """The epochs that have a value alone."""
+        kept = [k for k, value in enumerate(self.mean) if math.isfinite(value)]
+        mean, low, high = ([c[k] for k in kept] for c in (self.mean, self.low, self.high))
+        return Series([self.epochs[k] for k in kept], mean, low, high)
+
 
 def _values(records: Iterable[Record], field: Field, key: str) -> Iterator[tuple[int, float]]:
     for record in records:
@@ -149,20 +155,24 @@ def _values(records: Iterable[Record], field: Field, key: str) -> Iterator[tuple
             yield record.epoch, math.nan
 
 
-def _draw(ax: Axes, series: Series, look: Look) -> None:
+def draw(ax: Axes, series: Series, look: Look) -> None:
+    """The mean as a line, and a band from the lowest to the highest."""
     width = 0.9 if look.color == GREY else None
+    if not any(math.isfinite(a) and math.isfinite(b) for a, b in pairwise(series.mean)):
+        series = series.without_gaps()  # every other epoch rests: there is nothing else to join
     ax.plot(series.epochs, series.mean, color=look.color, ls=look.dashes, lw=width)
     if series.low != series.high:
         ax.fill_between(series.epochs, series.low, series.high, color=look.color, alpha=0.18, lw=0)
 
 
-def _over_epochs(ax: Axes, title: str, quantity: str) -> None:
+def over_epochs(ax: Axes, title: str, quantity: str) -> None:
+    """Name a panel whose axis is the epochs."""
     ax.set(title=title, xlabel="epoch", ylabel=quantity)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.margins(x=0.01)
 
 
-def _scale(ax: Axes, lines: Iterable[Series]) -> None:
+def scale(ax: Axes, lines: Iterable[Series]) -> None:
     """A logarithmic axis where the means are positive and span more than a decade."""
     values = [x for line in lines for x in line.mean if math.isfinite(x)]
     if not values or min(values) <= 0 or max(values) <= 10 * min(values):
@@ -218,7 +228,7 @@ def legend(figure: Figure, handles: Mapping[str, Line2D]) -> None:
     )
 
 
-def _lines(figure: Figure, findings: Findings, names: Sequence[str]) -> None:
+def lines(figure: Figure, findings: Findings, names: Sequence[str]) -> None:
     """A legend of recipes as lines; those in grey share an entry."""
     look = looks(findings)
     handles = {
@@ -238,19 +248,19 @@ def losses(findings: Findings) -> Figure:
     figure, axes = panels(len(tasks))
     for task, ax in zip(tasks, axes, strict=True):
         drawn = []
-        for name, runs in _grey_first(findings):
+        for name, runs in grey_first(findings):
             mine = [run for run in runs if task in run.result.tasks]
             series = Series.of(mine, attrgetter("validation"), task)
-            _draw(ax, series, look[name])
+            draw(ax, series, look[name])
             drawn.append(series)
-        _scale(ax, drawn)
-        _over_epochs(ax, task, "validation loss")
+        scale(ax, drawn)
+        over_epochs(ax, task, "validation loss")
         _strips(ax, findings)
-    _lines(figure, findings, list(findings.runs))
+    lines(figure, findings, list(findings.runs))
     return figure
 
 
-def _grey_first(findings: Findings) -> list[tuple[str, tuple[Run, ...]]]:
+def grey_first(findings: Findings) -> list[tuple[str, tuple[Run, ...]]]:
     """The recipes that have runs, those in grey beneath the others."""
     look = looks(findings)
     present = [(name, runs) for name, runs in findings.runs.items() if runs]
@@ -292,7 +302,7 @@ def trade_offs(findings: Findings) -> Figure | None:
     figure, axes = panels(len(pairs))
     rows = {row.recipe: row for row in findings.comparison.rows}
     for (i, j), ax in zip(pairs, axes, strict=True):
-        for name, _ in _grey_first(findings):
+        for name, _ in grey_first(findings):
             x, y = rows[name].test.get(i, ()), rows[name].test.get(j, ())
             if not x or not y:
                 continue
@@ -347,25 +357,25 @@ def gradients(findings: Findings) -> Figure | None:
     look = looks(findings)
     pairs = ["|".join(pair) for pair in _pairs(findings)]
     tasks = list(findings.problem.tasks)
-    joint = [(name, runs) for name, runs in _grey_first(findings) if _observed(runs)]
+    joint = [(name, runs) for name, runs in grey_first(findings) if _observed(runs)]
     if not joint:
         return None
     figure, axes = panels(len(pairs) + len(tasks))
     for pair, ax in zip(pairs, axes[: len(pairs)], strict=True):
         for name, runs in joint:
             series = Series.of(runs, attrgetter("cosines"), pair)
-            _draw(ax, series, look[name])
+            draw(ax, series, look[name])
         ax.axhline(0, color=INK, lw=0.9)
-        _over_epochs(ax, pair.replace("|", " and "), "cosine of gradients")
+        over_epochs(ax, pair.replace("|", " and "), "cosine of gradients")
     for task, ax in zip(tasks, axes[len(pairs) :], strict=True):
         drawn = []
         for name, runs in joint:
             series = Series.of(runs, attrgetter("norms"), task)
-            _draw(ax, series, look[name])
+            draw(ax, series, look[name])
             drawn.append(series)
-        _scale(ax, drawn)
-        _over_epochs(ax, task, "norm of gradient")
-    _lines(figure, findings, [name for name, _ in joint])
+        scale(ax, drawn)
+        over_epochs(ax, task, "norm of gradient")
+    lines(figure, findings, [name for name, _ in joint])
     return figure
 
 
@@ -386,12 +396,12 @@ def weights(findings: Findings) -> Figure | None:
         drawn = []
         for task, kind in zip(tasks, kinds, strict=True):
             series = Series.of(runs, field, task)
-            _draw(ax, series, kind)
+            draw(ax, series, kind)
             drawn.append(series)
-        _scale(ax, drawn)
+        scale(ax, drawn)
         for start, length in _rests(runs[0]):
             ax.axvspan(start, start + length, color=INK, alpha=0.12, lw=0)
-        _over_epochs(ax, name, "weight in the trunk")
+        over_epochs(ax, name, "weight in the trunk")
     handles = {
         t: Line2D([], [], color=k.color, ls=k.dashes) for t, k in zip(tasks, kinds, strict=True)
     }

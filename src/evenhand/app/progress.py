@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -110,3 +111,18 @@ def named(job: Job) -> str:
 def numbers(record: Record) -> str:
     """The tasks' validation losses."""
     return "  ".join(f"{task} {loss:.3g}" for task, loss in record.validation.items())
+
+
+def told_memory(state_bytes: Mapping[str, int]) -> str:
+    """What the optimizers keep for a network: what most recipes need, and those that need more."""
+    usual = statistics.mode(state_bytes.values())
+    more = {name: held for name, held in state_bytes.items() if held > usual}
+    others = "".join(f"; {name} {_size(held)}" for name, held in more.items())
+    return f"optimizer state per network: {_size(usual)}{others}"
+
+
+def _size(count: int) -> str:
+    for unit, bytes_per in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= bytes_per:
+            return f"{count / bytes_per:.3g} {unit}"
+    return f"{count} bytes"

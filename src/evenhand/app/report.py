@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from evenhand.app import figures
+from evenhand.app import diagnostics, figures
 from evenhand.app.config import command
 from evenhand.app.findings import Cell, Column, Findings, columns, joined, notes
 from evenhand.experiment import Comparison, read_manifest
@@ -101,6 +101,19 @@ def plates(findings: Findings) -> Iterator[Plate]:
             "What multiplied each task's gradient in the trunk, for the recipes in which it "
             f"varies; shaded: the trunk rested. {seeds}",
             figures.weights,
+        ),
+        (
+            "Dynamics",
+            "The length of the way that the shared parameters went, how much the training losses "
+            "swing from step to step beyond their net change, and the memory of the optimizers' "
+            f"state at the end. {seeds}",
+            diagnostics.dynamics,
+        ),
+        (
+            "Phases",
+            "What a step did to each task's loss (column) on its own batch, by what it moved or "
+            "which tasks spoke (row), the mean over epochs and seeds; below zero, the loss fell.",
+            diagnostics.phases,
         ),
     )
     for title, caption, draw in made:

@@ -53,20 +53,23 @@ SOURCES: tuple[Source, ...] = (
         "multimnist",
         "evenhand.data.multimnist",
         "two MNIST digits on one picture: tell both (`evenhand data mnist` first)",
-        "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650",
+        "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); Sener & Koltun, NeurIPS 2018, "
+        "arXiv 1810.04650",
     ),
     Source(
         "multimnist-redraw",
         "evenhand.data.multimnist",
         "two MNIST digits on one picture: tell one, redraw the other (likewise)",
-        "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022), arXiv 2204.06698",
+        "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); Nakamura, Grassi & Wolf, Neurocomputing "
+        "511 (2022), arXiv 2204.06698",
         maker="load_redraw",
     ),
     Source(
         "multimnist-many",
         "evenhand.data.multimnist",
         "two MNIST digits on one picture, eight tasks of different nature (likewise)",
-        "pictures: Sener & Koltun, NeurIPS 2018, arXiv 1810.04650; the tasks are ours",
+        "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); pictures as in Sener & Koltun, NeurIPS "
+        "2018, the tasks are ours",
         maker="load_many",
     ),
 )

@@ -79,19 +79,20 @@ def load(where: Path | None = None) -> MNIST:
 def fetch(
     where: Path | None = None,
     told: Callable[[str], None] = lambda line: None,
-    mirror: str = MIRROR,
+    mirror: str | None = None,
 ) -> Path:
     """Download what is missing of the four original files, check them, keep them; the folder.
 
     Args:
         where: the folder, made if need be; by default `folder()`.
         told: gets a line per file.
-        mirror: the address before the files' names.
+        mirror: the address before the files' names; by default `MIRROR`.
 
     Raises:
         ValueError: the mirror cannot be read, or gave something else than the original.
     """
     where = folder() if where is None else where
+    mirror = MIRROR if mirror is None else mirror
     where.mkdir(parents=True, exist_ok=True)
     for name, digest in FILES.items():
         if (where / name).exists() and _sha256((where / name).read_bytes()) == digest:

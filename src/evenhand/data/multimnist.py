@@ -38,25 +38,18 @@ from evenhand.schedule import mixed_seed
 MEAN, DEVIATION = 0.1307, 0.3081
 VALIDATION = 10_000
 LATENT = 50
-CITATION = "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); "
-SENER = "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650"
-NAKAMURA = "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022), arXiv 2204.06698"
 
 
 def load(seed: int = 0) -> Problem:
     """Left and right digit. Inputs [n, 1, 28, 28]; targets int64 [n]; outputs logits [n, 10]."""
     tasks = {"left": _classes(10), "right": _classes(10)}
-    return _problem(
-        "multimnist", "two digits on one picture: tell both", SENER, tasks, seed, shift=8, drop=True
-    )
+    return _problem("multimnist", tasks, seed, shift=8, drop=True)
 
 
 def load_redraw(seed: int = 0) -> Problem:
     """The upper-left class and the lower-right picture, [n, 784] in [0, 1]."""
     tasks = {"upper": _classes(10), "lower": _redrawing()}
-    return _problem(
-        "multimnist-redraw", "tell one digit, redraw the other", NAKAMURA, tasks, seed, shift=4
-    )
+    return _problem("multimnist-redraw", tasks, seed, shift=4)
 
 
 def load_many(seed: int = 0) -> Problem:
@@ -71,7 +64,7 @@ def load_many(seed: int = 0) -> Problem:
         "sum": Task(functional.mse_loss, _squared_error, "MSE", False),
         "lower": _redrawing(),
     }
-    return _problem("multimnist-many", "two digits, eight tasks", SENER, tasks, seed, shift=8)
+    return _problem("multimnist-many", tasks, seed, shift=8)
 
 
 OUTPUTS = {
@@ -98,19 +91,16 @@ def _squared_error() -> Metric:
 
 
 def _problem(
-    name: str,
-    summary: str,
-    source: str,
-    tasks: Mapping[str, Task],
-    seed: int,
-    shift: int,
-    drop: bool = False,
+    name: str, tasks: Mapping[str, Task], seed: int, shift: int, drop: bool = False
 ) -> Problem:
+    from evenhand.data import SOURCES
+
+    (source,) = (entry for entry in SOURCES if entry.name == name)
     train, validation, test = _splits(mnist.load(), tuple(tasks), seed, shift)
     return Problem(
         name=name,
-        summary=summary,
-        citation=CITATION + source,
+        summary=source.summary,
+        citation=source.citation,
         tasks=tasks,
         network=partial(network, drop=drop),
         train=train,
