@@ -1,0 +1,67 @@
+"""Sener & Koltun (2018): MultiMNIST, the cost of MGDA beside MGDA-UB, and the toy figures.
+
+    python papers/sener2018/reproduce.py --quick     seconds: the timing and the toy figures, short
+    python papers/sener2018/reproduce.py --full      as much as the README says; needs MNIST
+
+CelebA and Cityscapes have scripts of their own, celeba.py and cityscapes.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import multimnist  # noqa: E402
+import timing  # noqa: E402
+import toy  # noqa: E402
+from ledger import Ledger, key  # noqa: E402
+
+PAPER = "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650"
+
+
+def reproduce_multimnist(ledger: Ledger, quick: bool, workers: int) -> None:
+    """The table and the accuracy plane. No quick form: MNIST is not there in tests."""
+    if not quick:
+        multimnist.reproduce(ledger, PAPER, workers)
+
+
+def reproduce_timing(ledger: Ledger, quick: bool, workers: int) -> None:
+    """A step of MGDA beside one of MGDA-UB, one process at a time."""
+    counts, rounds = ((3,), 2) if quick else ((3, 40), 7)
+    cells = [{"tasks": tasks, "rounds": rounds} for tasks in counts]
+    found = ledger.complete("timing", cells, timing.run)
+    table = timing.rows({cell["tasks"]: found[key(cell)] for cell in cells})
+    for row, quantities in table.items():
+        print(f"  {row:10}" + "  ".join(f"{q} {v[0]:.4g}" for q, v in quantities.items()))
+    note = "ResNet-18 on 64×64, batches of 16, one thread; the paper's are a GPU's time units."
+    ledger.write("timing", table, PAPER, note)
+
+
+def draw_toys(ledger: Ledger, quick: bool, workers: int) -> None:
+    """The min-norm point of two gradients, and the way to a Pareto front."""
+    toy.draw(ledger.folder / "figures", steps=100 if quick else 3_500)
+
+
+EXPERIMENTS = {"toy": draw_toys, "timing": reproduce_timing, "multimnist": reproduce_multimnist}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--quick", action="store_true", help="seconds")
+    size.add_argument("--full", action="store_true", help="as much as the README says")
+    parser.add_argument("--only", choices=sorted(EXPERIMENTS), help="one experiment")
+    parser.add_argument("--workers", type=int, default=1, help="processes at a time [1]")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results [here]")
+    asked = parser.parse_args()
+    ledger = Ledger(asked.out)
+    for name in [asked.only] if asked.only else EXPERIMENTS:
+        EXPERIMENTS[name](ledger, asked.quick, asked.workers)
+
+
+if __name__ == "__main__":
+    main()
