@@ -21,9 +21,8 @@ CASES = {
 def min_norm_points() -> Figure:
     """Each case of the closed form for two tasks: hull, min-norm point, weights."""
     figure = Figure(figsize=(9.0, 3.0), layout="constrained")
-    for ax, (title, pair) in zip(
-        figure.subplots(1, 3, sharex=True, sharey=True), CASES.items(), strict=True
-    ):
+    axes = figure.subplots(1, 3, sharex=True, sharey=True)
+    for ax, (title, pair) in zip(axes, CASES.items(), strict=True):
         gradients = torch.tensor(pair, dtype=torch.float64)
         weights = min_norm(gradients @ gradients.T).weights
         point = weights @ gradients

@@ -1,0 +1,111 @@
+"""Pascal et al. (2021): independent task steps and random grouping, on pairs of MNIST digits.
+
+    python papers/pascal2021/reproduce.py --quick     seconds, on whatever EVENHAND_DATA has
+    python papers/pascal2021/reproduce.py --full      as much as the README says; needs MNIST
+
+CelebA, Cityscapes and NYUv2, the paper's data, are run by `official.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import staged  # noqa: E402
+from ledger import Ledger, key, summary  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from evenhand.app import figures  # noqa: E402
+
+PAPER = "Pascal, Michiardi, Bost, Huet & Zuluaga, arXiv 2109.11678"
+NAME = "MultiMNIST, eight tasks"
+RATES = {
+    **{"sus": 1e-3, "ius": 1e-4, "io": 1e-4, "ius-groups": 5e-4, "io-groups": 5e-4},
+    **{"uniform": 1e-3, "gradnorm": 1e-3, "pcgrad": 1e-3, "mgda-ub": 1e-3},
+}
+"""The paper's rates for CelebA: SUS 1e-3, independent steps 1e-4, grouped 5e-4; the baselines'
+are not in our copy and take that of SUS."""
+STUDY = staged.Study(
+    source="multimnist-many",
+    rows={name: name for name in RATES},
+    rates=(),
+    seeds=3,
+    epochs=12,
+    batch=256,
+    optimizer="adam",
+    samples=10_000,
+    observe_every=4,
+)
+QUICK = replace(STUDY, seeds=1, epochs=1, samples=300)
+NOTE = (
+    "Our tasks, not the paper's data: the first 10,000 pairs, Adam, batches of 256, 12 epochs, 3 "
+    "seeds, the paper's rates for CelebA."
+)
+Runs = Mapping[str, list[dict[str, Any]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--quick", action="store_true", help="one epoch on 300 pairs")
+    size.add_argument("--full", action="store_true", help="as much as the README says")
+    parser.add_argument("--workers", type=int, default=1, help="processes at a time [1]")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results [here]")
+    asked = parser.parse_args()
+    ledger, study = Ledger(asked.out), QUICK if asked.quick else STUDY
+    cells = [
+        study.cell(name, "", rate, seed)
+        for seed in range(study.seeds)
+        for name, rate in RATES.items()
+    ]
+    found = ledger.complete(NAME, cells, staged.run, asked.workers)
+    runs = {name: [found[key(cell)] for cell in cells if cell["recipe"] == name] for name in RATES}
+    ledger.write(NAME, {name: row(several) for name, several in runs.items()}, PAPER, NOTE)
+    for name, several in runs.items():
+        told = (f"{q} {v[0]:.4g}" for q, v in row(several).items())
+        print(f"  {name:12}" + "  ".join(told))
+    with figures.style():
+        (asked.out / "figures").mkdir(parents=True, exist_ok=True)
+        figures.save(paths(runs), asked.out / "figures" / "paths.png")
+
+
+def row(runs: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """Test metrics of the tasks, the length of the shared parameters' path, time per epoch."""
+    found = {task: summary(values["test"][task] for values in runs) for task in runs[0]["test"]}
+    found["path"] = summary(sum(values["path"]) for values in runs)
+    found["seconds per epoch"] = summary(values["seconds per epoch"] for values in runs)
+    return found
+
+
+def paths(runs: Runs) -> Figure:
+    """How far the shared parameters have gone, and how two unlike tasks fare meanwhile."""
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    looks = dict(zip(runs, zip(figures.PALETTE * 2, figures.DASHES * 2, strict=True), strict=False))
+    for name, several in runs.items():
+        color, dashes = looks[name]
+        travelled = [list(accumulate(values["path"], initial=0.0)) for values in several]
+        curves = [travelled, *([v["curves"][t] for v in several] for t in ("left", "lower"))]
+        for ax, curve in zip(axes, curves, strict=True):
+            mean = [statistics.fmean(column) for column in zip(*curve, strict=False)]
+            ax.plot(mean, color=color, ls=dashes, lw=1.3, label=name)
+    labels = ("path of the shared parameters", "accuracy, left digit", "MSE, right digit redrawn")
+    for ax, label in zip(axes, labels, strict=True):
+        ax.set(xlabel="epoch", ylabel=label)
+    axes[0].set_yscale("symlog", linthresh=1.0)
+    axes[2].set_yscale("log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
