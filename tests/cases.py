@@ -36,6 +36,7 @@ CASES: tuple[Case, ...] = (
     Case("equal-mean", lambda tasks: eh.Equal(mean=True)),
     Case("fixed", lambda tasks: eh.Fixed({t: 0.5 + i for i, t in enumerate(tasks)})),
     Case("mgda", lambda tasks: eh.MGDA()),
+    Case("mgda-online", lambda tasks: eh.OnlineMinNorm()),
     Case("mgda-l2", lambda tasks: eh.Normalized(eh.MGDA(), by="l2")),
     Case("mgda-l2-back", lambda tasks: eh.Normalized(eh.MGDA(), by="l2", back=True)),
     Case("mgda-loss", lambda tasks: eh.Normalized(eh.MGDA(), by="loss", back=True)),

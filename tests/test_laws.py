@@ -35,7 +35,7 @@ from evenhand import (
     resting,
 )
 from evenhand.experiment import Job, Settings, training
-from evenhand.gradients import Matrices, Place, norms
+from evenhand.gradients import Matrices, Place, norms, times
 from evenhand.optimizers import Optimizers
 from evenhand.recipes import RECIPES
 from evenhand.records import Record
@@ -467,6 +467,10 @@ class Witness(Matrices):
     def norms(self, place: Place) -> Tensor:
         self.asked.add("norms")
         return norms(Matrices.gramian(self, place))
+
+    def product(self, place: Place, weights: Tensor) -> Tensor:
+        self.asked.add("product")
+        return times(Matrices.gramian(self, place), weights)
 
 
 @each_case()

@@ -3,7 +3,7 @@
     python papers/sener2018/reproduce.py --quick     seconds: the timing and the toy figures, short
     python papers/sener2018/reproduce.py --full      as much as the README says; needs MNIST
 
-CelebA and Cityscapes have scripts of their own, celeba.py and cityscapes.py.
+CelebA and Cityscapes, the paper's data, are run by official.py.
 """
 
 from __future__ import annotations

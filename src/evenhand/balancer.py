@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation import Aggregator
+from evenhand.chunking import Chunking, Jacobian
 from evenhand.differentiation import Graph, Update
 from evenhand.gradients import (
     Door,
@@ -25,10 +26,11 @@ from evenhand.gradients import (
     NonFiniteError,
     Source,
     TaskGradients,
+    all_finite,
     cosines,
     norms,
 )
-from evenhand.network import Blocks, Nest, leaves
+from evenhand.network import Blocks, Nest, Outputs, leaves
 from evenhand.schedule import BLOCKS, Clock, Phase
 from evenhand.sharing import Sharing
 from evenhand.weighting.base import Method, Weighting, put, take
@@ -80,12 +82,18 @@ class Balancer(nn.Module):
         seed: of all chance in the methods, when `backward` gets no clock.
         members: for a stacked ensemble, its shape: losses have it, parameters begin with it, and
             every member is balanced by itself.
+        jacobian: how the m passes through the trunk are taken where a method wants every task's
+            gradient: "looped", one after another; "batched", vectorised over all tasks; a number,
+            over so many at a time; or "measured", what is fastest at the first step, which
+            `state_dict` then remembers. They differ in the last bits, and not every operation
+            can be vectorised.
 
     State (histories, learned weights, names of tasks, the last weights) is in `state_dict`;
     learned weights are `parameters()`, for an optimizer of the user's choice.
 
     Raises:
         TypeError: a slot holds something else than a Weighting (or an Aggregator).
+        ValueError: `jacobian` is none of these.
 
     Example:
         >>> from evenhand import MGDA
@@ -108,6 +116,7 @@ class Balancer(nn.Module):
         model: nn.Module | None = None,
         seed: int = 0,
         members: tuple[int, ...] = (),
+        jacobian: Jacobian = "looped",
     ) -> None:
         super().__init__()
         if not isinstance(weighting, Weighting | None):
@@ -119,6 +128,7 @@ class Balancer(nn.Module):
         self.door = Door()
         self.seed = seed
         self.members = torch.Size(members)
+        self.chunking = Chunking(jacobian)
         self.tasks: tuple[str, ...] | None = None
         self._step = 0
         self._warned_of_epochs = False
@@ -177,7 +187,7 @@ class Balancer(nn.Module):
         *,
         shared: Iterable[Tensor] | None = None,
         own: Mapping[str, Iterable[Tensor]] | None = None,
-        features: Nest | None = None,
+        features: Nest | Outputs | None = None,
         plus: Tensor | None = None,
         samples: Sequence[Mapping[str, Tensor]] = (),
         phase: Phase | None = None,
@@ -193,7 +203,9 @@ class Balancer(nn.Module):
             shared: the shared parameters, where the balancer is not to find them itself.
             own: each task's own parameters, likewise.
             features: the shared representation Z, a tensor or a nest of tensors. With it one
-                pass through each head and few through the trunk do.
+                pass through each head and few through the trunk do. The outputs of a
+                `MultiTaskNetwork` themselves tell more than their `features`: one pass then
+                serves all heads, and linear heads take part as the factors they are.
             plus: a scalar that is nobody's task (a penalty); added without a weight.
             samples: losses on further independent batches, for methods that declare `batches`.
             phase: who speaks and what moves; everything by default. What rests gets `.grad` None.
@@ -239,7 +251,7 @@ class Balancer(nn.Module):
         *,
         shared: Iterable[Tensor] | None = None,
         own: Mapping[str, Iterable[Tensor]] | None = None,
-        features: Nest | None = None,
+        features: Nest | Outputs | None = None,
         phase: Phase | None = None,
         clock: Clock | None = None,
     ) -> TaskGradients:
@@ -253,9 +265,10 @@ class Balancer(nn.Module):
 
     def updated(self, losses: Mapping[str, Tensor], clock: Clock | None = None) -> None:
         """Tell methods that declare `after` the losses after the update, on the same batch."""
-        speaking = {task: losses[task] for task in self.tasks or () if task in losses}
+        speaking = [task for task in self.tasks or () if task in losses]
         clock = clock or self._now()
-        view = self._view(Matrices(None, None), speaking, clock, ())
+        values = torch.stack([losses[task] for task in speaking], dim=-1)
+        view = self._view(Matrices(None, None), speaking, values, clock, ())
         weighted = view.scaled(take(self.last_weights, view).to(view.losses))
         for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
             if method is not None:
@@ -279,7 +292,7 @@ class Balancer(nn.Module):
         losses: Mapping[str, Tensor],
         shared: Iterable[Tensor] | None,
         own: Mapping[str, Iterable[Tensor]] | None,
-        features: Nest | None,
+        features: Nest | Outputs | None,
         phase: Phase | None,
         clock: Clock | None,
         plus: Tensor | None,
@@ -287,35 +300,46 @@ class Balancer(nn.Module):
         retain_graph: bool,
         samples: Sequence[Mapping[str, Tensor]] | None,
     ) -> _Look:
-        speaking = self._speaking(losses, phase)
-        if plus is not None and not bool(plus.isfinite()):
+        speaking, stacked = self._speaking(losses, phase)
+        if plus is not None and not all_finite(plus):
             raise NonFiniteError("value", ["plus="])
         free = phase is None
         phase = Phase(tuple(speaking), BLOCKS if phase is None else phase.moves)
         if clock is None:
             self._warn_of_epochs()
             clock = self._now()
-        places = [] if features is None else [z for z in leaves(features) if z.requires_grad]
-        places = list(dict.fromkeys(places))
+        outputs = features if isinstance(features, Outputs) else Outputs({}, features)
+        nest = [] if outputs.features is None else leaves(outputs.features)
+        places = list(dict.fromkeys(z for z in nest if z.requires_grad))
         self._sharing.name(shared, own)
         reads = self.aggregator is not None or any(m.reads_gradients for m in self.methods)
         blocks, usable = self._sharing.decide(
-            speaking, places, phase, self.tasks or (), needed=reads or not free
+            speaking,
+            places,
+            phase,
+            self.tasks or (),
+            needed=reads or not free,
+            readings=outputs.readings,
         )
         if not blocks.shared and len(self.tasks or ()) > 1 and self.aggregator is not None:
             raise ValueError("no parameter is shared by several tasks: name them with shared=")
         graph = Graph(
             list(speaking.values()),
+            stacked,
             phase,
             blocks,
             usable,
+            readings=self._sharing.readings(speaking, outputs) if usable else (),
             plus=plus,
             scale=scale,
             door=self.door,
+            chunk=self.chunking,
             retain_graph=retain_graph,
+            retain_trunk=isinstance(self.aggregator, Aggregator)
+            and self.aggregator.at == "representation",
         )
         further = [] if samples is None else self._further(samples, phase, blocks, clock)
-        return _Look(graph, self._view(graph, speaking, clock, further), phase, blocks)
+        return _Look(graph, self._view(graph, phase.tasks, stacked, clock, further), phase, blocks)
 
     def _balanced(self, look: _Look) -> tuple[Update, Balance]:
         graph, view, phase = look.graph, look.view, look.phase
@@ -397,8 +421,10 @@ class Balancer(nn.Module):
 
     # Tasks ------------------------------------------------------------------------------------
 
-    def _speaking(self, losses: Mapping[str, Tensor], phase: Phase | None) -> dict[str, Tensor]:
-        """The losses that count in this call, in the order of all tasks, checked."""
+    def _speaking(
+        self, losses: Mapping[str, Tensor], phase: Phase | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses that count in this call, in the order of all tasks, checked; and stacked."""
         if self.tasks is None:
             self._refuse_late_parameters()
             self.bind(tuple(losses))
@@ -420,20 +446,21 @@ class Balancer(nn.Module):
                     f"the loss of {task!r} has shape {tuple(loss.shape)}; it must be {wanted}: "
                     "take its mean or sum"
                 )
-            speaking[task] = loss.reshape(self.members)
+            if loss.shape != self.members:
+                speaking[task] = loss.reshape(self.members)
             if not loss.requires_grad:
                 raise ValueError(
                     f"the loss of {task!r} has no graph: was it computed under no_grad, or "
                     "from parameters that are frozen or at rest?"
                 )
-        values = torch.stack([loss.detach() for loss in speaking.values()], dim=-1)
-        finite = values.isfinite().reshape(-1, len(speaking)).all(dim=0)
-        if not bool(finite.all()):
+        stacked = torch.stack(list(speaking.values()), dim=-1)
+        if not all_finite(stacked):
+            finite = stacked.isfinite().reshape(-1, len(speaking)).all(0)
             flags = zip(speaking, finite.tolist(), strict=True)
             raise NonFiniteError("loss", [task for task, ok in flags if not ok])
-        if self.last_weights.device != values.device:
-            self.to(values.device)
-        return speaking
+        if self.last_weights.device != stacked.device:
+            self.to(stacked.device)
+        return speaking, stacked
 
     def _now(self) -> Clock:
         return Clock(step=self._step, seed=self.seed)
@@ -459,18 +486,18 @@ class Balancer(nn.Module):
     def _view(
         self,
         source: Source,
-        speaking: Mapping[str, Tensor],
+        speaking: Sequence[str],
+        losses: Tensor,
         clock: Clock,
         samples: Sequence[TaskGradients],
     ) -> TaskGradients:
-        tasks = self.tasks or ()
-        values = torch.stack([loss.detach() for loss in speaking.values()], dim=-1)
+        place = {task: k for k, task in enumerate(self.tasks or ())}
         return TaskGradients(
             source,
-            self.door.mean(values),
-            tasks=tuple(speaking),
-            index=torch.tensor([tasks.index(task) for task in speaking], device=values.device),
-            total=len(tasks),
+            self.door.mean(losses.detach()),
+            tasks=speaking,
+            index=torch.tensor([place[task] for task in speaking], device=losses.device),
+            total=len(place),
             clock=clock,
             samples=samples,
         )
@@ -497,20 +524,23 @@ class Balancer(nn.Module):
                     f"{silent[0]!r} speaks in this call, but has no loss on a further batch: the "
                     "tasks of samples= must be those of the losses"
                 )
-            speaking = {task: sample[task] for task in phase.tasks}
-            graph = Graph(list(speaking.values()), phase, blocks, None, door=self.door)
-            views.append(self._view(graph, speaking, clock, ()))
+            losses = [sample[task] for task in phase.tasks]
+            stacked = torch.stack(losses, dim=-1)
+            graph = Graph(losses, stacked, phase, blocks, None, door=self.door, chunk=self.chunking)
+            views.append(self._view(graph, phase.tasks, stacked, clock, ()))
         return views
 
     # Saving -----------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Names of the tasks, the step, and who is shared, by parameter name where known."""
-        return {"tasks": list(self.tasks or ()), "step": self._step, **self._sharing.state()}
+        """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
+        state = {"tasks": list(self.tasks or ()), "step": self._step, **self._sharing.state()}
+        return {**state, "chunk": self.chunking.measured}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` gave."""
         self._step = state["step"]
+        self.chunking.measured = state["chunk"]
         self._sharing.load_state(state)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -1,10 +1,16 @@
 """The autograd graph of one backward call, and what has been taken from it so far.
 
 With features Z (and nothing shared beyond them) the chain rule is used as the network is built:
-one pass per task through its head gives ∂L_i/∂Z and the head's own gradient; from there a pass
-through the trunk gives g_i, and a pass with Σ w_i ∂L_i/∂Z gives Σ w_i g_i for any number of tasks
-at once. Without features every pass runs from a loss to the parameters. Each pass is taken once
-and kept for whoever asks next.
+passes through the heads give ∂L_i/∂Z and the heads' own gradients; from there a pass through the
+trunk gives g_i, and a pass with Σ w_i ∂L_i/∂Z gives Σ w_i g_i for any number of tasks at once. A
+`MultiTaskNetwork` tells how each head reads Z (`Reading`): then one pass serves all heads, since no
+task's loss depends on what another head reads. Without features every pass runs from a loss to the
+parameters. Each pass is taken once and kept for whoever asks next.
+
+The m passes through the trunk are taken one by one or in chunks, vectorised (`chunk`); see
+`chunking.py`. One product G w = J (Jᵀw) costs no m passes: Jᵀv is linear in v, so with the pass
+that makes d = Jᵀw differentiable, one more gives ∂⟨Jᵀv, d⟩/∂v = J d. Z takes the place of v where
+there are features: the pass gives the change of Z along d, and ∂L_i/∂Z turn it into all (J d)_i.
 
 Leading dimensions are independent networks. The losses of a stacked ensemble have its shape [E]
 and its tensors begin with it; since no member's loss depends on another's parameters, the pass of
@@ -13,7 +19,9 @@ a sum over members is every member's pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +29,11 @@ from itertools import accumulate, chain, islice
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from evenhand.gradients import Door, NonFiniteError, Place, Row, norms
-from evenhand.network import Blocks
+from evenhand.gradients import Door, NonFiniteError, Place, Row, all_finite, norms, times
+from evenhand.network import Blocks, Reading
+from evenhand.rows import Dense, Factored, Rows, beside
 from evenhand.schedule import Phase
 
 
@@ -42,64 +51,77 @@ class Graph:
     Args:
         losses: the losses of the m tasks that speak, with their graphs: scalars, or one entry
             for each member of a stacked ensemble, whose tensors all begin with that shape.
+        stacked: the same as one tensor [..., m]. Where one task is differentiated by itself it
+            will not do: zeros would be passed back through all the others' heads.
         phase: which tasks these are, and what moves.
         blocks: whose each parameter is.
         features: tensors that every path from a loss to a shared parameter passes; None when
             there are none, or when some path goes round them.
+        readings: how each head reads the features, if its loss depends on no other reading.
         plus: a scalar that is nobody's task, added to what moves without any weight.
         scale: every loss is multiplied by it before differentiation (loss scaling for half
             precision); what methods see is divided by it again.
+        chunk: (this graph) -> how many tasks' passes to take at once; one by one by default.
+        retain_graph: keep all of the graph; else it is freed as it is used up.
+        retain_trunk: keep the trunk's for a pass after all tasks' gradients are known.
     """
 
     def __init__(
         self,
         losses: Sequence[Tensor],
+        stacked: Tensor,
         phase: Phase,
         blocks: Blocks,
         features: Sequence[Tensor] | None,
         *,
+        readings: Sequence[Reading] = (),
         plus: Tensor | None = None,
         scale: float | Tensor | None = None,
         door: Door | None = None,
+        chunk: Callable[[Graph], int] = lambda graph: 1,
         retain_graph: bool = False,
+        retain_trunk: bool = False,
     ) -> None:
         self.tasks = phase.tasks
         self.blocks = blocks
         self.shared = [p for p in blocks.shared if p.requires_grad]
         self.own = [[p for p in blocks.own.get(t, ()) if p.requires_grad] for t in phase.tasks]
         self.moves = phase.moves
-        self._losses = list(losses) if scale is None else [loss * scale for loss in losses]
-        self._members = losses[0].shape
+        self._each = list(losses) if scale is None else [loss * scale for loss in losses]
+        self._losses = stacked if scale is None else stacked * scale
+        self._members = stacked.shape[:-1]
         self._features = None if features is None else [z for z in features if z.requires_grad]
+        self._readings = readings if self._features else ()
         self._plus = plus if plus is None or scale is None else plus * scale
         self._scale = scale
         self._door = door or Door()
+        self._chunk = chunk
         self._retain = retain_graph
-        self._heads: list[Row] | None = None
+        self._keep = retain_graph or retain_trunk or plus is not None
+        self._heads: Rows | None = None
         self._own: list[Row] | None = None
-        self._rows: dict[Place, list[Row]] = {}
+        self._rows: dict[Place, Rows] = {}
         self._gramians: dict[Place, Tensor] = {}
+        self._combination: tuple[Tensor, Row] | None = None
 
     # What methods ask for ---------------------------------------------------------------------
 
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""
-        targets = self.targets(place)
-        rows = [_flat(row, targets, self._members) for row in self.rows(place)]
-        jacobian = torch.stack(rows, dim=-2)
-        self._require_finite("gradient", torch.tensor([_finite([row]) for row in rows]))
+        rows = self.rows(place)
+        if not isinstance(rows, Dense):
+            rows = Dense([rows.column(0)], self.targets(place), self._members, len(self.tasks))
+        jacobian = rows.jacobian()
+        self._require_finite(jacobian.movedim(-2, -1))
         return jacobian if self._scale is None else jacobian / self._scale
 
     def gramian(self, place: Place) -> Tensor:
         """G at `place`, [m, m]."""
         if place not in self._gramians:
-            gramian = _gramian(self.rows(place), self.targets(place), self._members)
+            gramian = self.rows(place).gramian()
             if place == "representation":
                 gramian = self._door.gramian_of_features(gramian)
-            diagonal = gramian.diagonal(dim1=-2, dim2=-1)
-            self._require_finite(
-                "gradient", diagonal.isfinite().reshape(-1, len(self.tasks)).all(0)
-            )
+            self._require_finite(gramian.diagonal(dim1=-2, dim2=-1))
             if self._scale is not None:
                 gramian = gramian / self._scale / self._scale
             self._gramians[place] = gramian
@@ -108,6 +130,17 @@ class Graph:
     def norms(self, place: Place) -> Tensor:
         """‖g_i‖ at `place`, [m]."""
         return norms(self.gramian(place))
+
+    def product(self, place: Place, weights: Tensor) -> Tensor:
+        """G w at `place`, [m], in two passes for any number of tasks where G is not known yet."""
+        if place != "parameters" or place in self._rows:
+            return times(self.gramian(place), weights)
+        direction, product = self._differentiable(weights)
+        self._combination = weights, direction
+        if not all_finite(product):
+            self.gramian(place)  # whose passes tell the tasks apart
+            raise NonFiniteError("product of the gradients with their weighted sum", self.tasks)
+        return product if self._scale is None else product / self._scale / self._scale
 
     def known_gramian(self, *places: Place) -> Tensor | None:
         """The Gramian at the first of `places` at which somebody has asked for it."""
@@ -149,26 +182,69 @@ class Graph:
             )
         return chosen
 
-    def rows(self, place: Place) -> list[Row]:
-        """g_i at `place` for every task, each a tensor per target."""
+    def rows(self, place: Place) -> Rows:
+        """g_i at `place` for every task."""
         if place in self._rows:
             return self._rows[place]
+        known = self._rows.get("parameters")
+        rows: Rows
         if place == "representation":
-            rows = self._through_heads()
-        elif "parameters" in self._rows:
+            rows = self.through_heads()
+        elif isinstance(known, Dense):
             position = {id(p): k for k, p in enumerate(self.shared)}
-            chosen = [position[id(p)] for p in self.targets(place)]
-            rows = [[row[k] for k in chosen] for row in self._rows["parameters"]]
-        elif self._features is None:
-            rows = [self._agreed(row) for row in self._from_losses(self.targets(place))]
+            rows = known.among([position[id(p)] for p in self.targets(place)])
         else:
-            targets = self.targets(place)
-            through_trunk = (self._through_trunk(d, targets) for d in self._through_heads())
-            rows = [self._agreed(row) for row in through_trunk]
+            chunk, keep = self._chunk(self), self._keep or place != "parameters"
+            rows = self.taken(self.targets(place), chunk, keep).map(self._door.mean)
         self._rows[place] = rows
         return rows
 
     # The passes -------------------------------------------------------------------------------
+
+    def taken(self, targets: Sequence[Tensor], chunk: int, keep: bool = True) -> Dense:
+        """g_i by `targets`, `chunk` tasks at a time, as each process has it.
+
+        Unless the graph is to be kept, the last pass frees it: from all rows everything follows.
+        """
+        m = len(self.tasks)
+        if chunk > 1 and m > 1:
+            return self._vectorised(targets, chunk)
+        if self._features is None:
+            rows = self._from_losses(targets)
+        else:
+            heads = self.through_heads()
+            rows = (self._through_trunk(heads.row(i), targets, keep or i < m - 1) for i in range(m))
+        return Dense.gathered(rows, targets, self._members, m)
+
+    def _vectorised(self, targets: Sequence[Tensor], chunk: int) -> Dense:
+        """The passes of `chunk` tasks at a time, as one that runs on stacks."""
+        if self._features is None:
+            outputs: Sequence[Tensor] = [self._losses]
+            m = len(self.tasks)
+            each = torch.eye(m, dtype=outputs[0].dtype, device=outputs[0].device)
+            stacks = [each.reshape(m, *(1,) * len(self._members), m).expand(m, *outputs[0].shape)]
+        else:
+            heads = self.through_heads()
+            outputs, stacks = [], []
+            for k, z in enumerate(self._features):
+                column = heads.column(k)
+                if column is not None and any(entry is not None for entry in column):
+                    outputs.append(z)
+                    stacks.append(_filled(column))
+        m = len(self.tasks)
+        columns: list[Tensor | None] = [None] * len(targets)
+        for i in range(0, m, chunk):
+            part = slice(i, i + chunk)
+            gradients = _batched(outputs, targets, [stack[part] for stack in stacks])
+            for k, gradient in enumerate(gradients):
+                if gradient is not None and chunk < m:
+                    stack = columns[k]
+                    if stack is None:
+                        stack = columns[k] = gradient.new_empty(m, *gradient.shape[1:])
+                    stack[part] = gradient
+                else:
+                    columns[k] = gradient
+        return Dense(columns, targets, self._members, m)
 
     def _representation(self) -> list[Tensor]:
         if not self._features:
@@ -179,23 +255,54 @@ class Graph:
             )
         return self._features
 
-    def _through_heads(self) -> list[Row]:
+    def through_heads(self) -> Rows:
         """∂L_i/∂Z for every task; the heads' own gradients come along if they move."""
         if self._heads is None:
             features = self._representation()
-            with _cut(features):
-                self._heads = self._from_losses(features)
+            if self._readings:
+                self._heads = self._through_readings(features)
+            else:
+                with _cut(features):
+                    rows = self._from_losses(features)
+                    self._heads = Dense.gathered(rows, features, self._members, len(self.tasks))
         return self._heads
 
-    def _from_losses(self, targets: Sequence[Tensor]) -> list[Row]:
-        take_own = "own" in self.moves and self._own is None
-        own = self.own if take_own else [[] for _ in self.tasks]
-        rows = [
-            _grad([loss], [*targets, *mine]) for loss, mine in zip(self._losses, own, strict=True)
-        ]
-        if take_own:
-            self._own = [row[len(targets) :] for row in rows]
-        return [row[: len(targets)] for row in rows]
+    def _through_readings(self, features: Sequence[Tensor]) -> Rows:
+        """One pass for all heads."""
+        probes = [reading.probe for reading in self._readings]
+        own = self.own if self._takes_own else [[] for _ in self.tasks]
+        keep = self._retain or self._plus is not None
+        total = self._losses.sum()
+        gradients = iter(_grad([total], [*probes, *chain(*own)], retain_graph=keep))
+        heads = list(islice(gradients, len(probes)))
+        if self._takes_own:
+            self._own = [list(islice(gradients, len(mine))) for mine in own]
+        (z,), m = features, len(self.tasks)
+        weights = [reading.weight for reading in self._readings]
+        deltas = [d.to(z.dtype) for d in heads if d is not None]
+        matrices = [w.detach().to(z.dtype) for w in weights if w is not None]
+        if len(deltas) == len(matrices) == m:
+            return Factored(deltas, matrices, z)
+        rows = (
+            [d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype)]
+            for d, w in zip(heads, weights, strict=True)
+        )
+        return Dense.gathered(rows, features, self._members, m)
+
+    @property
+    def _takes_own(self) -> bool:
+        return "own" in self.moves and self._own is None
+
+    def _from_losses(self, targets: Sequence[Tensor]) -> Iterator[Row]:
+        """Each task's gradient, from its loss; own gradients come along with the last one."""
+        own = self.own if self._takes_own else [[] for _ in self.tasks]
+        kept: list[Row] = []
+        for loss, mine in zip(self._each, own, strict=True):
+            row = _grad([loss], [*targets, *mine])
+            kept.append(row[len(targets) :])
+            yield row[: len(targets)]
+        if self._takes_own:
+            self._own = kept
 
     def _through_trunk(
         self, head: Row, targets: Sequence[Tensor], retain_graph: bool = True
@@ -207,6 +314,31 @@ class Graph:
         outputs, gradients = zip(*pairs, strict=True)
         return _grad(outputs, targets, gradients, retain_graph)
 
+    def _differentiable(self, weights: Tensor) -> tuple[Row, Tensor]:
+        """The direction d = Σ w_i g_i, and the products g_i·d, from two passes for any m."""
+        mixed: Row = []
+        if self._features is None:
+            seeds = [weights.detach().to(self._losses.dtype).clone().requires_grad_()]
+            outputs, gradients = [(self._losses * seeds[0]).sum()], None
+        else:
+            mixed = self.through_heads().combined(weights)
+            pairs = zip(self._features, mixed, strict=True)
+            outputs = [z for z, d in pairs if d is not None]
+            gradients = seeds = [d.detach().requires_grad_() for d in mixed if d is not None]
+        direction = _doubly(outputs, self.shared, gradients)
+        agreed = self._agreed([None if d is None else d.detach() for d in direction])
+        changes = iter(
+            _along(
+                [d for d in direction if d is not None], seeds, [d for d in agreed if d is not None]
+            )
+        )
+        if self._features is None:
+            product = cast(Tensor, next(changes))
+        else:
+            along = [None if d is None else next(changes) for d in mixed]
+            product = self.through_heads().against(along)
+        return agreed, self._door.mean(product)
+
     # What the update asks for -----------------------------------------------------------------
 
     def in_span(self, trunk: Tensor | None, heads: Tensor | None) -> Update:
@@ -216,15 +348,15 @@ class Graph:
         pass of the weighted sum does for both, unless the passes per task are at hand already.
         """
         same = trunk is None or "shared" not in self.moves
-        if same and self._heads is None and not self._rows:
+        if same and self._heads is None and not self._rows and self._combination is None:
             return self._one_pass(heads)
         if self._features is not None and "shared" in self.moves:
-            self._through_heads()  # which brings the heads' own gradients along
+            self.through_heads()  # which brings the heads' own gradients along
         extra = self._gradient_of_plus()
         own = self._own_scaled(heads)
         shared: Row = []
         if "shared" in self.moves:
-            everywhere = torch.ones_like(_stacked(self._losses)) if heads is None else heads
+            everywhere = torch.ones_like(self._losses) if heads is None else heads
             shared = self._combined(everywhere if trunk is None else trunk)
         return _added(Update(shared, own), extra)
 
@@ -266,10 +398,12 @@ class Graph:
         return Update(trunk, heads if "own" in self.moves else {})
 
     def _combined(self, weights: Tensor) -> Row:
+        if self._combination is not None and torch.equal(weights, self._combination[0]):
+            return self._combination[1]
         if "parameters" in self._rows:
-            return _combination(self._rows["parameters"], weights)
+            return self._rows["parameters"].combined(weights)
         if self._features is not None:
-            through_heads = _combination(self._through_heads(), weights)
+            through_heads = self.through_heads().combined(weights)
             return self._agreed(self._through_trunk(through_heads, self.shared, self._retain))
         total = _weighted_sum(self._losses, weights)
         return self._agreed(_grad([total], self.shared, None, self._retain))
@@ -278,15 +412,15 @@ class Graph:
         if "own" not in self.moves:
             return {}
         if self._own is None:
-            self._own = [
-                _grad([loss], mine) for loss, mine in zip(self._losses, self.own, strict=True)
-            ]
+            # No parameter is two tasks' own, so the gradient of the sum is every task's.
+            gradients = iter(_grad([self._losses.sum()], [*chain(*self.own)]))
+            self._own = [list(islice(gradients, len(mine))) for mine in self.own]
         own = dict(zip(self.tasks, map(self._agreed, self._own), strict=True))
         if weights is None:
             return own
         scale = dict(zip(self.tasks, weights.unbind(-1), strict=True))
         return {
-            task: [None if g is None else g * _beside(scale[task], g) for g in row]
+            task: [None if g is None else g * beside(scale[task], g) for g in row]
             for task, row in own.items()
         }
 
@@ -306,21 +440,23 @@ class Graph:
         A sum that is not finite is laid at the door of the tasks whose heads show it; where no
         head does (heads that rest, or have no parameters), all that were summed are named.
         """
+        if _finite([*update.shared, *chain(*update.own.values())]):
+            return
         guilty = [task for task, row in update.own.items() if not _finite(row)]
         if guilty:
             raise NonFiniteError("gradient", guilty)
         if not _finite(update.shared):
             raise NonFiniteError("shared gradient, summed over the tasks,", self.tasks)
 
-    def _require_finite(self, what: str, finite: Tensor) -> None:
-        if not bool(finite.all()):
-            flags = finite.tolist()
-            raise NonFiniteError(
-                what, [t for t, ok in zip(self.tasks, flags, strict=True) if not ok]
-            )
+    def _require_finite(self, values: Tensor) -> None:
+        """Raises NonFiniteError, naming the tasks whose entries of values [..., m] are not."""
+        if not all_finite(values):
+            finite = values.isfinite().reshape(-1, len(self.tasks)).all(0)
+            flags = zip(self.tasks, finite.tolist(), strict=True)
+            raise NonFiniteError("gradient", [task for task, ok in flags if not ok])
 
 
-# Rows: small arithmetic on lists of tensors ---------------------------------------------------
+# Small arithmetic on lists of tensors ---------------------------------------------------------
 
 
 def _grad(
@@ -337,6 +473,53 @@ def _grad(
         outputs, inputs, gradients, retain_graph=retain_graph, allow_unused=True
     )
     return cast(Row, row)
+
+
+def _batched(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Row:
+    """One pass on gradients [c, ...] by the outputs; what it returns is [c, ...] too."""
+    if not outputs:
+        return [None] * len(inputs)
+    try:
+        with warnings.catch_warnings():  # an operation without a rule of its own is looped over
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            row = torch.autograd.grad(
+                outputs,
+                inputs,
+                gradients,
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+    except RuntimeError as error:
+        raise ValueError(
+            "this network cannot be differentiated for several tasks at once; take "
+            f"Balancer(jacobian='looped'): {error}"
+        ) from error
+    return cast(Row, row)
+
+
+def _doubly(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None
+) -> Row:
+    """A pass that can be differentiated by `gradients`, or by what the outputs are made of."""
+    return cast(
+        Row,
+        torch.autograd.grad(outputs, inputs, gradients, create_graph=True, allow_unused=True),
+    )
+
+
+def _along(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Row:
+    """Differentiates what `_doubly` made."""
+    try:
+        return cast(Row, torch.autograd.grad(outputs, inputs, vectors, allow_unused=True))
+    except RuntimeError as error:
+        raise ValueError(
+            "the product J d needs operations whose backward pass can be differentiated, and one "
+            "of this network's cannot; fused attention is one: run the forward pass inside "
+            f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH). Torch says: {error}"
+        ) from error
 
 
 @contextmanager
@@ -362,33 +545,16 @@ def _without(which: set[int], gradients: Row) -> tuple[Tensor | None, ...]:
     return tuple(None if k in which else g for k, g in enumerate(gradients))
 
 
-def _stacked(losses: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(losses), dim=-1)
+def _weighted_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
+    return losses.sum() if weights is None else (losses * weights.to(losses.dtype)).sum()
 
 
-def _weighted_sum(losses: Sequence[Tensor], weights: Tensor | None) -> Tensor:
-    stacked = _stacked(losses)
-    return stacked.sum() if weights is None else (stacked * weights.to(stacked.dtype)).sum()
-
-
-def _beside(weight: Tensor, gradient: Tensor) -> Tensor:
-    """`weight`, one entry per member, ready to multiply the members' gradients."""
-    trailing = (1,) * (gradient.ndim - weight.ndim)
-    return weight.to(gradient.dtype).reshape(weight.shape + trailing)
-
-
-def _combination(rows: Sequence[Row], weights: Tensor) -> Row:
-    """Σ_i weights_i rows_i, None where every row is."""
-    return [_sum_of(column, weights) for column in zip(*rows, strict=True)]
-
-
-def _sum_of(column: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
-    total: Tensor | None = None
-    for entry, weight in zip(column, weights.unbind(-1), strict=True):
-        if entry is not None:
-            term = entry * _beside(weight, entry)
-            total = term if total is None else total.add_(term)
-    return total
+def _filled(column: Tensor | Sequence[Tensor | None]) -> Tensor:
+    """[m, ...], zeros where there was none."""
+    if isinstance(column, Tensor):
+        return column
+    some = next(entry for entry in column if entry is not None)
+    return torch.stack([torch.zeros_like(some) if g is None else g for g in column])
 
 
 def _added(update: Update, extra: Update | None) -> Update:
@@ -400,11 +566,6 @@ def _added(update: Update, extra: Update | None) -> Update:
 
 def _sum(row: Row, other: Row) -> Row:
     return [b if a is None else a if b is None else a + b for a, b in zip(row, other, strict=True)]
-
-
-def _flat(row: Row, targets: Sequence[Tensor], members: torch.Size) -> Tensor:
-    filled = [torch.zeros_like(t) if g is None else g for g, t in zip(row, targets, strict=True)]
-    return torch.cat([g.reshape(*members, -1) for g in filled], dim=-1)
 
 
 def _unflat(
@@ -419,34 +580,10 @@ def _unflat(
     return [piece.reshape(t.shape).to(t.dtype) for piece, t in zip(pieces, targets, strict=True)]
 
 
-def _gramian(rows: Sequence[Row], targets: Sequence[Tensor], members: torch.Size) -> Tensor:
-    """Σ over targets of the inner products of their gradients; half precision is widened."""
-    reference, m = targets[0], len(rows)
-    dtype = torch.promote_types(reference.dtype, torch.float32)
-    gramian = torch.zeros(*members, m, m, dtype=dtype, device=reference.device)
-    for column in zip(*rows, strict=True):
-        present = [i for i, entry in enumerate(column) if entry is not None]
-        if not present:
-            continue
-        flat = [g.reshape(*members, -1) for g in column if g is not None]
-        block = torch.stack(flat, dim=-2).to(dtype)
-        product = block @ block.mT
-        if len(present) == m:
-            gramian += product
-        else:
-            where = torch.tensor(present, device=gramian.device)
-            gramian[..., where.unsqueeze(1), where] += product
-    return gramian
-
-
 def _finite(row: Row) -> bool:
     present = [g for g in row if g is not None]
-    if not present:
-        return True
-    device = present[0].device
-    # A sum is NaN or infinite if an entry is, and some thirty times cheaper than testing each;
+    # A norm is NaN or infinite if an entry is, and some twenty times cheaper than testing each;
     # should finite entries overflow it, they are tested after all.
-    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in present]
-    if bool(torch.stack([total.to(device) for total in sums]).isfinite().all()):
+    if math.isfinite(nn.utils.get_total_norm(present).item()):
         return True
     return all(bool(g.isfinite().all()) for g in present)

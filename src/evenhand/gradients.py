@@ -15,6 +15,7 @@ have the numbers already. What ranks must agree on passes the one `Door`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
@@ -65,6 +66,8 @@ class Source(Protocol):
     def gramian(self, place: Place) -> Tensor: ...
 
     def norms(self, place: Place) -> Tensor: ...
+
+    def product(self, place: Place, weights: Tensor) -> Tensor: ...
 
     def spans(self, place: Place) -> list[slice]: ...
 
@@ -206,6 +209,23 @@ class TaskGradients:
             return gramian
         return self._factor.unsqueeze(-1) * gramian * self._factor.unsqueeze(-2)
 
+    def product(self, weights: Tensor) -> Tensor:
+        """G w, [m], for weights w [m]: what each g_i makes of the direction Σ w_j g_j.
+
+        At the parameters it costs two backward passes for any m, unless G is known already.
+
+        Raises:
+            ValueError: the network has operations without a second derivative.
+
+        Example:
+            >>> g = TaskGradients.of(jacobian=torch.tensor([[3.0, 0.0], [1.0, 2.0]]))
+            >>> g.product(torch.tensor([0.25, 0.75]))
+            tensor([4.5000, 4.5000])
+        """
+        if self._factor is None:
+            return self._source.product(self.place, weights)
+        return self._factor * self._source.product(self.place, self._factor * weights)
+
     @property
     def norms(self) -> Tensor:
         """‖g_i‖, [m]."""
@@ -242,6 +262,9 @@ class Matrices:
     def norms(self, place: Place) -> Tensor:
         return norms(self.gramian(place))
 
+    def product(self, place: Place, weights: Tensor) -> Tensor:
+        return times(self.gramian(place), weights)
+
     def spans(self, place: Place) -> list[slice]:
         return [slice(0, self.jacobian(place).shape[-1])]
 
@@ -249,6 +272,18 @@ class Matrices:
 def norms(gramian: Tensor) -> Tensor:
     """‖g_i‖ = √G_ii, [..., m]."""
     return gramian.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    # A sum is not finite if an entry is not, and much cheaper than to test each; should finite
+    # entries overflow it, they are tested after all.
+    return math.isfinite(values.detach().sum().item()) or bool(values.isfinite().all())
+
+
+def times(gramian: Tensor, weights: Tensor) -> Tensor:
+    """G w, [..., m]."""
+    return (gramian @ weights.to(gramian).unsqueeze(-1)).squeeze(-1)
 
 
 def cosines(gramian: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from evenhand.schedule import Phase
 
@@ -63,12 +65,53 @@ class Blocks:
         return [*self.shared, *self.own_of(self.own)]
 
 
-class Outputs(dict[str, Any]):
-    """The outputs of a `MultiTaskNetwork` by task, and the `features` they came from."""
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How one head reads the features Z, a tensor: through `probe`, which no other head sees.
 
-    def __init__(self, outputs: Mapping[str, Any], features: Nest) -> None:
+    Attributes:
+        probe: an alias of Z; or Y = Z Wᵀ + b, the output of a head that is linear.
+        weight: W [o, k], in the second case.
+        parameters: W and b, likewise.
+        version: how often the probe had been written to when it was made.
+    """
+
+    probe: Tensor
+    weight: Tensor | None
+    parameters: tuple[Tensor, ...]
+    version: int
+
+    @classmethod
+    def through(cls, probe: Tensor, head: nn.Linear | None = None) -> Reading:
+        """Through an alias of the features, or through the output of a linear head."""
+        if head is None:
+            return cls(probe, None, (), probe._version)
+        parameters = (head.weight,) if head.bias is None else (head.weight, head.bias)
+        return cls(probe, head.weight, parameters, probe._version)
+
+    @property
+    def intact(self) -> bool:
+        """Whether nobody has written to the probe: it is what the head saw, or what it said."""
+        return self.probe._version == self.version
+
+
+class Outputs(dict[str, Any]):
+    """The outputs of a `MultiTaskNetwork` by task.
+
+    Attributes:
+        features: the representation Z that they came from.
+        readings: how each task's head read it, where that is known.
+    """
+
+    def __init__(
+        self,
+        outputs: Mapping[str, Any],
+        features: Nest,
+        readings: Mapping[str, Reading] | None = None,
+    ) -> None:
         super().__init__(outputs)
         self.features = features
+        self.readings = readings or {}
 
 
 class MultiTaskNetwork(nn.Module):
@@ -81,22 +124,29 @@ class MultiTaskNetwork(nn.Module):
     Args:
         trunk: maps the input to Z.
         heads: for each task, a module that maps Z to its output.
+        fused: evaluate the heads, which must then be `nn.Linear`, as one product with all their
+            weights, so that a hundred cost what one does. The outputs are views of one tensor,
+            which autograd lets nobody write to. Everything else stays as it is.
 
     Raises:
-        ValueError: there is no head.
+        ValueError: there is no head, or one is not linear and they are to be fused.
 
     Example:
-        >>> import torch
         >>> trunk = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
         >>> network = MultiTaskNetwork(trunk, {"a": nn.Linear(8, 2), "b": nn.Linear(8, 1)})
         >>> {task: tuple(y.shape) for task, y in network(torch.zeros(5, 4)).items()}
         {'a': (5, 2), 'b': (5, 1)}
     """
 
-    def __init__(self, trunk: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, trunk: nn.Module, heads: Mapping[str, nn.Module], *, fused: bool = False
+    ) -> None:
         super().__init__()
         if not heads:
             raise ValueError("a MultiTaskNetwork needs at least one head")
+        if fused and (bent := [task for task in heads if type(heads[task]) is not nn.Linear]):
+            raise ValueError(f"only heads that are nn.Linear can be fused, not that of {bent[0]!r}")
+        self.fused = fused
         self.trunk = trunk
         self.tasks = tuple(heads)
         # ModuleDict refuses names with dots and those of its own methods; the index never clashes.
@@ -110,7 +160,41 @@ class MultiTaskNetwork(nn.Module):
         """Outputs of `tasks` (all by default); the other heads are not evaluated."""
         features = self.trunk(x)
         speaking = self.tasks if tasks is None else tasks
-        return Outputs({task: self.head(task)(features) for task in speaking}, features)
+        readings: dict[str, Reading] = {}
+        if self.fused and isinstance(features, Tensor):
+            return self._read_at_once(speaking, features)
+        outputs = {task: self._read(task, features, readings) for task in speaking}
+        return Outputs(outputs, features, readings)
+
+    def _read(self, task: str, features: Nest, readings: dict[str, Reading]) -> Any:
+        """The output of `task`, and how its head came to it."""
+        head = self.head(task)
+        if not isinstance(features, Tensor) or not features.requires_grad:
+            return head(features)
+        if _is_plainly_linear(head):
+            output = head(features)
+            readings[task] = Reading.through(output, cast(nn.Linear, head))
+            return output
+        alias = features.view_as(features)
+        readings[task] = Reading.through(alias)
+        return head(alias)
+
+    def _read_at_once(self, tasks: Sequence[str], features: Tensor) -> Outputs:
+        """The outputs of linear heads, from one product with all their weights."""
+        heads = [cast(nn.Linear, self.head(task)) for task in tasks]
+        weights: list[Tensor] = [head.weight for head in heads]
+        weight = torch.cat(weights)
+        zero = weight.new_zeros(())
+        biases: list[Tensor] = [
+            zero.expand(h.out_features) if h.bias is None else h.bias for h in heads
+        ]
+        joint = functional.linear(features, weight, torch.cat(biases))
+        pieces = torch.split(joint, [head.out_features for head in heads], dim=-1)
+        outputs = dict(zip(tasks, pieces, strict=True))
+        if not features.requires_grad:
+            return Outputs(outputs, features)
+        read = {t: Reading.through(outputs[t], h) for t, h in zip(tasks, heads, strict=True)}
+        return Outputs(outputs, features, read)
 
     def blocks(self) -> Blocks:
         """Which parameters are shared, and whose the others are."""
@@ -126,6 +210,13 @@ class MultiTaskNetwork(nn.Module):
             for task in self.tasks
         }
         return Blocks(tuple(trunk + tied), own, _last_layer(self.trunk))
+
+
+def _is_plainly_linear(head: nn.Module) -> bool:
+    """Whether it computes Z Wᵀ + b and nothing beside it: no subclass, no hook."""
+    return type(head) is nn.Linear and not (
+        head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
+    )
 
 
 def _last_layer(trunk: nn.Module) -> tuple[Tensor, ...]:

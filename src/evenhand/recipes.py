@@ -57,6 +57,7 @@ from evenhand.weighting import (
     MoDo,
     NashMTL,
     Normalized,
+    OnlineMinNorm,
     PCGrad,
     ScaleInvariant,
     SDMGrad,
@@ -222,6 +223,12 @@ RECIPES: tuple[Recipe, ...] = (
         "min-norm point of the task gradients in the trunk",
         SENER + ", Algorithm 2",
         joint(aggregator=MGDA),
+    ),
+    Recipe(
+        "mgda-online",
+        "the min-norm point followed from step to step: one trunk pass and one product for any m",
+        "Problem: " + SENER + "; steps: Kivinen & Warmuth, Inf. Comput. 132 (1997)",
+        joint(aggregator=OnlineMinNorm),
     ),
     Recipe(
         "mgda-ub",

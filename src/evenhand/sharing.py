@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evenhand.network import Blocks, MultiTaskNetwork
+from evenhand.network import Blocks, MultiTaskNetwork, Outputs, Reading
 from evenhand.schedule import Phase
 
 
@@ -58,6 +58,7 @@ class Sharing:
         phase: Phase,
         tasks: Sequence[str],
         needed: bool,
+        readings: Mapping[str, Reading],
     ) -> tuple[Blocks, list[Tensor] | None]:
         """Whose each parameter is, and the features, if all sharing is behind them.
 
@@ -68,6 +69,7 @@ class Sharing:
             tasks: all tasks.
             needed: whether anybody asks what is shared. If not, and it cannot be told, all that
                 the losses reach is treated alike.
+            readings: how each head read the features, where that is known.
 
         Raises:
             ValueError: it is needed and cannot be told.
@@ -83,7 +85,7 @@ class Sharing:
                         "tasks speak in the first call"
                     )
                 return Blocks(tuple(_reached([v.grad_fn for v in losses.values()], ())), {}), None
-            ownership.read(losses, features)
+            ownership.read(losses, features, readings)
             self.ownership = ownership
             if ownership.read_tasks == set(tasks):
                 self._warn_unreached(phase)
@@ -105,6 +107,26 @@ class Sharing:
                 "are no nn.Parameter must be named with shared="
             )
         return blocks, features if features and not ownership.beyond_features else None
+
+    def readings(self, losses: Mapping[str, Tensor], outputs: Outputs) -> list[Reading]:
+        """How the heads of the tasks that speak read the features, if each loss sees one alone.
+
+        Nothing where a loss depends on what another head read, where a head's reading is unknown,
+        or where somebody has written to it since. Each task's graph is looked at once.
+        """
+        found = [outputs.readings[task] for task in losses if task in outputs.readings]
+        ownership = self.ownership
+        if ownership is None or len(found) < len(losses):
+            return []
+        if not all(reading.intact for reading in found):
+            return []
+        for task, reading in zip(losses, found, strict=True):
+            if task not in ownership.alone:
+                others = [r.probe for t, r in outputs.readings.items() if t != task]
+                beyond = _edges([*others, outputs.features])
+                own = _edges([reading.probe])
+                ownership.alone[task] = not _meets(losses[task].grad_fn, own, beyond)
+        return found if all(ownership.alone[task] for task in losses) else []
 
     def _warn_unreached(self, phase: Phase) -> None:
         """One warning that names the trainable parameters that no task reaches."""
@@ -160,6 +182,7 @@ class Ownership:
         read_tasks: the tasks whose graphs were read.
         followed: the tasks whose ways to the features were looked at, for `beyond_features`.
         reached: all parameters that were found in a graph.
+        alone: whether a task's loss sees its own head's reading of the features and no other.
     """
 
     shared: dict[Tensor, None] = field(default_factory=dict)
@@ -170,6 +193,7 @@ class Ownership:
     read_tasks: set[str] = field(default_factory=set)
     followed: set[str] = field(default_factory=set)
     reached: dict[Tensor, None] = field(default_factory=dict)
+    alone: dict[str, bool] = field(default_factory=dict)
 
     @classmethod
     def of(cls, blocks: Blocks) -> Ownership:
@@ -181,17 +205,27 @@ class Ownership:
         own = {task: tuple(parameters) for task, parameters in self.own.items()}
         return Blocks(tuple(self.shared), own, self.last_layer)
 
-    def read(self, losses: Mapping[str, Tensor], features: Sequence[Tensor]) -> None:
+    def read(
+        self,
+        losses: Mapping[str, Tensor],
+        features: Sequence[Tensor],
+        readings: Mapping[str, Reading],
+    ) -> None:
         """Learn from the graphs of `losses`, whose paths may pass `features`.
+
+        At the output of a linear head, whose parameters its reading names, a path ends: beyond it
+        lie all heads that were evaluated with it as one.
 
         Raises:
             ValueError: a parameter thought to be one task's own is reached by another one.
         """
         behind = _reached([z.grad_fn for z in features], ())
-        stops = _edges(features)
+        linear = {task: r for task, r in readings.items() if r.parameters}
+        stops = _edges([*features, *(reading.probe for reading in linear.values())])
         reach: dict[Tensor, list[str]] = {}
         for task, loss in losses.items():
-            for parameter in _reached([loss.grad_fn], stops):
+            head = linear[task].parameters if task in linear else ()
+            for parameter in (*_reached([loss.grad_fn], stops), *head):
                 reach.setdefault(parameter, []).append(task)
         if not self.explicit:
             lone = len(losses) == 1 and not features  # one task in all: its whole network is trunk
@@ -239,6 +273,19 @@ class Ownership:
 def _edges(features: Sequence[Tensor]) -> list[tuple[Any, int]]:
     """Where the features hang in the graph."""
     return [(z.grad_fn, z.output_nr) for z in features if z.grad_fn is not None]
+
+
+def _meets(root: Any, stops: Sequence[tuple[Any, int]], edges: Sequence[tuple[Any, int]]) -> bool:
+    """Whether a walk of the autograd graph from `root`, not entering `stops`, meets `edges`."""
+    stack, seen = [root], {root}
+    while stack:
+        for edge in stack.pop().next_functions:
+            if edge in edges:
+                return True
+            if edge[0] is not None and edge[0] not in seen and edge not in stops:
+                seen.add(edge[0])
+                stack.append(edge[0])
+    return False
 
 
 def _reached(roots: Iterable[Any], stops: Sequence[tuple[Any, int]]) -> dict[Tensor, None]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from evenhand import checkpoint
 from evenhand.balancer import Balancer
-from evenhand.data.problem import Batch, Problem, Split, Stream, labelled
+from evenhand.data.problem import Batch, Problem, Samples, Stream, labelled
 from evenhand.features import GIBIBYTE, FeatureMemory
 from evenhand.network import MultiTaskNetwork, Nest, Outputs, Rest, Resting, leaves
 from evenhand.optimizers import Optimizers
@@ -219,7 +219,7 @@ class Training:
         self._observe(outputs, losses, phase, tally)
         balance = self.balancer.backward(
             losses,
-            features=outputs.features,
+            features=outputs,
             plus=self.problem.penalty(self.network) if self.problem.penalty else None,
             samples=sampled,
             phase=phase,
@@ -294,7 +294,7 @@ class Training:
         start = time.perf_counter()
         look = Phase(tuple(losses), moves=("shared",))
         with self._meter.paused():
-            g = self.balancer.gradients(losses, features=outputs.features, phase=look)
+            g = self.balancer.gradients(losses, features=outputs, phase=look)
             tally.observe(g)
         tally.seconds -= time.perf_counter() - start
 
@@ -394,7 +394,7 @@ class Training:
 def evaluate(
     network: MultiTaskNetwork,
     problem: Problem,
-    split: Split,
+    split: Samples,
     tasks: Sequence[str],
     batch_size: int = 1024,
 ) -> tuple[dict[str, float], dict[str, float]]:

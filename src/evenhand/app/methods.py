@@ -12,6 +12,8 @@ from evenhand.schedule import Clock, Phase
 from evenhand.weighting.base import Method, Needs
 
 TASKS = ("a", "b", "c")
+FREE = ("nothing", "losses", "product")
+"""Needs that do not take a pass for every task."""
 PLACES: Mapping[Place, str] = {
     "parameters": "",
     "representation": " of the features",
@@ -75,6 +77,8 @@ def _passes(composition: Composition) -> str:
     places = {method.at for method in methods if method.reads_gradients}
     if not places and composition.aggregator is None:
         passes = "1"
+    elif "parameters" in places and all(m.needs in FREE for m in methods):
+        passes = "m heads + 2 trunks"
     elif "parameters" in places:
         passes = "m heads + m trunks"
     elif places <= {"representation"}:

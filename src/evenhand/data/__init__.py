@@ -26,7 +26,8 @@ __all__ = [
 class Source:
     """A problem that can be asked for by name; its module is imported when it is.
 
-    `maker` is the function there that takes a seed and gives the problem.
+    `maker` is the function there that takes a seed and gives the problem. What is `by_hand` needs
+    files that nobody but the user can fetch; its maker says where they are to be had.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source:
     summary: str
     citation: str
     maker: str = "load"
+    by_hand: bool = False
 
 
 SOURCES: tuple[Source, ...] = (
@@ -71,6 +73,53 @@ SOURCES: tuple[Source, ...] = (
         "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); pictures as in Sener & Koltun, NeurIPS "
         "2018, the tasks are ours",
         maker="load_many",
+    ),
+    Source(
+        "wireless",
+        "evenhand.data.wireless",
+        "wireless signals over the air: modulation and type (a file to be fetched by hand)",
+        "Jagannath & Jagannath, RadCom (CC BY-NC-SA 4.0), arXiv 2101.10254",
+        by_hand=True,
+    ),
+    Source(
+        "signals",
+        "evenhand.data.wireless",
+        "a stand-in for wireless, made here: modulation and type of nine kinds of signals",
+        "nine kinds as in Jagannath & Jagannath, arXiv 2101.10254; the waveforms are ours",
+        maker="load_stand_in",
+    ),
+    Source(
+        "celeba",
+        "evenhand.data.celeba",
+        "faces: 40 attributes, each a task (files to be fetched by hand)",
+        "Liu, Luo, Wang & Tang, ICCV 2015 (for non-commercial research); network as in Pascal et "
+        "al., arXiv 2109.11678",
+        by_hand=True,
+    ),
+    Source(
+        "cityscapes",
+        "evenhand.data.cityscapes",
+        "street scenes: each pixel in or out of seven groups of classes (likewise)",
+        "Cordts et al., CVPR 2016 (for non-commercial use); tasks as in Pascal et al., arXiv "
+        "2109.11678",
+        by_hand=True,
+    ),
+    Source(
+        "cityscapes-scene",
+        "evenhand.data.cityscapes",
+        "street scenes: classes, instances, disparity (likewise)",
+        "Cordts et al., CVPR 2016 (for non-commercial use); tasks as in Sener & Koltun, NeurIPS "
+        "2018, arXiv 1810.04650",
+        maker="load_scene",
+        by_hand=True,
+    ),
+    Source(
+        "nyuv2",
+        "evenhand.data.nyuv2",
+        "rooms: classes, depth, surface normals (likewise)",
+        "Silberman, Hoiem, Kohli & Fergus, ECCV 2012 (no licence stated); files of Liu, Johns & "
+        "Davison, CVPR 2019",
+        by_hand=True,
     ),
 )
 

@@ -54,6 +54,16 @@ def labelled(target: Tensor) -> Tensor:
     return present.all(dim=1)
 
 
+class Samples(Protocol):
+    """What networks are validated and tested on: as many samples as its length, in one order."""
+
+    def __len__(self) -> int: ...
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """All samples in order, `size` at a time or fewer."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """Samples held in memory: inputs [n, ...] and each task's targets [n, ...].
@@ -113,8 +123,8 @@ class Problem:
     tasks: Mapping[str, Task]
     network: Callable[[Sequence[str]], MultiTaskNetwork]
     train: Split | Iterable[Batch]
-    validation: Split
-    test: Split
+    validation: Samples
+    test: Samples
     batch_size: int = 64
     epochs: int = 50
     penalty: Callable[[nn.Module], Tensor] | None = None

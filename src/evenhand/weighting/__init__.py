@@ -24,6 +24,7 @@ from evenhand.weighting.mgda import MGDA
 from evenhand.weighting.modo import MoDo
 from evenhand.weighting.nash_mtl import NashMTL
 from evenhand.weighting.normalized import Normalized
+from evenhand.weighting.online_min_norm import OnlineMinNorm
 from evenhand.weighting.pbi import PBI
 from evenhand.weighting.pcgrad import PCGrad
 from evenhand.weighting.rlw import RLW
@@ -63,6 +64,7 @@ __all__ = [
     "MoDo",
     "NashMTL",
     "Normalized",
+    "OnlineMinNorm",
     "PCGrad",
     "SDMGrad",
     "ScaleInvariant",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from evenhand.gradients import PLACES, Place, TaskGradients
 
-Needs = Literal["nothing", "losses", "norms", "gramian", "jacobian"]
+Needs = Literal["nothing", "losses", "product", "norms", "gramian", "jacobian"]
 
 
 class Method(nn.Module, ABC):
@@ -58,7 +58,7 @@ class Method(nn.Module, ABC):
     @property
     def reads_gradients(self) -> bool:
         """Whether the method cannot work in a phase in which the trunk rests."""
-        return self.needs in ("norms", "gramian", "jacobian")
+        return self.needs in ("product", "norms", "gramian", "jacobian")
 
     def bind(self, tasks: Sequence[str]) -> None:
         """Fix the tasks. Called once, before the first `forward`; makes per-task state.

@@ -1,0 +1,643 @@
+"""What one training step costs in time and memory, relative to plain training, in every mode.
+
+    python benchmarks/step.py [--cases a,b,c,d,e] [--peers] [--rounds 7] [--threads 1] [--quick]
+                              [--variants PART,…] [--without PART,…] [--out FILE]
+    python benchmarks/step.py --table    # the README's, from benchmarks/results/step.json
+
+A step is: forward, the gradients and the min-norm weights, SGD. All is relative to `sg`, the loop
+that everybody writes (the sum of the losses, one backward pass). `by hand` are loops that do the
+arithmetic of a mode with autograd, and nothing around it. The rest are a `Balancer` in a user's
+loop, and with --peers TorchJD and LibMTL, whose gradients then meet our solver (their own is
+slower, and benchmarks/solvers.py is about those): only the gradients differ.
+
+Time is the processor time of the process, which a busy machine disturbs less than the time on the
+wall (given too). The variants take turns in every round and ratios are taken within a round:
+printed is the median over the rounds, in brackets their range. Memory is the peak of what torch's
+allocator hands out during a step beyond what is there before it (weights, data).
+
+LibMTL need not be installed beside torchvision: put its folder on PYTHONPATH. Its `weighting`
+subpackage alone is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from alternation import peak_bytes
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from evenhand import MGDA, Balancer, Every, MultiTaskNetwork, OnlineMinNorm
+from evenhand.chunking import Jacobian
+from evenhand.experiment import environment
+from evenhand.linalg import min_norm
+from evenhand.records import write_atomically
+
+OUT = Path(__file__).parent / "results" / "step.json"
+README = Path(__file__).parent.parent / "README.md"
+SECONDS = 0.3  # of each variant in each round, at least
+Step = Callable[[], None]
+
+
+# The cases -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and a batch for it. `make` gives equal networks at every call."""
+
+    about: str
+    make: Callable[[], MultiTaskNetwork]
+    inputs: Tensor
+    targets: Mapping[str, Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def network(self, fused: bool = False) -> MultiTaskNetwork:
+        torch.manual_seed(0)
+        network = self.make().train()
+        if fused:
+            heads = {task: network.head(task) for task in network.tasks}
+            network = MultiTaskNetwork(network.trunk, heads, fused=True)
+        return network
+
+    def losses(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {task: self.loss(outputs[task], y) for task, y in self.targets.items()}
+
+
+def perceptron(*widths: int) -> nn.Sequential:
+    layers = [(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise(widths)]
+    return nn.Sequential(*(layer for pair in layers for layer in pair))
+
+
+def classes(m: int, batch: int, count: int = 10) -> dict[str, Tensor]:
+    return {f"t{i}": torch.randint(count, (batch,)) for i in range(m)}
+
+
+def binary(m: int, batch: int) -> dict[str, Tensor]:
+    return {f"t{i}": torch.randint(2, (batch, 1)).float() for i in range(m)}
+
+
+def two_heads(batch: int = 256, width: int = 512) -> Case:
+    def make() -> MultiTaskNetwork:
+        heads = {
+            t: nn.Sequential(*perceptron(width, width, width), nn.Linear(width, 10)) for t in y
+        }
+        return MultiTaskNetwork(perceptron(64, width, width, width), heads)
+
+    y = classes(2, batch)
+    about = f"MLP 3×{width}, 2 heads {width}-{width}, batch {batch}"
+    return Case(about, make, torch.rand(batch, 64), y, functional.cross_entropy)
+
+
+def lenet(batch: int = 256) -> Case:
+    def make() -> MultiTaskNetwork:
+        pool = partial(nn.MaxPool2d, 2)
+        first = (nn.Conv2d(1, 10, 5), pool(), nn.ReLU())
+        second = (nn.Conv2d(10, 20, 5), pool(), nn.ReLU())
+        trunk = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(320, 50), nn.ReLU())
+        heads = {t: nn.Sequential(nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 10)) for t in y}
+        return MultiTaskNetwork(trunk, heads)
+
+    y = classes(2, batch)
+    about = f"LeNet on 28×28, 2 heads, batch {batch}"
+    return Case(about, make, torch.rand(batch, 1, 28, 28), y, functional.cross_entropy)
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions beside a shortcut (He et al., CVPR 2016, Figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        wide = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+        self.way = nn.Sequential(
+            *(wide(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs), nn.ReLU()),
+            *(wide(outputs, outputs), nn.BatchNorm2d(outputs)),
+        )
+        self.shortcut = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            point = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(point, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.way(x) + self.shortcut(x))
+
+
+def resnet(batch: int = 32, m: int = 40, width: int = 64) -> Case:
+    def make() -> MultiTaskNetwork:
+        stem = nn.Sequential(
+            *(nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+            nn.MaxPool2d(3, 2, 1),
+        )
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        blocks = [
+            block
+            for k, (i, o) in enumerate(pairwise(widths))
+            for block in (Residual(i, o, 1 + (k > 0)), Residual(o, o, 1))
+        ]
+        trunk = nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return MultiTaskNetwork(trunk, {t: nn.Linear(8 * width, 1) for t in y})
+
+    y = binary(m, batch)
+    about = f"ResNet-18 on 64×64, {m} linear heads, batch {batch}"
+    return Case(
+        about, make, torch.rand(batch, 3, 64, 64), y, functional.binary_cross_entropy_with_logits
+    )
+
+
+def many_heads(batch: int = 256, m: int = 100, width: int = 256) -> Case:
+    def make() -> MultiTaskNetwork:
+        heads = {t: nn.Linear(width, 1) for t in y}
+        return MultiTaskNetwork(perceptron(64, width, width, width), heads)
+
+    y = binary(m, batch)
+    about = f"MLP 3×{width}, {m} linear heads, batch {batch}"
+    return Case(about, make, torch.rand(batch, 64), y, functional.binary_cross_entropy_with_logits)
+
+
+class Pooled(nn.Module):
+    """The mean over a sequence [b, length, width]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def transformer(batch: int = 32, m: int = 8, width: int = 128, layers: int = 2) -> Case:
+    def make() -> MultiTaskNetwork:
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        trunk = nn.Sequential(nn.Embedding(100, width), encoder, Pooled())
+        return MultiTaskNetwork(trunk, {t: nn.Linear(width, 10) for t in y})
+
+    y = classes(m, batch)
+    about = f"transformer, {layers} layers of {width}, 32 tokens, {m} heads, batch {batch}"
+    return Case(about, make, torch.randint(100, (batch, 32)), y, functional.cross_entropy)
+
+
+CASES: Mapping[str, Callable[[], Case]] = {
+    "a": two_heads,
+    "b": lenet,
+    "c": resnet,
+    "d": many_heads,
+    "e": transformer,
+}
+QUICK: Mapping[str, Callable[[], Case]] = {
+    "a": partial(two_heads, 8, 16),
+    "b": partial(lenet, 8),
+    "c": partial(resnet, 4, 3, 4),
+    "d": partial(many_heads, 8, 10, 16),
+    "e": partial(transformer, 4, 3, 16, 1),
+}
+
+
+# Plain training, and the modes by hand ---------------------------------------------------------
+
+
+def descent(network: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(network.parameters(), lr=1e-4)
+
+
+def sg(case: Case) -> Step:
+    network = case.network()
+    optimizer = descent(network)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses = list(case.losses(network(case.inputs)).values())
+        sum(losses[1:], losses[0]).backward()
+        optimizer.step()
+
+    return step
+
+
+def through_heads(network: MultiTaskNetwork, case: Case) -> tuple[Tensor, list[Tensor]]:
+    """Z, and ∂L_i/∂Z for each task; the heads' gradients are in place."""
+    outputs = network(case.inputs)
+    rows = []
+    for task, loss in case.losses(outputs).items():
+        own = list(network.head(task).parameters())
+        row, *gradients = torch.autograd.grad(loss, [outputs.features, *own], retain_graph=True)
+        for parameter, gradient in zip(own, gradients, strict=True):
+            parameter.grad = gradient
+        rows.append(row)
+    return outputs.features, rows
+
+
+def by_hand(case: Case, *, batched: bool = False) -> Step:
+    """The exact Jacobian, flat."""
+    network = case.network()
+    optimizer = descent(network)
+    trunk = list(network.trunk.parameters())
+    sizes = [p.numel() for p in trunk]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        z, rows = through_heads(network, case)
+        if batched:
+            columns = torch.autograd.grad(z, trunk, torch.stack(rows), is_grads_batched=True)
+            jacobian = torch.cat([g.flatten(1) for g in columns], dim=1)
+        else:
+            gradients = [torch.autograd.grad(z, trunk, row, retain_graph=True) for row in rows]
+            jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in gradients])
+        direction = min_norm(jacobian @ jacobian.T).weights @ jacobian
+        for parameter, piece in zip(trunk, direction.split(sizes), strict=True):
+            parameter.grad = piece.view_as(parameter)
+        optimizer.step()
+
+    return step
+
+
+def by_hand_at_features(case: Case) -> Step:
+    """MGDA-UB."""
+    network = case.network()
+    optimizer = descent(network)
+    trunk = list(network.trunk.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        z, rows = through_heads(network, case)
+        stacked = torch.stack(rows)
+        flat = stacked.flatten(1)
+        weights = min_norm(flat @ flat.T).weights
+        gradients = torch.autograd.grad(z, trunk, (weights @ flat).view_as(z))
+        for parameter, gradient in zip(trunk, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    return step
+
+
+# Ours ------------------------------------------------------------------------------------------
+
+
+def ours(
+    case: Case,
+    make: Callable[[], Balancer],
+    *,
+    fused: bool = False,
+    unfused_attention: bool = False,
+) -> Step:
+    """A user's loop."""
+    network = case.network(fused)
+    optimizer = descent(network)
+    balancer = make()
+    balancer.know(network)
+    plain = partial(sdpa_kernel, SDPBackend.MATH) if unfused_attention else nullcontext
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with plain():
+            outputs = network(case.inputs)
+        balancer.backward(case.losses(outputs), features=outputs)
+        optimizer.step()
+
+    return step
+
+
+# Peers -----------------------------------------------------------------------------------------
+
+
+def torchjd(case: Case, chunk: int | None) -> Step:
+    """TorchJD's multi-task backward, its Gramian summed over parameters as its page advises."""
+    from torchjd.aggregation import GramianWeightedAggregator, Weighting
+    from torchjd.autojac import jac_to_grad, mtl_backward
+
+    class Exact(Weighting):  # type: ignore[type-arg]
+        def forward(self, gramian: Tensor, /) -> Tensor:
+            return min_norm(gramian).weights
+
+    network = case.network()
+    optimizer = descent(network)
+    trunk = list(network.trunk.parameters())
+    own = [list(network.head(task).parameters()) for task in case.targets]
+    aggregator = GramianWeightedAggregator(Exact())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        outputs = network(case.inputs)
+        losses = list(case.losses(outputs).values())
+        mtl_backward(
+            losses,
+            features=outputs.features,
+            tasks_params=own,
+            shared_params=trunk,
+            parallel_chunk_size=chunk,
+        )
+        jac_to_grad(trunk, aggregator, optimize_gramian_computation=True)
+        optimizer.step()
+
+    return step
+
+
+def autogram(case: Case) -> Step:
+    """TorchJD's Gramian without the Jacobian, and a backward pass of the weighted sum.
+
+    Its heads then move by the weighted losses: the closest to the others that it offers.
+    """
+    from torchjd.autogram import Engine
+
+    network = case.network()
+    optimizer = descent(network)
+    engine = Engine(network.trunk, batch_dim=None)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses = torch.stack(list(case.losses(network(case.inputs)).values()))
+        gramian = engine.compute_gramian(losses)
+        losses.backward(min_norm(gramian).weights)
+        optimizer.step()
+
+    return step
+
+
+@cache
+def libmtl_weighting() -> Any:
+    """LibMTL's MGDA; the package's own __init__, which wants torchvision, is passed over."""
+    spec = importlib.util.find_spec("LibMTL")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError("LibMTL is not on the path")
+    package = types.ModuleType("LibMTL")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules.setdefault("LibMTL", package)
+    return importlib.import_module("LibMTL.weighting.MGDA").MGDA
+
+
+def libmtl(case: Case, at_features: bool) -> Step:
+    """LibMTL's MGDA; at the features it sums gradients over the batch, as it does."""
+    network = case.network()
+    optimizer = descent(network)
+    trunk = list(network.trunk.parameters())
+
+    class Method(libmtl_weighting()):  # type: ignore[misc]
+        def get_share_params(self) -> list[nn.Parameter]:
+            return trunk
+
+        def zero_grad_share_params(self) -> None:
+            network.trunk.zero_grad(set_to_none=False)
+
+        def _find_min_norm_element(self, grads: Tensor) -> Tensor:
+            return min_norm(grads @ grads.T).weights
+
+    method = Method()
+    method.task_num, method.task_name = len(case.targets), list(case.targets)
+    method.device, method.rep_grad = torch.device("cpu"), at_features
+
+    def step() -> None:
+        optimizer.zero_grad()
+        z = network.trunk(case.inputs)
+        if at_features:
+            method.rep = z
+            method.rep_tasks = {t: z.detach().requires_grad_() for t in case.targets}
+            outputs = {t: network.head(t)(method.rep_tasks[t]) for t in case.targets}
+        else:
+            outputs = {t: network.head(t)(z) for t in case.targets}
+        method.backward(list(case.losses(outputs).values()), mgda_gn="none")
+        optimizer.step()
+
+    return step
+
+
+Variants = Mapping[str, Callable[[Case], Step]]
+
+
+def exact(jacobian: Jacobian = "looped") -> Balancer:
+    return Balancer(aggregator=MGDA(), jacobian=jacobian)
+
+
+def at_features() -> Balancer:
+    return Balancer(aggregator=MGDA(at="representation"))
+
+
+def online() -> Balancer:
+    return Balancer(aggregator=OnlineMinNorm())
+
+
+def every(steps: int) -> Balancer:
+    return Balancer(aggregator=Every(MGDA(), steps))
+
+
+OURS: Variants = {
+    "exact": partial(ours, make=exact),
+    "exact, batched": partial(ours, make=partial(exact, "batched")),
+    "exact, fused heads": partial(ours, make=exact, fused=True),
+    "features": partial(ours, make=at_features),
+    "online": partial(ours, make=online, unfused_attention=True),
+    "every 10": partial(ours, make=partial(every, 10)),
+    "features, fused heads": partial(ours, make=at_features, fused=True),
+}
+CYCLES = {"every 10": 10}  # steps of these cost differently in turn
+VARIANTS: Variants = {
+    "sg": sg,
+    "exact by hand": by_hand,
+    "exact by hand, batched": partial(by_hand, batched=True),
+    "features by hand": by_hand_at_features,
+    **OURS,
+}
+PEERS: Variants = {
+    "TorchJD, chunk 1": partial(torchjd, chunk=1),
+    "TorchJD, chunk None": partial(torchjd, chunk=None),
+    "TorchJD, autogram": autogram,
+    "LibMTL": partial(libmtl, at_features=False),
+    "LibMTL, features": partial(libmtl, at_features=True),
+}
+
+
+# Measuring -------------------------------------------------------------------------------------
+
+
+def timed(step: Step, repeats: int) -> tuple[float, float]:
+    """Processor and wall seconds of one call."""
+    wall, processor = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        step()
+    return (time.process_time() - processor) / repeats, (time.perf_counter() - wall) / repeats
+
+
+def prepared(case: Case, variants: Variants) -> tuple[dict[str, Step], dict[str, str]]:
+    """The steps that run, warm, and why the others do not."""
+    steps, failed = {}, {}
+    for name, make in variants.items():
+        try:
+            step = make(case)
+            step()
+            steps[name] = step
+        except (ImportError, RuntimeError, ValueError) as error:
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return steps, failed
+
+
+def rounds(steps: Mapping[str, Step], count: int, seconds: float) -> dict[str, list[Any]]:
+    """What each variant takes in every round."""
+    repeats = {name: max(1, round(seconds / timed(step, 1)[0])) for name, step in steps.items()}
+    for name, cycle in CYCLES.items():
+        if name in repeats:
+            repeats[name] = cycle * -(-repeats[name] // cycle)
+    found: dict[str, list[Any]] = {name: [] for name in steps}
+    for number in range(count):
+        for name, step in steps.items():
+            found[name].append(timed(step, repeats[name]))
+        print(f"  round {number + 1} of {count}", end="\r", file=sys.stderr, flush=True)
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def measured(case: Case, variants: Variants, count: int, seconds: float) -> dict[str, Any]:
+    """Everything about one case."""
+    steps, failed = prepared(case, variants)
+    times = rounds(steps, count, seconds)
+    memory = {name: peak_bytes(step) for name, step in steps.items()}
+    results = {}
+    for name, pairs in times.items():
+        relative = [
+            [one / base for one, base in zip(pair, plain, strict=True)]
+            for pair, plain in zip(pairs, times["sg"], strict=True)
+        ]
+        results[name] = {
+            "milliseconds": spread([1e3 * processor for processor, _ in pairs]),
+            "time": spread([processor for processor, _ in relative]),
+            "wall time": spread([wall for _, wall in relative]),
+            "peak bytes": memory[name],
+            "memory": memory[name] / memory["sg"],
+        }
+    return {"about": case.about, "variants": results, "cannot run": failed}
+
+
+def told(result: Mapping[str, Any]) -> str:
+    lines = [result["about"], f"{'':24}{'ms':>10}{'time':>26}{'wall':>8}{'memory':>9}"]
+    for name, entry in result["variants"].items():
+        ratio = entry["time"]
+        span = f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        wall = entry["wall time"]["median"]
+        lines.append(
+            f"{name:24}{entry['milliseconds']['median']:10.2f}{span:>26}{wall:8.2f}"
+            f"{entry['memory']:9.2f}"
+        )
+    lines += [f"{name:24}  {why}" for name, why in result["cannot run"].items()]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in ("torchjd", "LibMTL"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time and memory of one step in every mode.")
+    parser.add_argument("--cases", default=",".join(CASES), help="of a, b, c, d, e")
+    parser.add_argument("--variants", help="a part of the name of those wanted beside sg")
+    parser.add_argument("--without", help="a part of the name of those not wanted")
+    parser.add_argument("--peers", action="store_true", help="TorchJD and LibMTL too")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="small networks, one round")
+    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
+    parser.add_argument("--table", action="store_true", help="fill the README's, and nothing else")
+    options = parser.parse_args()
+    if options.table:
+        return fill_readme()
+    torch.set_num_threads(options.threads)
+    if options.quick:
+        options = argparse.Namespace(**{**vars(options), "rounds": 1})
+    variants = {**VARIANTS, **(PEERS if options.peers else {})}
+    if options.variants:
+        parts = options.variants.split(",")
+        wanted = {n for n in variants if any(part in n for part in parts)}
+        variants = {n: make for n, make in variants.items() if n == "sg" or n in wanted}
+    if options.without:
+        parts = options.without.split(",")
+        variants = {n: v for n, v in variants.items() if not any(part in n for part in parts)}
+    for name in options.cases.split(","):
+        torch.manual_seed(0)
+        case = (QUICK if options.quick else CASES)[name]()
+        load, seconds = os.getloadavg()[0], 0.0 if options.quick else SECONDS
+        result = {
+            **measured(case, variants, options.rounds, seconds),
+            "command": shlex.join(["python", *sys.argv]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "load before": load,
+            "rounds": options.rounds,
+            "threads": options.threads,
+        }
+        print(f"({name}) {told(result)}", end="\n\n", flush=True)
+        if options.out:
+            add(options.out, name, result)
+
+
+def add(path: Path, name: str, result: Mapping[str, Any]) -> None:
+    """Put one case's results into the file."""
+    written: dict[str, Any] = {"cases": {}}
+    if path.exists():
+        written = json.loads(path.read_text())
+    cases = dict(sorted({**written["cases"], name: result}.items()))
+    whole = {**environment(), "peers": versions(), "cases": cases}
+    write_atomically(path, json.dumps(whole, indent=1) + "\n")
+
+
+# The README's table ----------------------------------------------------------------------------
+
+BEGIN, END = "<!-- table of benchmarks/step.py -->", "<!-- end of the table -->"
+SHOWN = {
+    "exact": "MGDA",
+    "features": "MGDA at the features",
+    "online": "MGDA online",
+    "every 10": "MGDA every 10 steps",
+    "TorchJD, chunk 1": "TorchJD",
+    "LibMTL": "LibMTL",
+}
+
+
+def table(written: Mapping[str, Any]) -> str:
+    """The times as Markdown, a line per case; fused heads where there are such."""
+    lines = [
+        "| " + " | ".join(["one step, relative to `sg`", *SHOWN.values()]) + " |",
+        "|---" * (1 + len(SHOWN)) + "|",
+    ]
+    for case in written["cases"].values():
+        cells = [case["about"]]
+        for name in SHOWN:
+            entry = case["variants"].get(f"{name}, fused heads") or case["variants"].get(name)
+            cells.append("–" if entry is None else f"{entry['time']['median']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fill_readme() -> None:
+    """Write the committed results' table between the README's markers."""
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"README.md has no markers {BEGIN} and {END}")
+    lines = table(json.loads(OUT.read_text()))
+    README.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
