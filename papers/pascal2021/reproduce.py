@@ -4,7 +4,8 @@
     python papers/pascal2021/reproduce.py --full      as much as the README says; needs MNIST
 
 Three tables: at the rates that the paper has for CelebA, at rates that validation chose, and the
-sum trained for as much work as independent steps take. CelebA, Cityscapes and NYUv2, the paper's data, are run by `official.py`.
+sum trained for as much work as independent steps take. CelebA, Cityscapes and NYUv2, the paper's
+data, are run by `official.py`.
 """
 
 from __future__ import annotations
