@@ -653,8 +653,8 @@ def test_datasets_lists_every_source() -> None:
     [
         ("single-task", "nothing", "1, in each of m networks", ()),
         ("sg", "nothing", "1", ()),
-        ("mgda", "Gramian", "m heads + m trunks", ("feasible",)),
-        ("mgda-ub", "Gramian of the features", "m heads + 1 trunk", ("feasible",)),
+        ("mgda", "Gramian", "all heads + m trunks", ("feasible",)),
+        ("mgda-ub", "Gramian of the features", "all heads + 1 trunk", ("feasible",)),
         ("uncertainty", "losses", "1", ("stateful",)),
         ("ate-sg", "nothing", "1; trunk moves 50% of the time, heads 50%", ()),
         ("ius", "nothing", "m updates a step, each 1", ()),
@@ -676,8 +676,8 @@ def test_the_cost_named_is_the_cost_paid(name, monkeypatch) -> None:
     run = training(Job(name, label, 0, 0.01), _tiny(0), Settings("tiny", observe_every=0))
     m = len(run.tasks)
     updates = {"m": m, "2": 2}[cost.split()[0]] if "updates a step" in cost else 1
-    counts = re.findall(r"(m|1) (?:heads?|trunks?|last layers)", cost)
-    passes = sum({"m": m, "1": 1}[count] for count in counts) if counts else 1
+    counts = re.findall(r"(all|m|1|2) (?:heads|trunks?|last layers)", cost)
+    passes = sum({"m": m, "2": 2}.get(count, 1) for count in counts) if counts else 1
     further = re.search(r"m more on each of (\d)", cost)
     expected = updates * passes + (m * int(further[1]) if further else 0)
     calls = 0

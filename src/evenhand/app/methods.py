@@ -72,19 +72,19 @@ def _needs(methods: Sequence[Method]) -> str:
 
 
 def _passes(composition: Composition) -> str:
-    """Backward passes of one update, as `differentiation` takes them with features."""
+    """Backward passes of one update, as `differentiation` takes them in a `MultiTaskNetwork`."""
     methods = _methods(composition)
     places = {method.at for method in methods if method.reads_gradients}
     if not places and composition.aggregator is None:
         passes = "1"
     elif "parameters" in places and all(m.needs in FREE for m in methods):
-        passes = "m heads + 2 trunks"
+        passes = "all heads + 2 trunks"
     elif "parameters" in places:
-        passes = "m heads + m trunks"
+        passes = "all heads + m trunks"
     elif places <= {"representation"}:
-        passes = "m heads + 1 trunk"
+        passes = "all heads + 1 trunk"
     else:
-        passes = "m heads + m last layers + 1 trunk"
+        passes = "all heads + m last layers + 1 trunk"
     further = max((method.batches for method in methods), default=1) - 1
     more = f", m more on each of {further} further batches" if further else ""
     return passes + more + (", and 1 forward" if any(m.after for m in methods) else "")
