@@ -86,7 +86,7 @@ def step(at: Any, tasks: int) -> Callable[[], None]:
             task: functional.cross_entropy(outputs[task], target)
             for task, target in zip(network.tasks, classes, strict=True)
         }
-        balancer.backward(losses, features=outputs.features)
+        balancer.backward(losses, features=outputs)
         optimizer.step()
 
     return take
