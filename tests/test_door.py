@@ -32,6 +32,8 @@ class Meeting:
 
 
 class RankDoor(Door):
+    alone = False
+
     def __init__(self, rank: int, meeting: Meeting) -> None:
         self._rank, self._meeting = rank, meeting
 

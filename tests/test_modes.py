@@ -181,13 +181,14 @@ FEATURES: Mapping[str, Callable[[Outputs], object]] = {
 
 
 @pytest.mark.parametrize("told", FEATURES)
+@pytest.mark.parametrize("factored", ["never", "always"])
 @pytest.mark.parametrize("jacobian", ["looped", "batched", 3])
 @each_model
 @pytest.mark.filterwarnings("ignore:no task reaches 1 parameter")
-def test_the_jacobian(model, jacobian, told) -> None:
+def test_the_jacobian(model, jacobian, factored, told) -> None:
     twin, expected = plain(model)
     network = model.network()
-    balancer = Balancer(aggregator=MGDA(), model=network, jacobian=jacobian)
+    balancer = Balancer(aggregator=MGDA(), model=network, jacobian=jacobian, factored=factored)
     outputs, losses = model.forward(network)
     balance = balancer.backward(losses, features=FEATURES[told](outputs))
     weights = min_norm(expected @ expected.T).weights

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from evenhand.gradients import (
     cosines,
     norms,
 )
+from evenhand.layers import Factored
 from evenhand.network import Blocks, Nest, Outputs, leaves
 from evenhand.schedule import BLOCKS, Clock, Phase
 from evenhand.sharing import Sharing
@@ -87,13 +88,16 @@ class Balancer(nn.Module):
             over so many at a time; or "measured", what is fastest at the first step, which
             `state_dict` then remembers. They differ in the last bits, and not every operation
             can be vectorised.
+        factored: whether the tasks' gradients by the weights of linear layers, convolutions and
+            embeddings are kept as factors and never formed (see `evenhand.layers`): "auto",
+            where the shapes say that it takes less arithmetic; "never"; or "always".
 
     State (histories, learned weights, names of tasks, the last weights) is in `state_dict`;
     learned weights are `parameters()`, for an optimizer of the user's choice.
 
     Raises:
         TypeError: a slot holds something else than a Weighting (or an Aggregator).
-        ValueError: `jacobian` is none of these.
+        ValueError: `jacobian` or `factored` is none of these.
 
     Example:
         >>> from evenhand import MGDA
@@ -117,6 +121,7 @@ class Balancer(nn.Module):
         seed: int = 0,
         members: tuple[int, ...] = (),
         jacobian: Jacobian = "looped",
+        factored: Factored = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(weighting, Weighting | None):
@@ -129,6 +134,9 @@ class Balancer(nn.Module):
         self.seed = seed
         self.members = torch.Size(members)
         self.chunking = Chunking(jacobian)
+        if factored not in get_args(Factored):
+            raise ValueError(f"factored={factored!r}: must be 'auto', 'never' or 'always'")
+        self.factored = factored
         self.tasks: tuple[str, ...] | None = None
         self._step = 0
         self._warned_of_epochs = False
@@ -334,6 +342,7 @@ class Balancer(nn.Module):
             scale=scale,
             door=self.door,
             chunk=self.chunking,
+            factored=self.factored,
             retain_graph=retain_graph,
             retain_trunk=isinstance(self.aggregator, Aggregator)
             and self.aggregator.at == "representation",
@@ -526,7 +535,16 @@ class Balancer(nn.Module):
                 )
             losses = [sample[task] for task in phase.tasks]
             stacked = torch.stack(losses, dim=-1)
-            graph = Graph(losses, stacked, phase, blocks, None, door=self.door, chunk=self.chunking)
+            graph = Graph(
+                losses,
+                stacked,
+                phase,
+                blocks,
+                None,
+                door=self.door,
+                chunk=self.chunking,
+                factored=self.factored,
+            )
             views.append(self._view(graph, phase.tasks, stacked, clock, ()))
         return views
 

@@ -8,7 +8,8 @@ task's loss depends on what another head reads. Without features every pass runs
 parameters. Each pass is taken once and kept for whoever asks next.
 
 The m passes through the trunk are taken one by one or in chunks, vectorised (`chunk`); see
-`chunking.py`. One product G w = J (Jᵀw) costs no m passes: Jᵀv is linear in v, so with the pass
+`chunking.py`. To weights of layers with few rows they need not go all the way (`layers.py`). One
+product G w = J (Jᵀw) costs no m passes: Jᵀv is linear in v, so with the pass
 that makes d = Jᵀw differentiable, one more gives ∂⟨Jᵀv, d⟩/∂v = J d. Z takes the place of v where
 there are features: the pass gives the change of Z along d, and ∂L_i/∂Z turn it into all (J d)_i.
 
@@ -30,10 +31,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from evenhand.gradients import Door, NonFiniteError, Place, Row, all_finite, norms, times
+from evenhand.layers import Factored, layers, may_pay
 from evenhand.network import Blocks, Reading
-from evenhand.rows import Dense, Factored, Rows, beside
+from evenhand.rows import Heads, Rows, beside
 from evenhand.schedule import Phase
 
 
@@ -62,6 +65,7 @@ class Graph:
         scale: every loss is multiplied by it before differentiation (loss scaling for half
             precision); what methods see is divided by it again.
         chunk: (this graph) -> how many tasks' passes to take at once; one by one by default.
+        factored: whether gradients by layers' weights are kept as factors.
         retain_graph: keep all of the graph; else it is freed as it is used up.
         retain_trunk: keep the trunk's for a pass after all tasks' gradients are known.
     """
@@ -79,6 +83,7 @@ class Graph:
         scale: float | Tensor | None = None,
         door: Door | None = None,
         chunk: Callable[[Graph], int] = lambda graph: 1,
+        factored: Factored = "auto",
         retain_graph: bool = False,
         retain_trunk: bool = False,
     ) -> None:
@@ -96,6 +101,7 @@ class Graph:
         self._scale = scale
         self._door = door or Door()
         self._chunk = chunk
+        self._factored = factored
         self._retain = retain_graph
         self._keep = retain_graph or retain_trunk or plus is not None
         self._heads: Rows | None = None
@@ -108,10 +114,7 @@ class Graph:
 
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""
-        rows = self.rows(place)
-        if not isinstance(rows, Dense):
-            rows = Dense([rows.column(0)], self.targets(place), self._members, len(self.tasks))
-        jacobian = rows.jacobian()
+        jacobian = self.rows(place).jacobian()
         self._require_finite(jacobian.movedim(-2, -1))
         return jacobian if self._scale is None else jacobian / self._scale
 
@@ -187,64 +190,72 @@ class Graph:
         if place in self._rows:
             return self._rows[place]
         known = self._rows.get("parameters")
-        rows: Rows
         if place == "representation":
             rows = self.through_heads()
-        elif isinstance(known, Dense):
+        elif known is not None:
             position = {id(p): k for k, p in enumerate(self.shared)}
             rows = known.among([position[id(p)] for p in self.targets(place)])
         else:
             chunk, keep = self._chunk(self), self._keep or place != "parameters"
-            rows = self.taken(self.targets(place), chunk, keep).map(self._door.mean)
+            rows = self.taken(self.targets(place), chunk, keep)
+            if not self._door.alone:
+                rows = rows.map(self._door.mean)
         self._rows[place] = rows
         return rows
 
     # The passes -------------------------------------------------------------------------------
 
-    def taken(self, targets: Sequence[Tensor], chunk: int, keep: bool = True) -> Dense:
+    def taken(self, targets: Sequence[Tensor], chunk: int, keep: bool = True) -> Rows:
         """g_i by `targets`, `chunk` tasks at a time, as each process has it.
 
         Unless the graph is to be kept, the last pass frees it: from all rows everything follows.
         """
         m = len(self.tasks)
+        rows, inputs = self._empty_rows(targets)
         if chunk > 1 and m > 1:
-            return self._vectorised(targets, chunk)
-        if self._features is None:
-            rows = self._from_losses(targets)
+            self._vectorised(rows, inputs, chunk)
+        elif self._features is None:
+            for i, row in enumerate(self._from_losses(inputs)):
+                rows.put(i, row)
         else:
             heads = self.through_heads()
-            rows = (self._through_trunk(heads.row(i), targets, keep or i < m - 1) for i in range(m))
-        return Dense.gathered(rows, targets, self._members, m)
+            for i in range(m):
+                rows.put(i, self._through_trunk(heads.row(i), inputs, keep or i < m - 1))
+        return rows
 
-    def _vectorised(self, targets: Sequence[Tensor], chunk: int) -> Dense:
+    def _empty_rows(self, targets: Sequence[Tensor]) -> tuple[Rows, list[Tensor | GradientEdge]]:
+        """Columns for gradients by `targets`, and what to differentiate by to fill them."""
+        m = len(self.tasks)
+        rows = Rows.empty(targets, self._members, m)
+        inputs: list[Tensor | GradientEdge] = list(targets)
+        always = self._factored == "always"
+        if self._factored == "never" or m == 1 or self._members or not self._door.alone:
+            return rows, inputs
+        outputs = self._each if self._features is None else self._features
+        least = len(outputs[0]) if outputs[0].ndim else 1
+        if always or may_pay(targets, m, least):
+            for k, layer in layers((y.grad_fn for y in outputs), targets).items():
+                if always or layer.pays(m):
+                    rows.columns[k], inputs[k] = layer.column(m), layer.edge
+        return rows, inputs
+
+    def _vectorised(self, rows: Rows, inputs: Sequence[Tensor | GradientEdge], chunk: int) -> None:
         """The passes of `chunk` tasks at a time, as one that runs on stacks."""
+        m = len(self.tasks)
         if self._features is None:
             outputs: Sequence[Tensor] = [self._losses]
-            m = len(self.tasks)
             each = torch.eye(m, dtype=outputs[0].dtype, device=outputs[0].device)
             stacks = [each.reshape(m, *(1,) * len(self._members), m).expand(m, *outputs[0].shape)]
         else:
-            heads = self.through_heads()
             outputs, stacks = [], []
-            for k, z in enumerate(self._features):
-                column = heads.column(k)
-                if column is not None and any(entry is not None for entry in column):
+            for z, column in zip(self._features, self.through_heads().columns, strict=True):
+                stack = column.stack()
+                if stack is not None:
                     outputs.append(z)
-                    stacks.append(_filled(column))
-        m = len(self.tasks)
-        columns: list[Tensor | None] = [None] * len(targets)
+                    stacks.append(stack)
         for i in range(0, m, chunk):
             part = slice(i, i + chunk)
-            gradients = _batched(outputs, targets, [stack[part] for stack in stacks])
-            for k, gradient in enumerate(gradients):
-                if gradient is not None and chunk < m:
-                    stack = columns[k]
-                    if stack is None:
-                        stack = columns[k] = gradient.new_empty(m, *gradient.shape[1:])
-                    stack[part] = gradient
-                else:
-                    columns[k] = gradient
-        return Dense(columns, targets, self._members, m)
+            rows.put(part, _batched(outputs, inputs, [stack[part] for stack in stacks]))
 
     def _representation(self) -> list[Tensor]:
         if not self._features:
@@ -262,9 +273,10 @@ class Graph:
             if self._readings:
                 self._heads = self._through_readings(features)
             else:
+                self._heads = Rows.empty(features, self._members, len(self.tasks))
                 with _cut(features):
-                    rows = self._from_losses(features)
-                    self._heads = Dense.gathered(rows, features, self._members, len(self.tasks))
+                    for i, row in enumerate(self._from_losses(features)):
+                        self._heads.put(i, row)
         return self._heads
 
     def _through_readings(self, features: Sequence[Tensor]) -> Rows:
@@ -282,18 +294,17 @@ class Graph:
         deltas = [d.to(z.dtype) for d in heads if d is not None]
         matrices = [w.detach().to(z.dtype) for w in weights if w is not None]
         if len(deltas) == len(matrices) == m:
-            return Factored(deltas, matrices, z)
-        rows = (
-            [d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype)]
-            for d, w in zip(heads, weights, strict=True)
-        )
-        return Dense.gathered(rows, features, self._members, m)
+            return Rows([Heads(deltas, matrices, z)], features, self._members, m)
+        rows = Rows.empty(features, self._members, m)
+        for i, (d, w) in enumerate(zip(heads, weights, strict=True)):
+            rows.put(i, [d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype)])
+        return rows
 
     @property
     def _takes_own(self) -> bool:
         return "own" in self.moves and self._own is None
 
-    def _from_losses(self, targets: Sequence[Tensor]) -> Iterator[Row]:
+    def _from_losses(self, targets: Sequence[Tensor | GradientEdge]) -> Iterator[Row]:
         """Each task's gradient, from its loss; own gradients come along with the last one."""
         own = self.own if self._takes_own else [[] for _ in self.tasks]
         kept: list[Row] = []
@@ -305,7 +316,7 @@ class Graph:
             self._own = kept
 
     def _through_trunk(
-        self, head: Row, targets: Sequence[Tensor], retain_graph: bool = True
+        self, head: Row, targets: Sequence[Tensor | GradientEdge], retain_graph: bool = True
     ) -> Row:
         """The gradient by `targets` that a gradient by Z brings."""
         pairs = [(z, d) for z, d in zip(self._representation(), head, strict=True) if d is not None]
@@ -461,7 +472,7 @@ class Graph:
 
 def _grad(
     outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | GradientEdge],
     gradients: Sequence[Tensor] | None = None,
     retain_graph: bool = True,
 ) -> Row:
@@ -469,14 +480,17 @@ def _grad(
         return []
     if gradients is None and outputs[0].ndim:
         gradients = [torch.ones_like(output) for output in outputs]
+    targets = cast(Sequence[Tensor], inputs)  # it takes a mixture of both
     row = torch.autograd.grad(
-        outputs, inputs, gradients, retain_graph=retain_graph, allow_unused=True
+        outputs, targets, gradients, retain_graph=retain_graph, allow_unused=True
     )
     return cast(Row, row)
 
 
 def _batched(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | GradientEdge],
+    gradients: Sequence[Tensor],
 ) -> Row:
     """One pass on gradients [c, ...] by the outputs; what it returns is [c, ...] too."""
     if not outputs:
@@ -486,7 +500,7 @@ def _batched(
             warnings.filterwarnings("ignore", "There is a performance drop")
             row = torch.autograd.grad(
                 outputs,
-                inputs,
+                cast(Sequence[Tensor], inputs),
                 gradients,
                 retain_graph=True,
                 allow_unused=True,
@@ -547,14 +561,6 @@ def _without(which: set[int], gradients: Row) -> tuple[Tensor | None, ...]:
 
 def _weighted_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
     return losses.sum() if weights is None else (losses * weights.to(losses.dtype)).sum()
-
-
-def _filled(column: Tensor | Sequence[Tensor | None]) -> Tensor:
-    """[m, ...], zeros where there was none."""
-    if isinstance(column, Tensor):
-        return column
-    some = next(entry for entry in column if entry is not None)
-    return torch.stack([torch.zeros_like(some) if g is None else g for g in column])
 
 
 def _added(update: Update, extra: Update | None) -> Update:

@@ -1,180 +1,190 @@
 """The gradients g_i of m tasks at some tensors, and the few products that anybody wants of them.
 
-Three forms, one meaning. A task's gradient is a `Row`, a tensor per target, None where the task
-does not reach it. `Dense` holds all rows, target by target: as the tensors that autograd made
-while the tasks are few, so that nothing is copied, and stacked [m, ...] when they are more, so that
-Gramian and combination are matrix products. `Factored` holds gradients by the features Z of heads
-that are linear, Y_i = Z W_iᵀ + b_i, as the pair (δ_i, W_i) with δ_i = ∂L_i/∂Y_i; the rows δ_i W_i,
-each as large as Z, are formed only when asked for, and the Gramian is
+`Rows` has a column per target: all tasks' gradients by it. Columns come in several forms with one
+meaning, each holding what costs least:
 
-    ⟨δ_i W_i, δ_j W_j⟩ = Σ_pq (δ_iᵀ δ_j)_pq (W_i W_jᵀ)_pq.
+    Few        the m tensors as autograd made them, while m is small: nothing is copied
+    Stacked    one tensor [m, ...]: Gramian and combination are matrix products
+    Heads      by the features of linear heads, δ_i W_i, kept as the factors δ_i and W_i
+    Product    by a layer's weight, δ_iᵀ A, likewise (`layers.py`), where rows are few
+    Scattered  by an embedding's table, likewise, the rows that a batch looks up
 
-Leading dimensions of the targets (`members`) are independent networks.
+A task's gradient by all targets is a `Row`, None where the task does not reach a target. Leading
+dimensions of the targets (`members`) are independent networks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
 
 from evenhand.gradients import Row
 
-Column = Tensor | Sequence[Tensor | None] | None
-"""All tasks' gradients by one target: stacked [m, ...], or one by one; None if none reaches it."""
-
 FEW = 3
-"""Up to so many tasks rows are kept as they come: the inner products of pairs cost less than copies
-of the rows."""
+"""Up to so many tasks tensors are kept as they come: the inner products of pairs cost less than
+copies of the rows."""
 
 
-class Rows(ABC):
-    """g_i for each of m tasks."""
-
-    @abstractmethod
-    def row(self, i: int) -> Row:
-        """g_i."""
+class Column(ABC):
+    """∂L_i/∂target for each of m tasks. It is put there task by task, or slice by slice."""
 
     @abstractmethod
-    def gramian(self) -> Tensor:
-        """⟨g_i, g_j⟩, [..., m, m], in single precision at least."""
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        """What autograd found for task `where`, or for a slice of the tasks, [c, ...]."""
 
     @abstractmethod
-    def combined(self, weights: Tensor) -> Row:
-        """Σ_i weights_i g_i, weights [..., m]; None where every row is."""
+    def entry(self, i: int) -> Tensor | None:
+        """Task i's."""
 
     @abstractmethod
-    def against(self, row: Row) -> Tensor:
-        """⟨g_i, row⟩, [..., m]."""
+    def stack(self) -> Tensor | None:
+        """All tasks', [m, ...], zeros where one does not reach; None if none does."""
 
     @abstractmethod
-    def column(self, k: int) -> Column:
-        """All tasks' gradients by the k-th target."""
+    def gramian(self) -> Tensor | None:
+        """The inner products, [..., m, m], in single precision at least; None if none reaches."""
+
+    @abstractmethod
+    def combined(self, weights: Tensor) -> Tensor | None:
+        """Σ_i weights_i · entry i, weights [..., m]; None if none reaches."""
+
+    @abstractmethod
+    def against(self, other: Tensor) -> Tensor | None:
+        """Each entry's inner product with `other`, [..., m]; None if none reaches."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Column:
+        """With every tensor replaced by what `function` makes of it."""
+        raise NotImplementedError(f"{type(self).__name__} is made where nothing is to be replaced")
 
 
-class Dense(Rows):
-    """The rows themselves.
+class Few(Column):
+    """The tensors as they come.
 
     Args:
-        columns: for each target, all tasks' gradients by it.
-        targets: what is differentiated by.
-        members: the shape that all targets begin with.
-        m: how many tasks.
+        entries: one per task.
+        members: the shape that the target begins with.
     """
 
-    def __init__(
-        self, columns: Iterable[Column], targets: Sequence[Tensor], members: torch.Size, m: int
-    ) -> None:
-        self.columns = list(columns)
-        self.targets = targets
+    def __init__(self, entries: Iterable[Tensor | None], members: torch.Size) -> None:
+        self.entries = list(entries)
         self.members = members
-        self.m = m
 
-    @classmethod
-    def gathered(
-        cls, rows: Iterable[Row], targets: Sequence[Tensor], members: torch.Size, m: int
-    ) -> Dense:
-        """From rows that come one after another and need not be kept as they are."""
-        if m <= FEW or members:
-            columns: list[Column] = [tuple(column) for column in zip(*rows, strict=True)]
-            return cls(columns, targets, members, m)
-        stacks: list[Tensor | None] = [None] * len(targets)
-        for i, row in enumerate(rows):
-            for k, entry in enumerate(row):
-                if entry is not None:
-                    stack = stacks[k]
-                    if stack is None:
-                        stack = stacks[k] = entry.new_zeros(m, *entry.shape)
-                    stack[i] = entry
-        return cls(stacks, targets, members, m)
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        if isinstance(where, int):
+            self.entries[where] = gradient
+        elif gradient is not None:
+            self.entries[where] = gradient.unbind()
 
-    def among(self, positions: Sequence[int]) -> Dense:
-        """The same rows at some of the targets."""
-        columns = [self.columns[k] for k in positions]
-        return Dense(columns, [self.targets[k] for k in positions], self.members, self.m)
+    def entry(self, i: int) -> Tensor | None:
+        return self.entries[i]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Dense:
-        """With every tensor replaced by what `function` makes of it."""
-        columns = [_mapped(column, function) for column in self.columns]
-        return Dense(columns, self.targets, self.members, self.m)
+    def stack(self) -> Tensor | None:
+        some = next((entry for entry in self.entries if entry is not None), None)
+        if some is None:
+            return None
+        return torch.stack([torch.zeros_like(some) if g is None else g for g in self.entries])
 
-    def row(self, i: int) -> Row:
-        return [None if column is None else column[i] for column in self.columns]
+    def gramian(self) -> Tensor | None:
+        return _gramian(self.stack(), self.members)
 
-    def column(self, k: int) -> Column:
-        return self.columns[k]
+    def products(self) -> list[Tensor]:
+        """⟨g_i, g_j⟩ for i ≤ j of a single network, scalars; none if no task reaches."""
+        some = next((entry for entry in self.entries if entry is not None), None)
+        if some is None:
+            return []
+        wide = torch.promote_types(some.dtype, torch.float32)
+        flat = [None if g is None else g.reshape(-1).to(wide) for g in self.entries]
+        zero = some.new_zeros((), dtype=wide)
+        pairs = combinations_with_replacement(flat, 2)
+        return [zero if g is None or h is None else torch.dot(g, h) for g, h in pairs]
 
-    def gramian(self) -> Tensor:
-        reference = self.targets[0]
-        dtype = torch.promote_types(reference.dtype, torch.float32)
-        gramian = torch.zeros(*self.members, self.m, self.m, dtype=dtype, device=reference.device)
-        pairs = []
-        for column in self.columns:
-            if column is None or not any(entry is not None for entry in column):
-                continue
-            if self.m <= FEW and not self.members:
-                pairs.append(_inner_products(column, dtype))
-            else:
-                block = self._matrix(column).to(dtype)
-                gramian += block @ block.mT
-        if pairs:
-            total = torch.stack([product for column in pairs for product in column])
-            upper = total.view(len(pairs), -1).sum(0)
-            rows, columns = torch.triu_indices(self.m, self.m, device=upper.device)
-            gramian[rows, columns] = upper
-            gramian[columns, rows] = upper
-        return gramian
-
-    def combined(self, weights: Tensor) -> Row:
-        return [self._combined(column, weights) for column in self.columns]
-
-    def _combined(self, column: Column, weights: Tensor) -> Tensor | None:
-        if isinstance(column, Tensor):
-            total: Tensor = weights.to(column.dtype) @ column.flatten(1)
-            return total.view(column.shape[1:])
-        sum_so_far: Tensor | None = None
-        for entry, weight in zip(column or (), weights.unbind(-1), strict=column is not None):
+    def combined(self, weights: Tensor) -> Tensor | None:
+        total: Tensor | None = None
+        for entry, weight in zip(self.entries, weights.unbind(-1), strict=True):
             if entry is not None:
                 by = beside(weight, entry)
-                sum_so_far = entry * by if sum_so_far is None else sum_so_far.addcmul_(entry, by)
-        return sum_so_far
-
-    def against(self, row: Row) -> Tensor:
-        reference = self.targets[0]
-        total = reference.new_zeros(*self.members, self.m)
-        for column, other in zip(self.columns, row, strict=True):
-            if column is None or other is None:
-                continue
-            flat = other.reshape(*self.members, -1, 1)
-            total += (self._matrix(column) @ flat).squeeze(-1)
+                total = entry * by if total is None else total.addcmul_(entry, by)
         return total
 
-    def _matrix(self, column: Tensor | Sequence[Tensor | None]) -> Tensor:
-        """[..., m, n]."""
-        if not isinstance(column, Tensor):
-            some = next(entry for entry in column if entry is not None)
-            column = torch.stack([torch.zeros_like(some) if g is None else g for g in column])
-        return column.reshape(self.m, *self.members, -1).movedim(0, -2)
+    def against(self, other: Tensor) -> Tensor | None:
+        return _against(self.stack(), other, self.members)
 
-    def jacobian(self) -> Tensor:
-        """The rows flattened and joined, [..., m, n]; zeros where a task does not reach."""
-        pieces = []
-        for column, target in zip(self.columns, self.targets, strict=True):
-            if column is None or not any(entry is not None for entry in column):
-                size = target.numel() // self.members.numel()
-                pieces.append(target.new_zeros(*self.members, self.m, size))
-            else:
-                pieces.append(self._matrix(column))
-        return torch.cat(pieces, dim=-1)
+    def map(self, function: Callable[[Tensor], Tensor]) -> Few:
+        return Few([None if g is None else function(g) for g in self.entries], self.members)
 
 
-class Factored(Rows):
-    """δ_i W_i, for heads that are linear.
+class Stacked(Column):
+    """One tensor for all tasks.
 
     Args:
-        deltas: ∂L_i/∂Y_i for each task, [..., o_i].
+        m: how many tasks.
+        members: the shape that the target begins with.
+        tensor: [m, ...], where it is known already.
+    """
+
+    def __init__(self, m: int, members: torch.Size, tensor: Tensor | None = None) -> None:
+        self.m = m
+        self.members = members
+        self._tensor = tensor
+        self._missing = [tensor is None] * m
+
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        several = isinstance(where, slice)
+        tensor = self._tensor
+        if several and gradient.shape[0] == self.m:
+            self._tensor = gradient
+        elif tensor is None:
+            shape = gradient.shape[1:] if several else gradient.shape
+            tensor = self._tensor = gradient.new_empty(self.m, *shape)
+            tensor[where] = gradient
+        else:
+            tensor[where] = gradient
+        for i in range(*where.indices(self.m)) if isinstance(where, slice) else (where,):
+            self._missing[i] = False
+
+    def entry(self, i: int) -> Tensor | None:
+        return None if self._missing[i] or self._tensor is None else self._tensor[i]
+
+    def stack(self) -> Tensor | None:
+        if self._tensor is not None and any(self._missing):
+            self._tensor[[i for i, missing in enumerate(self._missing) if missing]] = 0
+            self._missing = [False] * self.m
+        return self._tensor
+
+    def gramian(self) -> Tensor | None:
+        return _gramian(self.stack(), self.members)
+
+    def combined(self, weights: Tensor) -> Tensor | None:
+        tensor = self.stack()
+        if tensor is None:
+            return None
+        if self.members:
+            return Few(tensor.unbind(), self.members).combined(weights)
+        return (weights.to(tensor.dtype) @ tensor.flatten(1)).view(tensor.shape[1:])
+
+    def against(self, other: Tensor) -> Tensor | None:
+        return _against(self.stack(), other, self.members)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Stacked:
+        tensor = self.stack()
+        return Stacked(self.m, self.members, None if tensor is None else function(tensor))
+
+
+class Heads(Column):
+    """By the features Z of heads that are linear, Y_i = Z W_iᵀ + b_i: δ_i W_i, δ_i = ∂L_i/∂Y_i.
+
+    The rows, each as large as Z, are formed only when asked for, and the Gramian is
+
+        ⟨δ_i W_i, δ_j W_j⟩ = Σ_pq (δ_iᵀ δ_j)_pq (W_i W_jᵀ)_pq.
+
+    Args:
+        deltas: δ_i for each task, [..., o_i].
         matrices: W_i, [o_i, k].
         features: Z, [..., k].
     """
@@ -189,33 +199,37 @@ class Factored(Rows):
         self._delta = torch.cat([d.reshape(-1, d.shape[-1]) for d in deltas], dim=-1)  # [b, Σo]
         self._matrix = torch.cat(list(matrices))  # [Σo, k]
 
-    def row(self, i: int) -> Row:
-        return [self._deltas[i] @ self._matrices[i]]
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        raise NotImplementedError("the factors are known from the start")
 
-    def column(self, k: int) -> Column:
-        return [self.row(i)[k] for i in range(len(self._deltas))]
+    def entry(self, i: int) -> Tensor | None:
+        return self._deltas[i] @ self._matrices[i]
 
-    def gramian(self) -> Tensor:
+    def stack(self) -> Tensor | None:
+        m = len(self._deltas)
+        stack = self._features.new_empty(m, *self._features.shape)
+        for delta, matrix, out in zip(self._deltas, self._matrices, stack, strict=True):
+            torch.matmul(delta, matrix, out=out)
+        return stack
+
+    def gramian(self) -> Tensor | None:
         b, width = self._delta.shape
         k, m = self._matrix.shape[1], len(self._deltas)
         if width**2 * (b + k) > m * b * k * (m + width):
-            return self._dense().gramian()
+            return _gramian(self.stack(), torch.Size())
         delta, matrix = self._delta, self._matrix
         if delta.dtype in (torch.float16, torch.bfloat16):
             delta, matrix = delta.float(), matrix.float()
         return self._summed(self._summed((delta.mT @ delta) * (matrix @ matrix.mT)).mT)
 
-    def combined(self, weights: Tensor) -> Row:
+    def combined(self, weights: Tensor) -> Tensor | None:
         spread = weights.to(self._delta.dtype)
         if max(self._widths) > 1:
             widths = torch.tensor(self._widths, device=spread.device)
             spread = spread.repeat_interleave(widths, output_size=self._delta.shape[1])
-        return [((self._delta * spread) @ self._matrix).view_as(self._features)]
+        return ((self._delta * spread) @ self._matrix).view_as(self._features)
 
-    def against(self, row: Row) -> Tensor:
-        (other,) = row
-        if other is None:
-            return self._delta.new_zeros(len(self._deltas))
+    def against(self, other: Tensor) -> Tensor | None:
         through = other.reshape(-1, other.shape[-1]) @ self._matrix.mT
         return self._summed((self._delta * through).sum(0, keepdim=True)).squeeze(0)
 
@@ -227,10 +241,99 @@ class Factored(Rows):
             [piece.sum(-1) for piece in torch.split(values, self._widths, dim=-1)], dim=-1
         )
 
-    def _dense(self) -> Dense:
-        m = len(self._deltas)
-        rows = (self.row(i) for i in range(m))
-        return Dense.gathered(rows, [self._features], torch.Size(), m)
+
+class Rows:
+    """g_i for each of m tasks.
+
+    Args:
+        columns: all tasks' gradients by each target.
+        targets: what is differentiated by.
+        members: the shape that all targets begin with.
+        m: how many tasks.
+    """
+
+    def __init__(
+        self, columns: list[Column], targets: Sequence[Tensor], members: torch.Size, m: int
+    ) -> None:
+        self.columns = columns
+        self.targets = targets
+        self.members = members
+        self.m = m
+
+    @classmethod
+    def empty(cls, targets: Sequence[Tensor], members: torch.Size, m: int) -> Rows:
+        """Plain columns, to be filled."""
+        return cls([plain_column(m, members) for _ in targets], targets, members, m)
+
+    def put(self, where: int | slice, row: Row) -> None:
+        """What autograd found for a task, or for a slice of them."""
+        for column, gradient in zip(self.columns, row, strict=True):
+            column.put(where, gradient)
+
+    def among(self, positions: Sequence[int]) -> Rows:
+        """The same rows at some of the targets."""
+        columns = [self.columns[k] for k in positions]
+        return Rows(columns, [self.targets[k] for k in positions], self.members, self.m)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
+        """With every tensor replaced by what `function` makes of it."""
+        columns = [column.map(function) for column in self.columns]
+        return Rows(columns, self.targets, self.members, self.m)
+
+    def row(self, i: int) -> Row:
+        """g_i."""
+        return [column.entry(i) for column in self.columns]
+
+    def gramian(self) -> Tensor:
+        """⟨g_i, g_j⟩, [..., m, m], in single precision at least."""
+        reference = self.targets[0]
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        gramian = torch.zeros(*self.members, self.m, self.m, dtype=dtype, device=reference.device)
+        pairs = []
+        for column in self.columns:
+            if isinstance(column, Few) and not self.members:
+                pairs += column.products()
+            elif (block := column.gramian()) is not None:
+                gramian += block
+        if pairs:  # all columns' in one tensor: a two-task step should not start many operations
+            upper = torch.stack(pairs).view(-1, self.m * (self.m + 1) // 2).sum(0)
+            rows, columns = torch.triu_indices(self.m, self.m, device=upper.device)
+            block = torch.zeros_like(gramian)
+            block[rows, columns] = upper
+            block[columns, rows] = upper
+            gramian += block
+        return gramian
+
+    def combined(self, weights: Tensor) -> Row:
+        """Σ_i weights_i g_i, weights [..., m]; None where every row is."""
+        return [column.combined(weights) for column in self.columns]
+
+    def against(self, row: Row) -> Tensor:
+        """⟨g_i, row⟩, [..., m]."""
+        total = self.targets[0].new_zeros(*self.members, self.m)
+        for column, other in zip(self.columns, row, strict=True):
+            if other is not None and (part := column.against(other)) is not None:
+                total += part
+        return total
+
+    def jacobian(self) -> Tensor:
+        """The rows flattened and joined, [..., m, n]; zeros where a task does not reach."""
+        pieces = []
+        for column, target in zip(self.columns, self.targets, strict=True):
+            stack = column.stack()
+            if stack is None:
+                size = target.numel() // self.members.numel()
+                pieces.append(target.new_zeros(*self.members, self.m, size))
+            else:
+                pieces.append(_matrix(stack, self.members))
+        return torch.cat(pieces, dim=-1)
+
+
+def plain_column(m: int, members: torch.Size) -> Column:
+    """An empty column of the form that suits m tasks."""
+    if m <= FEW or members:
+        return Few([None] * m, members)
+    return Stacked(m, members)
 
 
 # Small arithmetic --------------------------------------------------------------------------------
@@ -244,19 +347,20 @@ def beside(weight: Tensor, gradient: Tensor) -> Tensor:
     return weight.reshape(weight.shape + (1,) * (gradient.ndim - weight.ndim))
 
 
-def _inner_products(column: Tensor | Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
-    """⟨g_i, g_j⟩ for i ≤ j, row by row."""
-    flat = [None if g is None else g.reshape(-1).to(dtype) for g in column]
-    some = next(g for g in flat if g is not None)
-    zero = some.new_zeros(())
-    return [
-        zero if one is None or other is None else torch.dot(one, other)
-        for i, one in enumerate(flat)
-        for other in flat[i:]
-    ]
+def _matrix(stack: Tensor, members: torch.Size) -> Tensor:
+    """[m, *members, ...] → [*members, m, n]."""
+    return stack.reshape(stack.shape[0], *members, -1).movedim(0, -2)
 
 
-def _mapped(column: Column, function: Callable[[Tensor], Tensor]) -> Column:
-    if column is None or isinstance(column, Tensor):
-        return None if column is None else function(column)
-    return [None if entry is None else function(entry) for entry in column]
+def _gramian(stack: Tensor | None, members: torch.Size) -> Tensor | None:
+    if stack is None:
+        return None
+    block = _matrix(stack, members)
+    block = block.to(torch.promote_types(block.dtype, torch.float32))
+    return block @ block.mT
+
+
+def _against(stack: Tensor | None, other: Tensor, members: torch.Size) -> Tensor | None:
+    if stack is None:
+        return None
+    return (_matrix(stack, members) @ other.reshape(*members, -1, 1)).squeeze(-1)

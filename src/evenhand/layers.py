@@ -1,0 +1,331 @@
+"""Weights that enter the graph through one product, whose gradients need not be formed.
+
+Where W is used once, as Y = A Wᵀ (a linear layer on r rows, or a convolution on r patches), the
+gradient of task i is g_i = δ_iᵀ A with δ_i = ∂L_i/∂Y [r, o] and A [r, k]. With the kernel
+K = A Aᵀ [r, r] the inner products are
+
+    ⟨g_i, g_j⟩ = Σ_st K_st ⟨δ_i, δ_j⟩_st = ⟨δ_i, K δ_j⟩,
+
+and Σ w_i g_i = (Σ w_i δ_i)ᵀ A is one product for any number of tasks. So a pass through the trunk
+need only bring δ_i to each layer; no Jacobian is formed, and no second pass is taken. It pays where
+rows are few beside the widths: r² o < r o k, roughly. The table of an embedding is looked up: g_i
+has the rows δ_i, added up where an index repeats, and zeros elsewhere.
+
+All is read off autograd's own nodes, which hold A and say how often W is used; hooks on modules
+and wrappers around them are no obstacle. What is not recognised, or used more than once (tied
+weights, losses that contain derivatives of the network), is differentiated by itself as ever, so
+the result is exact for every network.
+
+δ_i alone decide the rounding of g_i; sums over r × r terms that cancel would lose more, so
+the kernel and its products are taken in double precision. Memory: m r o numbers for δ
+instead of m o k for the gradients.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional
+
+from evenhand.rows import Column, Stacked
+
+Factored = Literal["auto", "never", "always"]
+"""Where gradients by layers' weights are kept as factors: where that takes less arithmetic, nowhere
+(they are formed), or wherever it can be done."""
+
+Users = Mapping[Any, Sequence[tuple[Any, int]]]
+"""For each node of the graph the nodes that use its output, and as which argument."""
+
+DOUBLE = {"cpu": 3, "cuda": 3}
+"""What a product in double precision takes, in single ones. Other devices have no such type."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer(ABC):
+    """One use of one weight.
+
+    Attributes:
+        weight: the parameter W.
+        node: the node that computed Y.
+    """
+
+    weight: Tensor
+    node: Any
+
+    @property
+    def edge(self) -> GradientEdge:
+        """What to differentiate by: Y."""
+        return GradientEdge(self.node, 0)
+
+    @abstractmethod
+    def pays(self, m: int) -> bool:
+        """Whether `column` takes less arithmetic than m gradients."""
+
+    @abstractmethod
+    def column(self, m: int) -> Column:
+        """An empty column, into which gradients by Y are put; call it before the graph is gone."""
+
+
+class Linear(Layer):
+    """Y = A Wᵀ, a product of matrices."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """A, [r, k]."""
+        name = "_saved_mat1" if self.node.name() == "AddmmBackward0" else "_saved_self"
+        return cast(Tensor, getattr(self.node, name))
+
+    @property
+    def count(self) -> int:
+        """The number of rows, r."""
+        return len(self.inputs)
+
+    def rows(self, delta: Tensor) -> Tensor:
+        """∂L/∂Y as [..., r, o]."""
+        return delta
+
+    def pays(self, m: int) -> bool:
+        return _product_pays(self.weight, m, self.count)
+
+    def column(self, m: int) -> Column:
+        return Product(self, m)
+
+
+class Convolution(Linear):
+    """Y = A Wᵀ with the patches A that a convolution sees."""
+
+    @property
+    def inputs(self) -> Tensor:
+        node, x = self.node, self.node._saved_input
+        flat = x.ndim == 3  # one dimension: a picture of height 1
+        patches = functional.unfold(
+            x.unsqueeze(2) if flat else x,
+            _plane(self.weight.shape[2:], 1),
+            dilation=_plane(node._saved_dilation, 1),
+            padding=_plane(node._saved_padding, 0),
+            stride=_plane(node._saved_stride, 1),
+        )
+        return patches.mT.reshape(-1, patches.shape[1])
+
+    @property
+    def count(self) -> int:
+        node = self.node
+        sizes = zip(
+            node._saved_input.shape[2:],
+            self.weight.shape[2:],
+            node._saved_stride,
+            node._saved_padding,
+            node._saved_dilation,
+            strict=True,
+        )
+        places = prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        return int(len(node._saved_input) * places)
+
+    def rows(self, delta: Tensor) -> Tensor:
+        """[..., b, o, places] → [..., r, o]."""
+        channels = -self.weight.ndim + 1
+        last = delta.movedim(channels, -1)
+        return last.reshape(*delta.shape[: channels - 1], -1, delta.shape[channels])
+
+
+class Embedding(Layer):
+    """Y = W[indices]."""
+
+    def pays(self, m: int) -> bool:
+        return _lookup_pays(self.weight, self.node._saved_indices.numel())
+
+    def column(self, m: int) -> Column:
+        return Scattered(self.weight, self.node._saved_indices, self.node._saved_padding_idx, m)
+
+
+# Columns ---------------------------------------------------------------------------------------
+
+
+class Product(Column):
+    """g_i = δ_iᵀ A, as its factors."""
+
+    def __init__(self, layer: Linear, m: int) -> None:
+        self.layer = layer
+        self.inputs = layer.inputs
+        self.deltas = Stacked(m, torch.Size())
+
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        self.deltas.put(where, None if gradient is None else self.layer.rows(gradient))
+
+    def entry(self, i: int) -> Tensor | None:
+        delta = self.deltas.entry(i)
+        return None if delta is None else self._gradient(delta)
+
+    def stack(self) -> Tensor | None:
+        deltas = self.deltas.stack()
+        return None if deltas is None else self._gradient(deltas)
+
+    def gramian(self) -> Tensor | None:
+        deltas = self.deltas.stack()
+        if deltas is None:
+            return None
+        wide = torch.float64 if deltas.device.type in DOUBLE else deltas.dtype
+        a, deltas = self.inputs.to(wide), deltas.to(wide)
+        through = (a @ a.mT) @ deltas
+        return deltas.flatten(1) @ through.flatten(1).mT
+
+    def combined(self, weights: Tensor) -> Tensor | None:
+        delta = self.deltas.combined(weights)
+        return None if delta is None else self._gradient(delta)
+
+    def against(self, other: Tensor) -> Tensor | None:
+        return self.deltas.against(self.inputs @ other.flatten(1).mT)
+
+    def _gradient(self, delta: Tensor) -> Tensor:
+        """δᵀA, [..., r, o] → the weight's shape."""
+        gradient = delta.mT @ self.inputs
+        return gradient.reshape(*delta.shape[:-2], *self.layer.weight.shape)
+
+
+class Scattered(Column):
+    """Rows of a table at the places that were looked up; zeros elsewhere.
+
+    Args:
+        table: W, [n, d].
+        indices: of the rows that were looked up.
+        padding: the row that gets no gradient; negative for none.
+        m: how many tasks.
+    """
+
+    def __init__(self, table: Tensor, indices: Tensor, padding: int, m: int) -> None:
+        self.table = table
+        self.places, self.order = torch.unique(indices, return_inverse=True)
+        self.trained = (self.places != padding).unsqueeze(-1)
+        self.found = Stacked(m, torch.Size())
+
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        several = isinstance(where, slice)
+        lead, width = gradient.shape[: 1 if several else 0], self.table.shape[1]
+        sums = gradient.new_zeros(*lead, len(self.places), width)
+        sums.index_add_(-2, self.order.flatten(), gradient.reshape(*lead, -1, width))
+        self.found.put(where, sums * self.trained)
+
+    def entry(self, i: int) -> Tensor | None:
+        return self._spread(self.found.entry(i))
+
+    def stack(self) -> Tensor | None:
+        return self._spread(self.found.stack())
+
+    def gramian(self) -> Tensor | None:
+        return self.found.gramian()
+
+    def combined(self, weights: Tensor) -> Tensor | None:
+        return self._spread(self.found.combined(weights))
+
+    def against(self, other: Tensor) -> Tensor | None:
+        return self.found.against(other[self.places])
+
+    def _spread(self, found: Tensor | None) -> Tensor | None:
+        """[..., u, d] → [..., n, d]."""
+        if found is None:
+            return None
+        whole = found.new_zeros(*found.shape[:-2], *self.table.shape)
+        whole[..., self.places, :] = found
+        return whole
+
+
+# Where they pay --------------------------------------------------------------------------------
+
+
+def may_pay(targets: Iterable[Tensor], m: int, least: int) -> bool:
+    """Whether any target could be a weight for which factors pay, with `least` rows or more."""
+    wide = (weight for weight in targets if weight.ndim > 1)
+    return any(_product_pays(w, m, least) or _lookup_pays(w, least) for w in wide)
+
+
+def _product_pays(weight: Tensor, m: int, r: int) -> bool:
+    """Multiplications: the kernel, its products with δ, their Gramian, the sum; or m gradients."""
+    o, k = len(weight), weight[0].numel()
+    known = weight.dtype == torch.float64
+    double = 1 if known else DOUBLE.get(weight.device.type, 1)
+    kernel = r * r * k + m * r * r * o + m * m * r * o
+    return double * kernel + r * o * k < m * r * o * k + m * m * o * k
+
+
+def _lookup_pays(weight: Tensor, count: int) -> bool:
+    return 2 * count < len(weight)
+
+
+# Finding them ----------------------------------------------------------------------------------
+
+
+def layers(roots: Iterable[Any], targets: Sequence[Tensor]) -> dict[int, Layer]:
+    """By its position, each of `targets` that is the weight of one layer used once.
+
+    Args:
+        roots: the nodes from which gradients will be taken.
+        targets: parameters.
+    """
+    users = _users(roots)
+    found = {}
+    for position, weight in enumerate(targets):
+        if weight.ndim < 2 or not weight.is_leaf or weight._backward_hooks:
+            continue
+        layer = _layer(weight, users)
+        if layer is not None:
+            found[position] = layer
+    return found
+
+
+def _users(roots: Iterable[Any]) -> Users:
+    users: dict[Any, list[tuple[Any, int]]] = defaultdict(list)
+    stack = list({root: None for root in roots if root is not None})
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        for slot, (child, _) in enumerate(node.next_functions):
+            if child is not None:
+                users[child].append((node, slot))
+                if child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+    return users
+
+
+def _layer(weight: Tensor, users: Users) -> Layer | None:
+    node, slot, transposed = get_gradient_edge(weight).node, 0, False
+    while len(users.get(node, ())) == 1:
+        ((node, slot),) = users[node]
+        match node.name():
+            case "TBackward0" if not transposed:
+                transposed = True
+            case "AddmmBackward0" if transposed and slot == 2 and node._saved_alpha == 1:
+                return Linear(weight, node)
+            case "MmBackward0" if transposed and slot == 1:
+                return Linear(weight, node)
+            case "ConvolutionBackward0" if slot == 1 and not transposed and _is_plain(node):
+                return Convolution(weight, node)
+            case "EmbeddingBackward0" if not (
+                transposed or node._saved_sparse or node._saved_scale_grad_by_freq
+            ):
+                return Embedding(weight, node)
+            case _:
+                return None
+    return None
+
+
+def _is_plain(node: Any) -> bool:
+    """Whether a convolution is one of unfolded patches with one matrix."""
+    plain = node._saved_groups == 1 and not node._saved_transposed
+    return plain and node._saved_input.ndim in (3, 4)
+
+
+def _plane(sizes: Iterable[int], height: int) -> tuple[int, ...]:
+    """Two sizes, where there may be one."""
+    sizes = tuple(sizes)
+    return sizes if len(sizes) == 2 else (height, *sizes)
