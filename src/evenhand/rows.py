@@ -83,10 +83,7 @@ class Few(Column):
         return self.entries[i]
 
     def stack(self) -> Tensor | None:
-        some = next((entry for entry in self.entries if entry is not None), None)
-        if some is None:
-            return None
-        return torch.stack([torch.zeros_like(some) if g is None else g for g in self.entries])
+        return stacked(self.entries)
 
     def gramian(self) -> Tensor | None:
         return _gramian(self.stack(), self.members)
@@ -130,31 +127,23 @@ class Stacked(Column):
         self.m = m
         self.members = members
         self._tensor = tensor
-        self._missing = [tensor is None] * m
+        self._entries: list[Tensor | None] = [None] * m  # until they are stacked, after all passes
 
     def put(self, where: int | slice, gradient: Tensor | None) -> None:
-        if gradient is None:
-            return
-        several = isinstance(where, slice)
-        tensor = self._tensor
-        if several and gradient.shape[0] == self.m:
+        if isinstance(where, int):
+            self._entries[where] = gradient
+        elif gradient is not None and len(gradient) == self.m:
             self._tensor = gradient
-        elif tensor is None:
-            shape = gradient.shape[1:] if several else gradient.shape
-            tensor = self._tensor = gradient.new_empty(self.m, *shape)
-            tensor[where] = gradient
-        else:
-            tensor[where] = gradient
-        for i in range(*where.indices(self.m)) if isinstance(where, slice) else (where,):
-            self._missing[i] = False
+        elif gradient is not None:
+            self._entries[where] = gradient.unbind()
 
     def entry(self, i: int) -> Tensor | None:
-        return None if self._missing[i] or self._tensor is None else self._tensor[i]
+        return self._entries[i] if self._tensor is None else self._tensor[i]
 
     def stack(self) -> Tensor | None:
-        if self._tensor is not None and any(self._missing):
-            self._tensor[[i for i, missing in enumerate(self._missing) if missing]] = 0
-            self._missing = [False] * self.m
+        if self._tensor is None:
+            self._tensor = stacked(self._entries)
+            self._entries = []
         return self._tensor
 
     def gramian(self) -> Tensor | None:
@@ -345,6 +334,14 @@ def beside(weight: Tensor, gradient: Tensor) -> Tensor:
     if not weight.ndim:
         return weight
     return weight.reshape(weight.shape + (1,) * (gradient.ndim - weight.ndim))
+
+
+def stacked(entries: Sequence[Tensor | None]) -> Tensor | None:
+    """[m, ...], zeros for those that are None; None if all are."""
+    some = next((entry for entry in entries if entry is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.zeros_like(some) if g is None else g for g in entries])
 
 
 def _matrix(stack: Tensor, members: torch.Size) -> Tensor:
