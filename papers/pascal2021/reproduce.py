@@ -132,7 +132,8 @@ def paths(runs: Runs) -> Figure:
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     dashings = figures.DASHES + figures.DASHES[2:] + figures.DASHES[:2]  # no look comes twice
-    looks = dict(zip(runs, zip(figures.PALETTE * 2, dashings, strict=True), strict=False))
+    colors = (*figures.PALETTE, figures.INK, figures.GREY)
+    looks = dict(zip(runs, zip(colors, dashings, strict=False), strict=False))
     for name, several in runs.items():
         color, dashes = looks[name]
         travelled = [list(accumulate(values["path"], initial=0.0)) for values in several]
