@@ -45,17 +45,14 @@ def test_bellavia2026(tmp_path) -> None:
     drawn = ("figure2-data", "quadrants-loss", "quadrants-rate", "signals-loss", "signals-rate")
     tables = quick("bellavia2026", tmp_path, *drawn)
     for rows in tables.values():
-        measured = {
-            row: {
-                quantity: mean for quantity, (mean, _, _) in of.items() if "seconds" not in quantity
-            }
-            for row, of in rows.items()
-        }
-        every, tenth, hundredth, plain = measured.values()
-        # In two epochs the heads have had their turn only where turns change after one.
+        every, tenth, hundredth, plain = (
+            {quantity: mean for quantity, (mean, *_) in row.items() if "seconds" not in quantity}
+            for row in rows.values()
+        )
+        # In two epochs the heads have had a turn only where turns change after one.
         assert tenth == hundredth
         assert every != tenth != plain
-        assert all(0 <= v <= 1 for q, v in plain.items() if "recall" in q)
+        assert all(0 <= recall <= 1 for quantity, recall in plain.items() if "recall" in quantity)
 
 
 def test_pascal2021(tmp_path) -> None:

@@ -37,7 +37,9 @@ def reproduce_timing(ledger: Ledger, quick: bool, workers: int) -> None:
     table = timing.rows({cell["tasks"]: found[key(cell)] for cell in cells})
     for row, quantities in table.items():
         print(f"  {row:10}" + "  ".join(f"{q} {v[0]:.4g}" for q, v in quantities.items()))
-    note = f"ResNet-18 on 64×64, batches of {batch}, one thread; the paper's are a GPU's time units."
+    note = (
+        f"ResNet-18 on 64×64, batches of {batch}, one thread; the paper's are a GPU's time units."
+    )
     ledger.write("timing", table, PAPER, note)
 
 

@@ -22,9 +22,7 @@ from evenhand.data import celeba
 def run(cell: dict[str, Any]) -> dict[str, Any]:
     """CPU milliseconds of a step of either, every round."""
     torch.manual_seed(0)
-    steps = {
-        at: step(at, cell["tasks"], cell["batch"]) for at in ("parameters", "representation")
-    }
+    steps = {at: step(at, cell["tasks"], cell["batch"]) for at in ("parameters", "representation")}
     for take in steps.values():
         take()
     times: dict[str, list[float]] = {at: [] for at in steps}
