@@ -64,8 +64,8 @@ NOTE = (
 )
 CHOSEN_NOTE = "Likewise, four recipes, each at the best of four rates by validation with seed 0."
 LONGER_NOTE = (
-    "The sum alone, at the rate chosen for it, for 64 epochs: as many passes through the trunk as "
-    "the steps for eight tasks make in 8."
+    "The sum alone, at the rate chosen for it, for at most 64 epochs (as many passes through the "
+    "trunk as the steps for eight tasks make in 8), stopped after 10 without improvement."
 )
 ACCURACIES = ("left", "right", "left-parity", "right-parity", "larger", "equal")
 Runs = Mapping[str, list[dict[str, Any]]]
