@@ -25,7 +25,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from multiprocessing import get_context
@@ -88,24 +88,16 @@ class Ledger:
     ) -> dict[str, dict[str, Any]]:
         """Make the missing runs, in the order given; what `run` returns must be fit for JSON.
 
-        Runs are made in `workers` processes of one thread each. A run that raises ends the study;
-        what was finished before is kept.
+        Runs are made in `workers` processes of one thread each, a single one in this process. A run
+        that raises ends the study; what was finished before is kept.
         """
         missing = [dict(cell) for cell in cells if key(cell) not in self.found(experiment)]
-        context = get_context("spawn")
         done = len(cells) - len(missing)
-        with ProcessPoolExecutor(max(1, workers), context) as pool:
-            futures = {pool.submit(_timed, run, cell): cell for cell in missing}
-            try:
-                for future in as_completed(futures):
-                    values, cost = future.result()
-                    done += 1
-                    self._add(experiment, futures[future], values, cost)
-                    told = " ".join(f"{k}={v}" for k, v in futures[future].items())
-                    print(f"{experiment} {done}/{len(cells)}  {told}  {cost:.0f} s", flush=True)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for cell, values, cost in _runs(run, missing, workers):
+            done += 1
+            self._add(experiment, cell, values, cost)
+            told = " ".join(f"{k}={v}" for k, v in cell.items())
+            print(f"{experiment} {done}/{len(cells)}  {told}  {cost:.0f} s", flush=True)
         found = self.found(experiment)
         return {key(cell): found[key(cell)] for cell in cells}
 
@@ -150,6 +142,24 @@ class Ledger:
 def key(cell: Cell) -> str:
     """A cell as a string, whatever the order of its entries."""
     return json.dumps(dict(cell), sort_keys=True)
+
+
+def _runs(
+    run: Callable[[dict[str, Any]], dict[str, Any]], cells: Sequence[dict[str, Any]], workers: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], float]]:
+    """(cell, what `run` returned, CPU seconds) of each run as it ends."""
+    if workers <= 1:
+        for cell in cells:
+            yield cell, *_timed(run, cell)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        futures = {pool.submit(_timed, run, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], *future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _timed(

@@ -14,6 +14,7 @@ from typing import Any
 
 from ledger import Ledger, key, summary
 
+from evenhand.data import Problem
 from evenhand.experiment import Job, Settings, load_problem, training
 from evenhand.gradients import NonFiniteError
 from evenhand.recipes import recipe
@@ -56,9 +57,7 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
     """Train one network; its metrics at the best epoch, and its curves."""
     problem = replace(load_problem(cell["source"]), batch_size=cell["batch"])
     if cell["samples"] is not None:
-        train = problem.train
-        few = {task: target[: cell["samples"]] for task, target in train.targets.items()}
-        problem = replace(problem, train=type(train)(train.inputs[: cell["samples"]], few))
+        problem = with_few(problem, cell["samples"])
     settings = Settings(
         cell["source"],
         epochs=cell["epochs"],
@@ -83,6 +82,13 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
         "path": [_rounded(r.path or 0.0) for r in records[1:]] if cell["observe"] else [],
         "seconds per epoch": statistics.median(r.seconds for r in records[1:]),
     }
+
+
+def with_few(problem: Problem, samples: int) -> Problem:
+    """The problem with its first training samples alone."""
+    train = problem.train
+    targets = {task: target[:samples] for task, target in train.targets.items()}
+    return replace(problem, train=type(train)(train.inputs[:samples], targets))
 
 
 def complete(ledger: Ledger, experiment: str, study: Study, workers: int) -> Rows:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
 from evenhand.data import problem, wireless
+
+SCRIPT = Path(__file__).parent.parent / "papers" / "bellavia2026" / "reproduce.py"
 
 
 @pytest.fixture
@@ -50,6 +57,19 @@ def test_without_the_file_its_source_and_licence_are_told(tmp_path, monkeypatch)
     monkeypatch.setenv("EVENHAND_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"CC BY-NC-SA 4\.0.*github\.com/ANDRO"):
         problem("wireless")
+
+
+def test_the_papers_script_runs_on_the_file(file, tmp_path) -> None:
+    options = ["--quick", "--only", "wireless", "--out", tmp_path]
+    command = [sys.executable, "-W", "error", SCRIPT, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    experiments = json.loads((tmp_path / "result.json").read_text())["experiments"]
+    assert list(experiments) == ["Wireless signals, RadCom over-the-air"]
+    file.unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{file} is not there")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from staged import with_few
 from torch.optim import SGD
 
 from evenhand.data import Problem
@@ -28,10 +29,12 @@ METHODS = {"ATE-SG, E = 1": 1, "ATE-SG, E = 10": 10, "ATE-SG, E = 100": 100, "SG
 METRICS = ("precision", "recall", "F1")
 
 
-def cells(source: str, rates: tuple[float, ...], seeds: int, epochs: int) -> list[dict[str, Any]]:
-    """The runs, whole seeds first."""
+def cells(
+    source: str, rates: tuple[float, ...], seeds: int, **how_long: int
+) -> list[dict[str, Any]]:
+    """The runs, whole seeds first; `epochs`, and `samples` where not all are used, are told."""
     return [
-        {"source": source, "seed": seed, "rate": rate, "method": method, "epochs": epochs}
+        {"source": source, "seed": seed, "rate": rate, "method": method, **how_long}
         for seed in range(seeds)
         for rate in rates
         for method in METHODS
@@ -41,6 +44,8 @@ def cells(source: str, rates: tuple[float, ...], seeds: int, epochs: int) -> lis
 def run(cell: dict[str, Any]) -> dict[str, Any]:
     """Train; the test metrics of the best epoch's weights, and how the training went."""
     problem = load_problem(cell["source"])
+    if "samples" in cell:
+        problem = with_few(problem, cell["samples"])
     torch.manual_seed(cell["seed"])
     network = problem.network(tuple(problem.tasks))
     length = METHODS[cell["method"]]

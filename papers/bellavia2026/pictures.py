@@ -16,7 +16,7 @@ from evenhand.app import figures
 from evenhand.data.quadrants import load
 
 Runs = Sequence[tuple[dict[str, Any], dict[str, Any]]]
-COLORS = dict(zip(METHODS, figures.PALETTE, strict=False))
+LOOKS = dict(zip(METHODS, zip(figures.PALETTE, figures.DASHES, strict=False), strict=False))
 SKIPPED = 20
 """Epochs at the start that the measure of oscillation leaves out: all methods fall there."""
 
@@ -24,6 +24,15 @@ SKIPPED = 20
 def oscillation(losses: Sequence[float]) -> float:
     """How much a loss swings from epoch to epoch beyond its net change (`records.oscillation`)."""
     return records.oscillation(losses[SKIPPED:] if len(losses) > 2 * SKIPPED else losses)
+
+
+def on_the_way(losses: Sequence[float], above: float, below: float) -> float | None:
+    """Oscillation from the first value under `above` to the first under `below`, if there is one.
+
+    A loss swings the more the lower it is: methods of unlike speed are fairly compared like this.
+    """
+    start, end = (next((k for k, x in enumerate(losses) if x < y), None) for y in (above, below))
+    return None if start is None or end is None else records.oscillation(losses[start : end + 1])
 
 
 def draw(name: str, runs: Runs, folder: Path) -> None:
@@ -40,22 +49,23 @@ def draw(name: str, runs: Runs, folder: Path) -> None:
 def data() -> Figure:
     """Figure 2: the test points by their quadrant, and which of them lie inside the circle."""
     test = load().test
-    figure = Figure(figsize=(6.6, 3.3), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.3), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for ax, task in zip(axes, test.targets, strict=True):
         for label in test.targets[task].unique().tolist():
             x, y = test.inputs[test.targets[task] == label][:600].unbind(1)
             ax.plot(x, y, ".", ms=2.5, color=figures.PALETTE[label], label=str(label))
         ax.set(title=task, xlabel="x, standardised", aspect="equal")
-        ax.legend(title="class", markerscale=3, loc="upper right", framealpha=0.9, frameon=True)
     axes[0].set_ylabel("y, standardised")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", title="class", markerscale=4)
     return figure
 
 
 def bands(runs: Runs, quantity: str, label: str) -> Figure:
     """Per rate a panel, per method a line (mean over seeds) and a band (least to most)."""
     rates = sorted({cell["rate"] for cell, _ in runs}, reverse=True)
-    figure = Figure(figsize=(4.6 * len(rates), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.7 * len(rates), 3.2), layout="constrained")
     axes = figure.subplots(1, len(rates), squeeze=False)[0]
     for ax, rate in zip(axes, rates, strict=True):
         for method in METHODS:
@@ -64,7 +74,9 @@ def bands(runs: Runs, quantity: str, label: str) -> Figure:
                 _band(ax, curves, method)
         ax.set(title=f"starting rate {rate:g}", xlabel="epoch", yscale="log")
     axes[0].set_ylabel(label)
-    axes[0].legend()
+    drawn = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+    known = {method: drawn[method] for method in METHODS if method in drawn}
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -72,7 +84,8 @@ def _band(ax: Axes, curves: Sequence[Sequence[float]], method: str) -> None:
     length = min(map(len, curves))
     columns = list(zip(*(curve[:length] for curve in curves), strict=True))
     epochs = range(length)
-    color = COLORS[method]
-    ax.plot(epochs, [statistics.mean(c) for c in columns], color=color, lw=1.2, label=method)
+    color, dashes = LOOKS[method]
+    means = [statistics.mean(c) for c in columns]
+    ax.plot(epochs, means, color=color, ls=dashes, lw=1.2, label=method)
     least, most = [min(c) for c in columns], [max(c) for c in columns]
     ax.fill_between(epochs, least, most, color=color, alpha=0.2, lw=0)

@@ -156,8 +156,13 @@ PROTOCOLS = {
         "runs": 500, "epochs": 3_000, "shared_start": False, "rates": (5e-2,)
     },
 }  # fmt: skip
-QUICK = {"one initialisation": {"runs": 4, "epochs": 650, "shared_start": True, "rates": (5e-2,)}}
-QUICK_ROWS = ("Single AND", "Uniform", "Central", "Central + tension")
+QUICK = {
+    "one initialisation": {
+        "runs": 4, "epochs": 450, "shared_start": True, "rates": (5e-2,), "scales": (10,)
+    },
+}  # fmt: skip
+QUICK_ROWS = ("Single AND", "Central", "Central + tension")
+"""Those that converge soon when the targets of XOR are times 10."""
 RELEASED_CAP = 2_500
 
 
@@ -174,13 +179,14 @@ def cells(quick: bool) -> list[dict[str, Any]]:
 def run(cell: dict[str, Any]) -> dict[str, Any]:
     """The epoch in which each run of a row converged, −1 for never, by scale and rate."""
     (row,) = (row for row in ROWS if row.name == cell["row"])
+    used = cell.get("scales", SCALES)
     members = [
-        (c, rate, seed) for c in SCALES for rate in cell["rates"] for seed in range(cell["runs"])
+        (c, rate, seed) for c in used for rate in cell["rates"] for seed in range(cell["runs"])
     ]
     scales, rates, seeds = (list(column) for column in zip(*members, strict=True))
     ends, _ = train(row, seeds, scales, rates, cell["epochs"], cell["shared_start"])
-    by_cell = ends.reshape(len(SCALES), len(cell["rates"]), cell["runs"]).tolist()
-    return {f"c={c}": by_cell[k] for k, c in enumerate(SCALES)}
+    by_cell = ends.reshape(len(used), len(cell["rates"]), cell["runs"]).tolist()
+    return {f"c={c}": by_cell[k] for k, c in enumerate(used)}
 
 
 def table(

@@ -30,14 +30,15 @@ def draw(folder: Path, epochs: int) -> Path:
                 for k, task in enumerate(row.tasks):
                     values = [trace[key][k] for trace in traces]
                     times = [step / 2 for step in range(len(values))]
-                    ax.plot(times, values, color=figures.PALETTE[k], lw=0.9, label=task.upper())
+                    look = {"color": figures.PALETTE[k], "lw": (1.5, 0.7)[k]}  # one may hide one
+                    ax.plot(times, values, label=task.upper(), **look)
                 if column == 0:
                     ax.set_ylabel(label)
             reached = int(end[0])
             told = f"converged in epoch {reached}" if reached >= 0 else f"not in {epochs} epochs"
             axes[0, column].set_title(f"{name}: {told}")
+            axes[0, column].axhline(90, color=figures.GREY, lw=0.8, ls="--")
             axes[1, column].set_xlabel("epoch")
-        axes[0, 0].axhline(90, color=figures.GREY, lw=0.8, ls="--")
         axes[1, 0].set_yscale("log")
         axes[0, 0].legend()
         figure.patch.set_facecolor("white")

@@ -48,19 +48,23 @@ def reproduce(ledger: Ledger, paper: str, workers: int) -> None:
 def draw(runs: list[tuple[dict[str, Any], dict[str, Any]]], folder: Path) -> None:
     """Validation metrics over epochs; per recipe the rate that stands in the table."""
     with figures.style():
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.subplots(1, 2)
         labels = {"upper": "accuracy, upper-left digit", "lower": "MSE, lower-right digit"}
         for ax, (task, label) in zip(axes, labels.items(), strict=True):
-            for color, (name, told) in zip(figures.PALETTE, STUDY.rows.items(), strict=False):
+            looks = zip(figures.PALETTE, figures.DASHES, STUDY.rows.items(), strict=False)
+            for color, dashes, (name, told) in looks:
                 mine = [(c, v) for c, v in runs if c["recipe"] == name and task in v["test"]]
                 seeds = [c["rate"] for c, _ in mine if c["seed"] == 1]
                 curves = [v["curves"][task] for c, v in mine if c["rate"] in seeds]
                 for k, curve in enumerate(curves):
-                    ax.plot(curve, color=color, lw=1.1, label=told if k == 0 else None)
+                    label_once = told if k == 0 else None
+                    ax.plot(curve, color=color, ls=dashes, lw=1.1, label=label_once)
             ax.set(xlabel="epoch", ylabel=label)
-        axes[1].set_yscale("log")
-        axes[1].legend()
+        ticks = [0.03, 0.04, 0.06, 0.1]
+        axes[1].set(yscale="log", yticks=ticks, yticklabels=map(str, ticks))
+        axes[1].minorticks_off()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
         folder = folder / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         figures.save(figure, folder / "figure9.png")

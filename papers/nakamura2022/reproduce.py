@@ -34,17 +34,17 @@ def reproduce_and_xor(ledger: Ledger, quick: bool, workers: int) -> None:
     for protocol, rows in tables.items():
         print(f"\n{protocol}")
         for name in rows:
-            print(f"  {name:34}" + "  ".join(_told(rows, name, c) for c in ("c=1", "c=10")))
+            scales = (f"c={c}" for c in and_xor.SCALES if f"c={c} rate" in rows[name])
+            print(f"  {name:34}" + "  ".join(_told(rows[name], scale) for scale in scales))
         cost = ledger.cpu_seconds("AND/XOR", protocol=protocol)
         ledger.write(f"AND/XOR, {protocol}", rows, PAPER, cpu_seconds=cost)
     print(f"\n{seconds:.1f} s with {workers} workers")
     figure6.draw(ledger.folder / "figures", epochs=60 if quick else 600)
 
 
-def _told(rows: dict, name: str, scale: str) -> str:
-    share, *_ = rows[name].get(f"{scale} converged %", [float("nan")])
-    rate, *_ = rows[name].get(f"{scale} rate", [float("nan")])
-    mean, spread, _ = rows[name].get(f"{scale} epochs", [float("nan"), float("nan"), 0])
+def _told(row: dict, scale: str) -> str:
+    share, rate = row[f"{scale} converged %"][0], row[f"{scale} rate"][0]
+    mean, spread, _ = row.get(f"{scale} epochs", [float("nan"), float("nan"), 0])
     return f"{scale}: {share:5.1f} %  {mean:8.2f} ± {spread:6.2f} (rate {rate:g})"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ledger import Ledger
 from matplotlib.figure import Figure
 from staged import Study, complete
@@ -52,19 +50,19 @@ def reproduce(ledger: Ledger, paper: str, workers: int) -> None:
 
 def plane(rows: dict[str, dict[str, list[float | None]]]) -> Figure:
     """Accuracy of the right digit against that of the left one; bars are ± one deviation."""
-    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.8, 3.6), layout="constrained")
     ax = figure.subplots()
     for (name, row), color, marker in zip(
         rows.items(), figures.PALETTE, figures.MARKERS, strict=False
     ):
         (x, dx, _), (y, dy, _) = row["left"], row["right"]
         bars = {"xerr": dx, "yerr": dy, "lw": 0.8}
-        ax.errorbar(x, y, fmt=marker, color=color, ms=7, label=name, **bars)
+        # A grid that has chosen equal weights lies under the point of the plain sum.
+        size, fill = (10, "none") if name == "Grid search" else (7, "full")
+        look = {"fmt": marker, "color": color, "ms": size, "fillstyle": fill, "label": name}
+        ax.errorbar(x, y, **look, **bars)
+    ax.locator_params(nbins=5)
     ax.set(xlabel="accuracy, left digit ↑", ylabel="accuracy, right digit ↑", title="better ↗")
-    ax.legend(fontsize=8)
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", labelspacing=0.8)
     return figure
-
-
-def file(folder: Path) -> Path:
-    """Where the figure is."""
-    return folder / "figures" / "accuracy-plane.png"

@@ -26,9 +26,11 @@ def min_norm_points() -> Figure:
         gradients = torch.tensor(pair, dtype=torch.float64)
         weights = min_norm(gradients @ gradients.T).weights
         point = weights @ gradients
-        for k, gradient in enumerate(gradients):
+        for k, (gradient, weight) in enumerate(zip(gradients, weights, strict=True)):
             ax.annotate("", gradient.tolist(), (0, 0), arrowprops=arrow(figures.PALETTE[k]))
-            ax.text(*(gradient + 0.06).tolist(), f"g{'₁₂'[k]}", color=figures.PALETTE[k])
+            x, y = gradient.tolist()
+            above = -0.24 if weight == 1 else 0.06  # of the hull, which begins at the point
+            ax.text(x + 0.06, y + above, f"g{'₁₂'[k]}", color=figures.PALETTE[k])
         ax.plot(*gradients.T, color=figures.GREY, lw=2)
         ax.annotate("", point.tolist(), (0, 0), arrowprops=arrow(figures.PALETTE[3]))
         ax.plot(*point.tolist(), "o", color=figures.PALETTE[3], ms=6)
