@@ -58,7 +58,7 @@ EXPERIMENTS = {
     "signals": Experiment(
         "Wireless signals, a stand-in",
         "signals",
-        (1e-1, 3e-2),
+        (1e-1,),
         seeds=3,
         epochs=200,
         note=(
