@@ -40,30 +40,33 @@ from .solution import EPS, Array
 Indices = npt.NDArray[np.intp]
 
 
-def solve(a: Array, q: Array, e: Array | None = None) -> tuple[Array, int]:
-    """The minimiser x `[m]` and the number of pivoting steps. Scale A to unit diagonal first."""
+def solve(a: Array, q: Array, e: Array) -> tuple[Array, int]:
+    """The minimiser x `[m]` with eᵀx = 1, and the number of pivoting steps.
+
+    Scale A to unit diagonal first. Without e, see `evenhand.linalg.many`.
+    """
     x, face, blocks = _block_pivoting(a, q, e)
     if x is not None:
         return x, blocks
-    x, singles = _single_pivoting(a, q, e, face)
+    x, singles = single_pivoting(a, q, e, face)
     return _share(a, q, e, x), blocks + singles
 
 
-def _block_pivoting(a: Array, q: Array, e: Array | None) -> tuple[Array | None, Indices, int]:
+def _block_pivoting(a: Array, q: Array, e: Array) -> tuple[Array | None, Indices, int]:
     """The solution, or None where a face is empty or not definite, or no end is in sight.
 
     Also the face with the fewest violations on the way, and the number of steps.
     """
     m = len(q)
-    inside = q > 0 if e is None else np.ones(m, dtype=bool)
+    inside = np.ones(m, dtype=bool)
     nearest, fewest, patience = np.zeros(0, dtype=np.intp), m + 1, 3
     for count in range(1, 51):
         face = np.flatnonzero(inside)
-        factor = _factor(a, face, e) if e is None or len(face) else None
+        factor = _factor(a, face, e) if len(face) else None
         if factor is None:
             break
         x = np.zeros(m)
-        x[face] = _on_face(factor, q[face], None if e is None else e[face])
+        x[face] = _on_face(factor, q[face], e[face])
         r, noise = _residual(a, q, e, x, face)
         bad = np.where(inside, x < 0, r < -noise)
         violations = int(np.count_nonzero(bad))
@@ -80,7 +83,7 @@ def _block_pivoting(a: Array, q: Array, e: Array | None) -> tuple[Array | None, 
     return None, nearest, count
 
 
-def _single_pivoting(a: Array, q: Array, e: Array | None, face: Indices) -> tuple[Array, int]:
+def single_pivoting(a: Array, q: Array, e: Array | None, face: Indices) -> tuple[Array, int]:
     """The solution, from a face near which it may be, and the number of indices that entered.
 
     An index that has entered is barred until the objective falls, so that what happens below the
@@ -164,12 +167,12 @@ class _Walk:
         if e is not None:
             g, s = e[face], _shift(e, face)
             column, diagonal = column + s * e[i] * g, diagonal + s * e[i] ** 2
-        half = _lapack().dtrtrs(factor, column, trans=1)[0]
+        half = lapack().dtrtrs(factor, column, trans=1)[0]
         pivot = float(diagonal - half @ half)
-        d = -_lapack().dtrtrs(factor, half)[0]
+        d = -lapack().dtrtrs(factor, half)[0]
         if e is None:
             return d, half, pivot, pivot
-        y = _lapack().dpotrs(factor, g)[0]
+        y = lapack().dpotrs(factor, g)[0]
         t = (g @ d + e[i]) / (g @ y)
         return d - t * y, half, pivot, pivot + float(t**2 * (g @ y))
 
@@ -203,7 +206,7 @@ class _Walk:
 
 def cholesky_solve(a: Array, b: Array) -> Array | None:
     """A⁻¹b, None if A is not positive definite."""
-    _, x, info = _lapack().dposv(a.T, b)
+    _, x, info = lapack().dposv(a.T, b)
     return x if info == 0 else None
 
 
@@ -223,7 +226,7 @@ def _factor(a: Array, face: Indices, e: Array | None, threshold: float = 4 * EPS
     if e is not None:
         g = e[face] / e[face].max()
         block += g[:, None] * g
-    factor, info = _lapack().dpotrf(block.T, overwrite_a=True)
+    factor, info = lapack().dpotrf(block.T, overwrite_a=True)
     if info != 0 or factor.diagonal().min() ** 2 < threshold * len(face):
         return None
     return factor  # type: ignore[no-any-return]
@@ -234,8 +237,8 @@ def _on_face(factor: Array, q: Array, e: Array | None) -> Array:
     if len(q) == 0:
         return q
     if e is None:
-        return _lapack().dpotrs(factor, q)[0]  # type: ignore[no-any-return]
-    y, z = _lapack().dpotrs(factor, q)[0], _lapack().dpotrs(factor, e)[0]
+        return lapack().dpotrs(factor, q)[0]  # type: ignore[no-any-return]
+    y, z = lapack().dpotrs(factor, q)[0], lapack().dpotrs(factor, e)[0]
     return y + (1 - e @ y) / (e @ z) * z  # type: ignore[no-any-return]
 
 
@@ -250,17 +253,17 @@ def _residual(a: Array, q: Array, e: Array | None, x: Array, face: Indices) -> t
     return r, 4 * EPS * size
 
 
-def _share(a: Array, q: Array, e: Array | None, x: Array) -> Array:
+def _share(a: Array, q: Array, e: Array, x: Array) -> Array:
     """Spread x evenly over indices that the problem cannot tell apart."""
-    rows = np.column_stack((a, q) if e is None else (a, q, e))
+    rows = np.column_stack((a, q, e))
     _, group = np.unique(rows, axis=0, return_inverse=True)
     group = group.reshape(-1)
     return np.asarray((np.bincount(group, x) / np.bincount(group))[group])
 
 
 @cache
-def _lapack() -> Any:
+def lapack() -> Any:
     """scipy.linalg.lapack, imported on first use: it costs a tenth of torch's own import."""
-    from scipy.linalg import lapack
+    from scipy.linalg import lapack as routines
 
-    return lapack
+    return routines

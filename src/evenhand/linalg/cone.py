@@ -12,23 +12,15 @@ This is what DualProj (Lopez-Paz & Ranzato, "Gradient Episodic Memory", NeurIPS 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .active_set import solve
-from .solution import (
-    EPS,
-    Array,
-    Member,
-    Solution,
-    assemble,
-    read,
-    read_vectors,
-    rounding_unit,
-    verdict,
-)
+from .many import nearest
+from .solution import EPS, Array, Member, Solution, judge_all, read, read_vectors
 
 
 def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
@@ -58,44 +50,69 @@ def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
     stack = read(gramian)
     vectors = read_vectors(weights, gramian, "weights")
     precision = torch.finfo(gramian.dtype).eps
-    members = [
-        member
-        for g, block in zip(stack, vectors, strict=True)
-        for member in project_members(g, block, precision)
-    ]
-    return assemble(members, weights.shape, weights)
+    blocks = [project(g, block, precision) for g, block in zip(stack, vectors, strict=True)]
+    lead = weights.shape[:-1]
+    every = Projections(*map(np.concatenate, zip(*blocks, strict=True))) if blocks else _NONE
+    return Solution(
+        torch.from_numpy(every.weights.reshape(tuple(weights.shape))).to(weights),
+        torch.from_numpy(every.squared_norm.reshape(lead)),
+        torch.from_numpy(every.gap.reshape(lead)),
+        int(every.iterations.max(initial=0)),
+        judge_all(every.gap, every.stationary, precision),
+    )
 
 
-def project_members(gramian: Array, vectors: Array, precision: float) -> list[Member]:
-    """The projections of the rows of `vectors [k, m]`."""
+class Projections(NamedTuple):
+    """What `project` returns, an entry for each vector."""
+
+    weights: Array
+    squared_norm: Array
+    gap: Array
+    iterations: npt.NDArray[np.intp]
+    stationary: npt.NDArray[np.bool_]
+
+
+_NONE = Projections(*(np.zeros(0, dtype=kind) for kind in (float, float, float, np.intp, bool)))
+
+
+def project(gramian: Array, vectors: Array, precision: float) -> Projections:
+    """The projections of the rows of `vectors [k, m]`.
+
+    Solved in z_i = λ_i ‖g_i‖ / Σ_j |u_j| ‖g_j‖, where the matrix is that of the cosines.
+    """
     norms = np.sqrt(gramian.diagonal())
     some = norms > 0
-    n = norms[some]
-    cosines = gramian[some][:, some] / n[:, None] / n
-    return [_project(gramian, u, norms, some, cosines, precision) for u in vectors]
+    if not some.all():
+        # Zero gradients constrain nothing, and keep their weights.
+        among = project(gramian[some][:, some], vectors[:, some], precision)
+        weights = vectors.copy()
+        weights[:, some] = among.weights
+        return among._replace(weights=weights)
+    unit = np.abs(vectors) @ norms
+    unit[unit == 0] = 1.0
+    unit = unit[:, None]
+    z, counts = nearest(gramian / norms[:, None] / norms, vectors * norms / -unit)
+    multipliers = z / norms * unit
+    x = vectors + multipliers
+    scores = x @ gramian
+    squared = np.maximum((x * scores).sum(1), 0.0)
+    terms = (np.abs(x) @ norms) ** 2
+    length = ((vectors @ gramian) * vectors).sum(1)
+    size = np.sqrt(np.maximum(length, 64 * EPS * terms))
+    size[size == 0] = 1.0
+    infeasible = (scores / -norms).max(1, initial=0.0) / size
+    gap = np.maximum(infeasible, np.abs((multipliers * scores).sum(1)) / size**2)
+    return Projections(x, squared, gap, counts, squared <= 4 * precision * terms)
 
 
-def _project(
-    gramian: Array,
-    u: Array,
-    norms: Array,
-    some: npt.NDArray[np.bool_],
-    cosines: Array,
-    precision: float,
-) -> Member:
-    """Solved in z_i = λ_i ‖g_i‖ / Σ_j |u_j| ‖g_j‖, where the matrix is that of the cosines."""
-    unit = float(np.abs(u) @ norms)
-    if unit == 0:
-        return Member(u, 0.0, 0.0, 0, "stationary")
-    n = norms[some]
-    z, count = solve(cosines, -(gramian @ u)[some] / n / unit)
-    multipliers = np.zeros(len(u))
-    multipliers[some] = z / n * unit
-    x = u + multipliers
-    scores = gramian @ x
-    size = max(float(u @ gramian @ u), 64 * EPS * rounding_unit(gramian, x)) ** 0.5
-    gap = max(
-        float((-scores[some] / n).max(initial=0.0)) / size,
-        abs(float(multipliers @ scores)) / size**2,
+def project_one(gramian: Array, vector: Array, precision: float) -> Member:
+    """The projection of one vector `[m]`."""
+    found = project(gramian, vector[None], precision)
+    status = judge_all(found.gap, found.stationary, precision)
+    return Member(
+        found.weights[0],
+        float(found.squared_norm[0]),
+        float(found.gap[0]),
+        int(found.iterations[0]),
+        status,
     )
-    return verdict(gramian, x, gap, count, precision)
