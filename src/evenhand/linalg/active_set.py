@@ -12,9 +12,10 @@ find it, both finite:
 
 **Block principal pivoting** (Júdice & Pires, Computers & Operations Research 21 (1994) 587-596;
 Kim & Park, SIAM J. Sci. Comput. 33 (2011) 3261-3281): guess F, solve on it by Cholesky, let *every*
-index that violates its condition change sides; when the number of violations has not fallen
-three times in a row, move only the last one (Murty's rule, which alone is finite), until it falls.
-A handful of factorisations whatever m is. It needs A positive definite on each face it tries.
+index that violates its condition change sides, and give up when their number has not fallen for the
+fourth time in a row. (Moving on one index at a time from there, by Murty's rule, is finite as well,
+but takes more steps than the other method.) A handful of factorisations whatever m is. It needs A
+positive definite on each face it tries.
 
 **Single principal pivoting**, for the rest: the primal active-set method of Dantzig, van de Panne
 and Whinston. It starts where x > 0 on the best face that the other method met, or at the best
@@ -39,6 +40,9 @@ from .solution import EPS, Array
 
 Indices = npt.NDArray[np.intp]
 
+PATIENCE = 3
+"""How often in a row block pivoting may end with no fewer violations than before."""
+
 
 def solve(a: Array, q: Array, e: Array) -> tuple[Array, int]:
     """The minimiser x `[m]` with eᵀx = 1, and the number of pivoting steps.
@@ -59,8 +63,9 @@ def _block_pivoting(a: Array, q: Array, e: Array) -> tuple[Array | None, Indices
     """
     m = len(q)
     inside = np.ones(m, dtype=bool)
-    nearest, fewest, patience = np.zeros(0, dtype=np.intp), m + 1, 3
-    for count in range(1, 51):
+    nearest, fewest, patience, count = np.zeros(0, dtype=np.intp), m + 1, PATIENCE, 0
+    while patience >= 0:
+        count += 1
         face = np.flatnonzero(inside)
         factor = _factor(a, face, e) if len(face) else None
         if factor is None:
@@ -73,12 +78,9 @@ def _block_pivoting(a: Array, q: Array, e: Array) -> tuple[Array | None, Indices
         if violations == 0:
             exact = bool((np.abs(r) <= 64 * noise)[face].all())
             return (x if exact else None), face, count
+        patience -= 1
         if violations < fewest:
-            nearest, fewest, patience = face, violations, 3
-        elif patience:
-            patience -= 1
-        else:
-            bad[: np.flatnonzero(bad)[-1]] = False
+            nearest, fewest, patience = face, violations, PATIENCE
         inside ^= bad
     return None, nearest, count
 

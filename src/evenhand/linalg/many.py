@@ -15,11 +15,12 @@ for each row and round is one small factorisation. Three things keep these few a
   F = {i : q_i > 0}. Where gradients conflict so much that their cone is narrow the former is the
   solution itself; where they are nearly orthogonal the latter almost is.
 
-Where A is singular pivots go round in circles, mostly because Aw = 0 for some w ≥ 0: zero lies in
-the hull of the gradients, so no direction improves those with w_i > 0 together. These indices S
-need no signs then, since adding enough of w makes x_S ≥ 0 for nothing: they are eliminated, and
-what is left is the same problem, smaller, for the others. Identical rows of A are solved as one
-index, whose x they share evenly.
+Where A is singular many faces are, and pivots go round in circles. If Aw = 0 for some w ≥ 0, zero
+lies in the hull of the gradients, and no direction improves those with w_i > 0 together. These
+indices S need no signs, since adding enough of w makes x_S ≥ 0 for nothing: they are eliminated,
+and what is left is the same problem, smaller, for the others. If not, the faces are found for
+A + δI, for smaller and smaller δ. Identical rows of A are solved as one index, whose x they share
+evenly.
 
 Each x is accepted only if its conditions hold up to rounding. A row that comes to no such end is
 left to single pivoting, from the best face that it met.
@@ -27,20 +28,23 @@ left to single pivoting, from the best face that it met.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import numpy.typing as npt
 
-from .active_set import lapack, single_pivoting, solve
+from .active_set import PATIENCE, lapack, single_pivoting, solve
 from .solution import EPS, Array
 
 Mask = npt.NDArray[np.bool_]
 Count = npt.NDArray[np.intp]
 
-ROUNDS = 15
-NUDGE = 256 * EPS
-"""What makes a singular A definite and does no harm: a residual of so much |x| is accepted."""
+NUDGES = (1e-1, 1e-2, 1e-3, 1e-4, 256 * EPS)
+"""δ. The last is small enough to change nothing: a residual of so much |x| is accepted anyway."""
 SMALL = 16
 """Up to so many indices, factoring a stack of whole matrices beats one face after the other."""
+
+_EYE = np.eye(SMALL)
 
 
 def nearest(a: Array, z: Array) -> tuple[Array, Count]:
@@ -69,15 +73,21 @@ def _twins(a: Array) -> Count | None:
 
 
 def _pivoted(a: Array, z: Array, q: Array) -> tuple[Array, Count]:
+    m = len(a)
     counts = np.ones(len(z), dtype=np.intp)
-    if len(a) == 2:
+    if m == 2:
         x = _of_two(float(a[0, 1]), z, q)
-    elif len(z) == 1 or (p := _inverse(a)) is not None:
-        x, counts = _block_pivoting(a, p if len(z) > 1 else None, z, q)
+    elif len(z) == 1:
+        x, counts = _block_pivoting(a, None, z, q, q > 0)
+    elif (p := _inverse(a)) is not None:
+        x, counts = _block_pivoting(a, p, z, q, _first_faces(p, z, q))
     elif (y := _eliminated(a, z)) is not None:
         x = y
     else:
-        x, counts = _block_pivoting(a + NUDGE * np.eye(len(a)), None, z, q)
+        x = q
+        for nudge in NUDGES if m > SMALL else NUDGES[-1:]:
+            x, more = _block_pivoting(a + nudge * np.eye(m), None, z, q, x > 0)
+            counts = counts + more
     right = _right(a, z, q, x)
     if not right.all():
         for i in np.flatnonzero(~right.all(1)):
@@ -105,37 +115,36 @@ def _of_two(c: float, z: Array, q: Array) -> Array:
     return np.where(x.all(axis=1, keepdims=True), x / max(1 - c * c, EPS), alone)
 
 
-def _block_pivoting(a: Array, p: Array | None, z: Array, q: Array) -> tuple[Array, Count]:
+def _block_pivoting(
+    a: Array, p: Array | None, z: Array, q: Array, inside: Mask
+) -> tuple[Array, Count]:
     """What comes out, and the steps."""
     k, m = z.shape
     x, counts = np.empty_like(z), np.empty(k, dtype=np.intp)
-    fewest, patience = np.full(k, m + 1), np.full(k, 3)
-    rows, inside = np.arange(k), _first_faces(p, z, q)
-    for count in range(1, ROUNDS + 1):
+    fewest, patience = np.full(k, m + 1), np.full(k, PATIENCE)
+    rows, count = np.arange(k), 0
+    while len(rows):
+        count += 1
         y = _on_faces(a, p, z, q, inside)
         bad = np.where(inside, y < 0, y @ a - q < -_noise(z, y))
         x[rows], counts[rows] = y, count
         violations = bad.sum(1)
         if not violations.any():
             break
-        fewer = violations < fewest
+        patience = np.where(violations < fewest, PATIENCE, patience - 1)
         fewest = np.minimum(violations, fewest)
-        if count > 3:
-            for i in np.flatnonzero(~fewer & (patience == 0)):
-                bad[i, : np.flatnonzero(bad[i])[-1]] = False
-        patience = np.where(fewer, 3, np.maximum(patience - 1, 0))
         inside = inside ^ bad
-        if not violations.all():
-            on = violations > 0
+        on = (violations > 0) & (patience >= 0)
+        if not on.all():
             rows, z, q, inside = rows[on], z[on], q[on], inside[on]
             fewest, patience = fewest[on], patience[on]
     return x, counts
 
 
-def _first_faces(p: Array | None, z: Array, q: Array) -> Mask:
+def _first_faces(p: Array, z: Array, q: Array) -> Mask:
     inside, above = q > 0, z >= 0
     rows = np.flatnonzero(above.sum(1) == z.shape[1] - 1)
-    if p is not None and len(rows):
+    if len(rows):
         n = above[rows].argmin(1)
         x = z[rows] - (z[rows, n] / p.diagonal()[n])[:, None] * p[n]
         few = 4 * (above[rows] & (x < 0)).sum(1) <= len(p)
@@ -147,8 +156,9 @@ def _on_faces(a: Array, p: Array | None, z: Array, q: Array, inside: Mask) -> Ar
     """The x of each row with gradient zero on its face."""
     k, m = z.shape
     if k > 1 and m <= SMALL:
-        blocks = np.where(inside[:, :, None] & inside[:, None, :], a, np.eye(m))
-        return np.asarray(np.linalg.solve(blocks, (q * inside)[:, :, None])[:, :, 0])
+        blocks = np.where(inside[:, :, None] & inside[:, None, :], a, _EYE[:m, :m])
+        with suppress(np.linalg.LinAlgError):  # exactly singular
+            return np.asarray(np.linalg.solve(blocks, (q * inside)[:, :, None])[:, :, 0])
     x, s = np.zeros_like(z), np.zeros_like(z)
     outside = 2 * np.count_nonzero(inside, axis=1) > (m if p is not None else 2 * m)
     for i, f in enumerate(inside):
