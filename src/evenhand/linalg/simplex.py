@@ -138,7 +138,7 @@ def project_simplex(vectors: Tensor) -> Tensor:
     """The nearest point to each vector `[..., m]` on the simplex, in its dtype and on its device.
 
     max(x − θ, 0) with the θ that makes it sum to one, found by sorting (Held, Wolfe & Crowder,
-    Mathematical Programming 6 (1974) 62-88; Duchi et al., ICML 2008, Figure 1).
+    Mathematical Programming 6 (1974) 62-88; Duchi et al., ICML 2008).
 
     Raises:
         TypeError: vectors is not a floating point tensor.
