@@ -207,7 +207,7 @@ def test_both_ways_to_pivot_agree(kind: str, monkeypatch: pytest.MonkeyPatch) ->
         fast = min_norm(g).weights @ j
         with monkeypatch.context() as patch:
             patch.setattr(active_set, "_block_pivoting", lambda a, q, e: (None, nowhere, 0))
-            patch.setattr(many, "_right", lambda a, z, q, x: np.zeros(x.shape, dtype=bool))
+            patch.setattr(many, "_right", lambda a, z, q, x: np.zeros(len(x), dtype=bool))
             slow = min_norm(g)
             projected = project_cone(g, torch.full((m,), 1.0, dtype=torch.float64))
         assert slow.gap <= 1e-8

@@ -30,9 +30,10 @@ def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
     Gramian (UPGrad projects every gradient: the rows of the identity). The result has the shape of
     `weights`; `squared_norm` is ‖x‖², zero when no direction but zero harms nobody.
 
-    With x = Jᵀ(u + λ) and ν = max(‖v‖, √ε · Σ_i |u_i + λ_i| ‖g_i‖), the gap is the larger of
-    max_i (−g_i·x)₊ / (‖g_i‖ν), which is infeasibility, and |Σ λ_i g_i·x| / ν², the angle between x
-    and v − x. ε = 64 eps: the second term of ν is where x drowns in the rounding of G.
+    With x = Jᵀ(u + λ) and ν = max(‖v‖, √ε · Σ_i |u_i + λ_i| ‖g_i‖), the gap is the largest of
+    max_i (−g_i·x)₊ / (‖g_i‖ν), which is infeasibility, max_i (−λ_i)₊ ‖g_i‖ / ν, and
+    |Σ λ_i g_i·x| / ν², the angle between x and v − x. ε = 64 eps: the second term of ν is where x
+    drowns in the rounding of G.
 
     A zero gradient constrains nothing and keeps its u_i. Identical gradients share their λ evenly.
     x is unique, λ need not be. Other implementations: TorchJD adds 1e-4 of the trace to the
@@ -60,6 +61,29 @@ def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
         int(every.iterations.max(initial=0)),
         judge_all(every.gap, every.stationary, precision),
     )
+
+
+def project_cone_gap(gramian: Tensor, weights: Tensor, projected: Tensor) -> Tensor:
+    """The gap of `project_cone` for given weights u + λ, of the shape of u = `weights`.
+
+    `[...]` without the last dimension, in float64 on the CPU.
+
+    Raises:
+        TypeError: an input is not a floating point tensor.
+        ValueError: the Gramian is not one, or the shapes do not fit.
+    """
+    if projected.shape != weights.shape:
+        raise ValueError(f"projected must be {list(weights.shape)}, not {list(projected.shape)}")
+    stack = read(gramian)
+    vectors = read_vectors(weights, gramian, "weights")
+    results = read_vectors(projected, gramian, "projected")
+    gaps = [np.zeros(0)]
+    for g, u, x in zip(stack, vectors, results, strict=True):
+        norms = np.sqrt(g.diagonal())
+        some = norms > 0
+        among = g[some][:, some], norms[some], u[:, some], (x - u)[:, some], x[:, some]
+        gaps.append(_certificate(*among)[1])
+    return torch.from_numpy(np.concatenate(gaps).reshape(tuple(weights.shape[:-1])))
 
 
 class Projections(NamedTuple):
@@ -94,15 +118,23 @@ def project(gramian: Array, vectors: Array, precision: float) -> Projections:
     z, counts = nearest(gramian / norms[:, None] / norms, vectors * norms / -unit)
     multipliers = z / norms * unit
     x = vectors + multipliers
+    squared, gap, terms = _certificate(gramian, norms, vectors, multipliers, x)
+    return Projections(x, squared, gap, counts, squared <= 4 * precision * terms)
+
+
+def _certificate(
+    gramian: Array, norms: Array, vectors: Array, multipliers: Array, x: Array
+) -> tuple[Array, Array, Array]:
+    """‖x‖², the gap, and what ‖x‖² would be if nothing cancelled; norms must not be zero."""
     scores = x @ gramian
     squared = np.maximum((x * scores).sum(1), 0.0)
     terms = (np.abs(x) @ norms) ** 2
     length = ((vectors @ gramian) * vectors).sum(1)
     size = np.sqrt(np.maximum(length, 64 * EPS * terms))
     size[size == 0] = 1.0
-    infeasible = (scores / -norms).max(1, initial=0.0) / size
-    gap = np.maximum(infeasible, np.abs((multipliers * scores).sum(1)) / size**2)
-    return Projections(x, squared, gap, counts, squared <= 4 * precision * terms)
+    wrong = np.maximum(scores / -norms, multipliers * -norms).max(1, initial=0.0) / size
+    gap = np.maximum(wrong, np.abs((multipliers * scores).sum(1)) / size**2)
+    return squared, gap, terms
 
 
 def project_one(gramian: Array, vector: Array, precision: float) -> Member:

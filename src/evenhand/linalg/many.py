@@ -3,9 +3,11 @@
     minimise ½(x − z)ᵀA(x − z)   over x ≥ 0,   for every row z of Z
 
 with A symmetric, positive semi-definite up to rounding, of unit diagonal; with q = Az it is the
-problem of `active_set`, and the way is block principal pivoting as there, all rows in step: their
-residuals, violations and changes of side are one matrix product and a few comparisons. What remains
-for each row and round is one small factorisation. Three things keep these few and small:
+problem of `active_set`. Few indices, and whatever the rest leaves, go row by row to SciPy's
+nonnegative least squares (Lawson and Hanson's active set, compiled). Many go through block
+principal pivoting as in `active_set`, all rows in step: their residuals, violations and changes of
+side are one matrix product and a few comparisons. What remains for each row and round is one small
+factorisation. Three things keep these few and small:
 
 - A row with q ≤ 0 is solved by x = 0.
 - With P = A⁻¹, computed once, a face F is as well solved from outside: x = z + Ps, where s lives on
@@ -18,12 +20,11 @@ for each row and round is one small factorisation. Three things keep these few a
 Where A is singular many faces are, and pivots go round in circles. If Aw = 0 for some w ≥ 0, zero
 lies in the hull of the gradients, and no direction improves those with w_i > 0 together. These
 indices S need no signs, since adding enough of w makes x_S ≥ 0 for nothing: they are eliminated,
-and what is left is the same problem, smaller, for the others. If not, the faces are found for
-A + δI, for smaller and smaller δ. Identical rows of A are solved as one index, whose x they share
-evenly.
+and what is left is the same problem, smaller, for the others. Identical rows of A are solved as one
+index, whose x they share evenly.
 
-Each x is accepted only if its conditions hold up to rounding. A row that comes to no such end is
-left to single pivoting, from the best face that it met.
+Each x is accepted only if its conditions hold up to the rounding of Ax. A row of which that cannot
+be said ends with single pivoting, from the face that it came to.
 """
 
 from __future__ import annotations
@@ -39,12 +40,8 @@ from .solution import EPS, Array
 Mask = npt.NDArray[np.bool_]
 Count = npt.NDArray[np.intp]
 
-NUDGES = (1e-1, 1e-2, 1e-3, 1e-4, 256 * EPS)
-"""δ. The last is small enough to change nothing: a residual of so much |x| is accepted anyway."""
 SMALL = 16
-"""Up to so many indices, factoring a stack of whole matrices beats one face after the other."""
-
-_EYE = np.eye(SMALL)
+"""Up to so many indices least squares row by row are faster than pivots in step."""
 
 
 def nearest(a: Array, z: Array) -> tuple[Array, Count]:
@@ -74,32 +71,44 @@ def _twins(a: Array) -> Count | None:
 
 def _pivoted(a: Array, z: Array, q: Array) -> tuple[Array, Count]:
     m = len(a)
-    counts = np.ones(len(z), dtype=np.intp)
+    x, counts = np.full_like(z, np.nan), np.ones(len(z), dtype=np.intp)
     if m == 2:
         x = _of_two(float(a[0, 1]), z, q)
-    elif len(z) == 1:
+    elif m > SMALL and len(z) == 1:
         x, counts = _block_pivoting(a, None, z, q, q > 0)
-    elif (p := _inverse(a)) is not None:
+    elif m > SMALL and (p := _inverse(a)) is not None:
         x, counts = _block_pivoting(a, p, z, q, _first_faces(p, z, q))
-    elif (y := _eliminated(a, z)) is not None:
+    elif m > SMALL and (y := _eliminated(a, z)) is not None:
         x = y
-    else:
-        x = q
-        for nudge in NUDGES if m > SMALL else NUDGES[-1:]:
-            x, more = _block_pivoting(a + nudge * np.eye(m), None, z, q, x > 0)
-            counts = counts + more
-    right = _right(a, z, q, x)
-    if not right.all():
-        for i in np.flatnonzero(~right.all(1)):
+    wrong = ~_right(a, z, q, x)
+    if wrong.any():
+        x[wrong] = _least_squares(a, z[wrong])
+        for i in np.flatnonzero(~_right(a, z, q, x)):
             x[i], singles = single_pivoting(a, q[i], None, np.flatnonzero(x[i] > 0))
             counts[i] += singles
     return x, counts
 
 
 def _right(a: Array, z: Array, q: Array, x: Array) -> Mask:
-    """Which of the conditions hold. A solution that is not a number has none."""
+    """Which rows meet their conditions. A solution that is not a number meets none."""
     noise, r = _noise(z, x), x @ a - q
-    return np.asarray(np.where(x > 0, np.abs(r) <= 64 * noise, (x == 0) & (r >= -noise)))
+    met = np.where(x > 0, np.abs(r) <= 64 * noise, (x == 0) & (r >= -noise))
+    return np.asarray(met.all(axis=1))
+
+
+def _least_squares(a: Array, z: Array) -> Array:
+    """The solutions as those of minimise ‖R(x − z)‖, where RᵀR = A; zero where there is no end."""
+    from scipy.optimize import nnls
+
+    r, info = lapack().dpotrf(a.T)
+    if info != 0:
+        values, vectors = np.linalg.eigh(a)
+        r = (np.sqrt(np.maximum(values, 0.0)) * vectors).T
+    x = np.zeros_like(z)
+    for row, target in zip(x, z @ r.T, strict=True):
+        with suppress(RuntimeError):
+            row[:], _ = nnls(r, target)
+    return x
 
 
 def _noise(z: Array, x: Array) -> Array:
@@ -154,11 +163,7 @@ def _first_faces(p: Array, z: Array, q: Array) -> Mask:
 
 def _on_faces(a: Array, p: Array | None, z: Array, q: Array, inside: Mask) -> Array:
     """The x of each row with gradient zero on its face."""
-    k, m = z.shape
-    if k > 1 and m <= SMALL:
-        blocks = np.where(inside[:, :, None] & inside[:, None, :], a, _EYE[:m, :m])
-        with suppress(np.linalg.LinAlgError):  # exactly singular
-            return np.asarray(np.linalg.solve(blocks, (q * inside)[:, :, None])[:, :, 0])
+    m = z.shape[1]
     x, s = np.zeros_like(z), np.zeros_like(z)
     outside = 2 * np.count_nonzero(inside, axis=1) > (m if p is not None else 2 * m)
     for i, f in enumerate(inside):
