@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from evenhand.linalg import (
     active_set,
     cagrad_weights,
     frank_wolfe,
+    many,
     min_norm,
     min_norm_gap,
     nash_weights,
@@ -205,6 +207,7 @@ def test_both_ways_to_pivot_agree(kind: str, monkeypatch: pytest.MonkeyPatch) ->
         fast = min_norm(g).weights @ j
         with monkeypatch.context() as patch:
             patch.setattr(active_set, "_block_pivoting", lambda a, q, e: (None, nowhere, 0))
+            patch.setattr(many, "_right", lambda a, z, q, x: np.zeros(len(x), dtype=bool))
             slow = min_norm(g)
             projected = project_cone(g, torch.full((m,), 1.0, dtype=torch.float64))
         assert slow.gap <= 1e-8
@@ -424,6 +427,63 @@ def test_nash_is_what_least_squares_finds() -> None:
         torch.testing.assert_close(w, torch.from_numpy(found.x), rtol=1e-5, atol=0)
 
 
+def exact_nash(g: Tensor, w: Tensor, p: float) -> list[mpmath.mpf]:
+    """The root of Gw = w^(−p) to 100 digits, by Newton's method from w.
+
+    It is the stationary point of a strictly convex function, so there is one: wherever Newton's
+    method starts, what satisfies the equation to 30 digits is what there is to find.
+    """
+    m = len(w)
+    matrix, x = mpmath.matrix(g.tolist()), mpmath.matrix(w.tolist())
+    for _ in range(8):
+        pull = mpmath.matrix([x[i] ** -p for i in range(m)])
+        miss = pull - matrix * x
+        if max(abs(miss[i] / pull[i]) for i in range(m)) < mpmath.mpf(10) ** -30:
+            return list(x)
+        curvature = mpmath.diag([p * pull[i] / x[i] for i in range(m)])
+        x += mpmath.lu_solve(matrix + curvature, miss)
+    raise AssertionError("no root near w")
+
+
+@pytest.mark.parametrize("spread", [1e3, 1e6])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("m", [2, 3, 8, 40])
+def test_nash_when_norms_span_orders_of_magnitude(m: int, alpha: float, spread: float) -> None:
+    for seed in range(1 if m == 40 else 4):
+        lengths = torch.logspace(0, math.log10(spread), m, dtype=torch.float64)
+        g = gram(lengths.unsqueeze(1) * normal(m, 2 * m, seed=seed))
+        g = (g + g.T) / 2
+        solution = nash_weights(g, alpha)
+        w = solution.weights
+        assert solution.status == "optimal"
+        assert (w > 0).all()
+        # Each g_i·d is w_i^(−1/α), but for the rounding of the sum that it is.
+        rounding = 8 * EPS * (g.abs() @ w)
+        assert ((g @ w - w ** (-1 / alpha)).abs() <= rounding + 1e-8 * w ** (-1 / alpha)).all()
+        with mpmath.workdps(100):
+            root = exact_nash(g, w, 1 / alpha)
+            error = max(abs(x / r - 1) for x, r in zip(w.tolist(), root, strict=True))
+        assert error <= 1e-11
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5])
+def test_nash_is_what_least_squares_finds_for_small_alpha(alpha: float) -> None:
+    """From a start of its own, in the logarithm of w."""
+    for m, seed in itertools.product([2, 3, 8], range(3)):
+        lengths = torch.logspace(0, 1, m, dtype=torch.float64)
+        g = gram(lengths.unsqueeze(1) * (normal(m, 2 * m, seed=seed) + 0.5))
+        found = least_squares(
+            lambda y, g=g: np.log(np.maximum(g.numpy() @ np.exp(y), 1e-9)) + y / alpha,
+            np.zeros(m),
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+            max_nfev=5000,
+        )
+        w = nash_weights(g, alpha).weights
+        torch.testing.assert_close(w.log(), torch.from_numpy(found.x), rtol=0, atol=1e-7)
+
+
 def test_nash_directions_ignore_the_scale_of_tasks() -> None:
     j = jacobian("conflicting", 6)
     scales = 10 ** (2 * normal(6, 1))
@@ -434,10 +494,12 @@ def test_nash_directions_ignore_the_scale_of_tasks() -> None:
     assert nash_weights(gram(j)).squared_norm == pytest.approx(6, rel=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 2.0])
+@pytest.mark.parametrize("spread", [1.0, 1e3])
 @pytest.mark.parametrize("kind", ["opposed", "stationary", "stationary face"])
-def test_nash_says_so_when_there_is_no_solution(kind: str) -> None:
-    j = jacobian(kind, 4)
-    solution = nash_weights(gram(j))
+def test_nash_says_so_when_there_is_no_solution(kind: str, spread: float, alpha: float) -> None:
+    j = torch.logspace(0, math.log10(spread), 4, dtype=torch.float64)[:, None] * jacobian(kind, 4)
+    solution = nash_weights(gram(j), alpha)
     assert solution.status == "unbounded"
     assert not solution.solved
     assert on_simplex(solution.weights)

@@ -21,7 +21,7 @@ class GradDrop(Aggregator):
         v = Σ_i (ℓ_i + (1 − ℓ_i) M_i) g_i,   M_i = [f(P) > U][g_i > 0] + [f(P) < U][g_i < 0]
 
     Chen et al., "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout"
-    (NeurIPS 2020, arXiv 2010.06808), equations (1) and (2), Algorithm 1. With f(p) = p
+    (NeurIPS 2020, arXiv 2010.06808), Algorithm 1. With f(p) = p
     the mean of v over U is Σ_i g_i, whatever the leaks; what v adds is noise where signs differ,
     and it may conflict with tasks.
 

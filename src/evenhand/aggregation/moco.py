@@ -18,7 +18,7 @@ class MoCo(Tracking):
         λ   ← Π(λ − γ_k (YᵀY + ρ I) λ)     on the simplex        β_k = β/k^σ,  γ_k = γ/k^σ
 
     Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning" (ICLR 2023, arXiv
-    2210.12624), Algorithm 1: averaging corrects the bias that the noise of one batch gives to λ.
+    2210.12624): averaging corrects the bias that the noise of one batch gives to λ.
 
     y starts at 0 and λ at 1/M; k counts the calls in which a task speaks. As in the authors' code,
     λ moves by the new Y and the network by both new ones, and y is not projected onto a ball. v is

@@ -11,10 +11,10 @@ from evenhand.gradients import Place, TaskGradients
 class TrimmedMean(Aggregator):
     """In every coordinate the mean of the entries without the `trim` largest and smallest.
 
-    Yin et al., "Byzantine-Robust Distributed Learning" (ICML 2018), Definition 2, where `trim` is
-    β m. Made for workers of which some may lie, it keeps a few corrupted tasks (a broken label
-    set) from steering. ``trim=0`` is the mean, the largest possible `trim` the median of an odd
-    number of tasks. TorchJD agrees.
+    Yin et al., "Byzantine-Robust Distributed Learning" (ICML 2018), the coordinate-wise trimmed
+    mean, where `trim` is β m. Made for workers of which some may lie, it keeps a few corrupted
+    tasks (a broken label set) from steering. ``trim=0`` is the mean, the largest possible `trim`
+    the median of an odd number of tasks. TorchJD agrees.
 
     Args:
         trim: how many entries to leave out at either end, >= 0.

@@ -9,14 +9,14 @@ Near-optimal is not what these are: the active-set methods end at the solution.
 - `min_norm`: the shortest vector in the convex hull of the gradients; `min_norm_gap` certifies
   weights from elsewhere, `frank_wolfe` is the approximation of the literature;
 - `simplex_qp`: any convex quadratic on the simplex; `project_simplex`: the nearest point of it;
-- `project_cone`: the nearest direction that harms no task;
+- `project_cone`: the nearest direction that harms no task; `project_cone_gap` certifies;
 - `nash_weights`: the bargaining solution, and its α-fair relatives;
 - `cagrad_weights`: the direction near the mean that serves the worst-off task best.
 """
 
 from .bargaining import nash_weights
 from .cagrad import cagrad_weights
-from .cone import project_cone
+from .cone import project_cone, project_cone_gap
 from .simplex import frank_wolfe, min_norm, min_norm_gap, project_simplex, simplex_qp
 from .solution import Solution
 
@@ -28,6 +28,7 @@ __all__ = [
     "min_norm_gap",
     "nash_weights",
     "project_cone",
+    "project_cone_gap",
     "project_simplex",
     "simplex_qp",
 ]

@@ -12,9 +12,10 @@ find it, both finite:
 
 **Block principal pivoting** (Júdice & Pires, Computers & Operations Research 21 (1994) 587-596;
 Kim & Park, SIAM J. Sci. Comput. 33 (2011) 3261-3281): guess F, solve on it by Cholesky, let *every*
-index that violates its condition change sides; when the number of violations has not fallen
-three times in a row, move only the last one (Murty's rule, which alone is finite), until it falls.
-A handful of factorisations whatever m is. It needs A positive definite on each face it tries.
+index that violates its condition change sides, and give up when their number has not fallen for the
+fourth time in a row. (Moving on one index at a time from there, by Murty's rule, is finite as well,
+but takes more steps than the other method.) A handful of factorisations whatever m is. It needs A
+positive definite on each face it tries.
 
 **Single principal pivoting**, for the rest: the primal active-set method of Dantzig, van de Panne
 and Whinston. It starts where x > 0 on the best face that the other method met, or at the best
@@ -39,48 +40,52 @@ from .solution import EPS, Array
 
 Indices = npt.NDArray[np.intp]
 
+PATIENCE = 3
+"""How often in a row block pivoting may end with no fewer violations than before."""
 
-def solve(a: Array, q: Array, e: Array | None = None) -> tuple[Array, int]:
-    """The minimiser x `[m]` and the number of pivoting steps. Scale A to unit diagonal first."""
+
+def solve(a: Array, q: Array, e: Array) -> tuple[Array, int]:
+    """The minimiser x `[m]` with eᵀx = 1, and the number of pivoting steps.
+
+    Scale A to unit diagonal first. Without e, see `evenhand.linalg.many`.
+    """
     x, face, blocks = _block_pivoting(a, q, e)
     if x is not None:
         return x, blocks
-    x, singles = _single_pivoting(a, q, e, face)
+    x, singles = single_pivoting(a, q, e, face)
     return _share(a, q, e, x), blocks + singles
 
 
-def _block_pivoting(a: Array, q: Array, e: Array | None) -> tuple[Array | None, Indices, int]:
+def _block_pivoting(a: Array, q: Array, e: Array) -> tuple[Array | None, Indices, int]:
     """The solution, or None where a face is empty or not definite, or no end is in sight.
 
     Also the face with the fewest violations on the way, and the number of steps.
     """
     m = len(q)
-    inside = q > 0 if e is None else np.ones(m, dtype=bool)
-    nearest, fewest, patience = np.zeros(0, dtype=np.intp), m + 1, 3
-    for count in range(1, 51):
+    inside = np.ones(m, dtype=bool)
+    nearest, fewest, patience, count = np.zeros(0, dtype=np.intp), m + 1, PATIENCE, 0
+    while patience >= 0:
+        count += 1
         face = np.flatnonzero(inside)
-        factor = _factor(a, face, e) if e is None or len(face) else None
+        factor = _factor(a, face, e) if len(face) else None
         if factor is None:
             break
         x = np.zeros(m)
-        x[face] = _on_face(factor, q[face], None if e is None else e[face])
+        x[face] = _on_face(factor, q[face], e[face])
         r, noise = _residual(a, q, e, x, face)
         bad = np.where(inside, x < 0, r < -noise)
         violations = int(np.count_nonzero(bad))
         if violations == 0:
             exact = bool((np.abs(r) <= 64 * noise)[face].all())
             return (x if exact else None), face, count
+        patience -= 1
         if violations < fewest:
-            nearest, fewest, patience = face, violations, 3
-        elif patience:
-            patience -= 1
-        else:
-            bad[: np.flatnonzero(bad)[-1]] = False
+            nearest, fewest, patience = face, violations, PATIENCE
         inside ^= bad
     return None, nearest, count
 
 
-def _single_pivoting(a: Array, q: Array, e: Array | None, face: Indices) -> tuple[Array, int]:
+def single_pivoting(a: Array, q: Array, e: Array | None, face: Indices) -> tuple[Array, int]:
     """The solution, from a face near which it may be, and the number of indices that entered.
 
     An index that has entered is barred until the objective falls, so that what happens below the
@@ -164,12 +169,12 @@ class _Walk:
         if e is not None:
             g, s = e[face], _shift(e, face)
             column, diagonal = column + s * e[i] * g, diagonal + s * e[i] ** 2
-        half = _lapack().dtrtrs(factor, column, trans=1)[0]
+        half = lapack().dtrtrs(factor, column, trans=1)[0]
         pivot = float(diagonal - half @ half)
-        d = -_lapack().dtrtrs(factor, half)[0]
+        d = -lapack().dtrtrs(factor, half)[0]
         if e is None:
             return d, half, pivot, pivot
-        y = _lapack().dpotrs(factor, g)[0]
+        y = lapack().dpotrs(factor, g)[0]
         t = (g @ d + e[i]) / (g @ y)
         return d - t * y, half, pivot, pivot + float(t**2 * (g @ y))
 
@@ -203,7 +208,7 @@ class _Walk:
 
 def cholesky_solve(a: Array, b: Array) -> Array | None:
     """A⁻¹b, None if A is not positive definite."""
-    _, x, info = _lapack().dposv(a.T, b)
+    _, x, info = lapack().dposv(a.T, b)
     return x if info == 0 else None
 
 
@@ -223,7 +228,7 @@ def _factor(a: Array, face: Indices, e: Array | None, threshold: float = 4 * EPS
     if e is not None:
         g = e[face] / e[face].max()
         block += g[:, None] * g
-    factor, info = _lapack().dpotrf(block.T, overwrite_a=True)
+    factor, info = lapack().dpotrf(block.T, overwrite_a=True)
     if info != 0 or factor.diagonal().min() ** 2 < threshold * len(face):
         return None
     return factor  # type: ignore[no-any-return]
@@ -234,8 +239,8 @@ def _on_face(factor: Array, q: Array, e: Array | None) -> Array:
     if len(q) == 0:
         return q
     if e is None:
-        return _lapack().dpotrs(factor, q)[0]  # type: ignore[no-any-return]
-    y, z = _lapack().dpotrs(factor, q)[0], _lapack().dpotrs(factor, e)[0]
+        return lapack().dpotrs(factor, q)[0]  # type: ignore[no-any-return]
+    y, z = lapack().dpotrs(factor, q)[0], lapack().dpotrs(factor, e)[0]
     return y + (1 - e @ y) / (e @ z) * z  # type: ignore[no-any-return]
 
 
@@ -250,17 +255,17 @@ def _residual(a: Array, q: Array, e: Array | None, x: Array, face: Indices) -> t
     return r, 4 * EPS * size
 
 
-def _share(a: Array, q: Array, e: Array | None, x: Array) -> Array:
+def _share(a: Array, q: Array, e: Array, x: Array) -> Array:
     """Spread x evenly over indices that the problem cannot tell apart."""
-    rows = np.column_stack((a, q) if e is None else (a, q, e))
+    rows = np.column_stack((a, q, e))
     _, group = np.unique(rows, axis=0, return_inverse=True)
     group = group.reshape(-1)
     return np.asarray((np.bincount(group, x) / np.bincount(group))[group])
 
 
 @cache
-def _lapack() -> Any:
+def lapack() -> Any:
     """scipy.linalg.lapack, imported on first use: it costs a tenth of torch's own import."""
-    from scipy.linalg import lapack
+    from scipy.linalg import lapack as routines
 
-    return lapack
+    return routines

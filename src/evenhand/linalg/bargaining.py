@@ -19,25 +19,29 @@ from torch import Tensor
 
 from .active_set import cholesky_solve
 from .simplex import simplex_minimiser
-from .solution import EPS, TINY, Array, Member, Solution, assemble, judge, read
+from .solution import EPS, TINY, TOLERANCE, Array, Member, Solution, assemble, judge, read
 
-LOST = 1e-2
-"""The relative rounding of Gw from which on there is no solution to speak of."""
+SUSPECT = 1e-2
+"""The relative error of some g_i·d from which on one should ask whether there is a solution."""
 
 
 def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
     """The w > 0 with G w = 1/w (Nash-MTL); with G w = w^(−1/α) for other α > 0 (FairGrad).
 
     The gap is max_i (|(Gw)_i w_i^(1/α) − 1| − ρ_i)₊, where ρ_i = 4 eps w_i^(1/α) Σ_j |G_ij| w_j is
-    the rounding of its first term; `squared_norm` is wᵀGw, which is m for α = 1, whatever
-    the scale of the gradients. For α = 1 multiplying g_i by s > 0 divides w_i by s, and the
-    direction does not change; for other α it does.
+    the rounding of its first term: 0 says that w is the solution for a Gramian whose entries differ
+    from G's by no more than 4 eps |G_ij|. Where gradients of very different lengths conflict and α
+    is small, g_i·d = w_i^(−1/α) can be far below the rounding of (Gw)_i; w is as accurate
+    as elsewhere then, though that g_i·d cannot be read off it. `squared_norm` is wᵀGw, which is m
+    for α = 1, whatever the scale of the gradients. For α = 1 multiplying g_i by s > 0 divides w_i
+    by s, and the direction does not change; for other α it does.
 
     A zero gradient has nothing to bargain for: its weight is 0 and the others settle without it.
     If zero lies in the convex hull of the gradients (a Pareto-stationary point), no w satisfies the
     equation. Then the status is "unbounded" and the weights are those of the min-norm point, whose
-    direction is zero: there is nothing to gain. So close to such a point that ρ > 0.01 the status
-    is the same.
+    direction is zero: there is nothing to gain. What decides is the geometry: the point of least
+    norm in the hull of the gradients scaled to unit length is zero as far as G's precision can tell
+    (asked where 4 eps Σ_j |G_ij| w_j, eps that of G's dtype, exceeds 0.01 w_i^(−1/α) for some i).
 
     Other implementations: the authors' code linearises a concave part and calls a conic solver, up
     to 20 times. Where that fails it keeps the previous step's weights, at first equal ones, without
@@ -60,16 +64,34 @@ def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
 
 def _bargain(gramian: Array, p: float, precision: float) -> Member:
     some = gramian.diagonal() > 0
+    inner = gramian[some][:, some]
     weights = np.zeros(len(gramian))
-    gap, count = np.inf, 0
+    count, suspect = 0, True
     if some.any():
-        weights[some], gap, count = _newton(gramian[some][:, some], p)
-    status = judge(gap, precision)
-    if gap > LOST:
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # 1e3^(−1/0.01)
+            w, gap, count = _newton(inner, p)
+            blur = 4 * precision * float((w**p * (np.abs(inner) @ w)).max())
+        weights[some] = w
+        suspect = not blur <= SUSPECT or gap > TOLERANCE
+    if suspect and _nothing_to_gain(inner, precision):
         weights, more = simplex_minimiser(gramian)
-        count, status = count + more, "unbounded"
+        squared = max(float(weights @ gramian @ weights), 0.0)
+        return Member(weights, squared, np.inf, count + more, "unbounded")
     squared = max(float(weights @ gramian @ weights), 0.0)
-    return Member(weights, squared, gap, count, status)
+    return Member(weights, squared, gap, count, judge(gap, precision))
+
+
+def _nothing_to_gain(gramian: Array, precision: float) -> bool:
+    """Whether zero is in the hull of the gradients: of the unit gradients, so scales play no part.
+
+    ‖Σ v_i g_i/‖g_i‖‖² is known up to `precision` times (Σ v_i)² = 1.
+    """
+    if len(gramian) == 0:
+        return True
+    n = np.sqrt(gramian.diagonal())
+    cosines = gramian / n[:, None] / n
+    v, _ = simplex_minimiser(cosines)
+    return float(v @ cosines @ v) <= 4 * precision
 
 
 def _newton(gramian: Array, p: float) -> tuple[Array, float, int]:
@@ -87,17 +109,15 @@ def _newton(gramian: Array, p: float) -> tuple[Array, float, int]:
         count += 1
         pull, push = kappa * x ** (1 - p), x * (k @ x)
         error = np.abs(push / pull - 1)
-        rounding = 4 * EPS * x * (np.abs(k) @ x) / pull
-        excess, lost = float((error - rounding).max()), float(rounding.max())
+        excess = float((error - 4 * EPS * x * (np.abs(k) @ x) / pull).max())
         worst = float(error.max())
-        ended = excess <= 0 and worst > least / 2
-        if worst < least:
-            best, least = x, worst
-            gap = max(excess, 0.0) if lost <= LOST else np.inf
+        ended = excess <= 64 * EPS and worst > least / 2
+        if max(excess, 0.0) < gap or (max(excess, 0.0) == gap and worst < least):
+            best, least, gap = x, worst, max(excess, 0.0)
         hessian = k * x * x[:, None]
         hessian[np.diag_indices_from(hessian)] += p * pull
         step = cholesky_solve(hessian, pull - push)
-        if step is None or ended or worst == 0:
+        if step is None or ended or worst == 0 or not np.isfinite(step).all():
             break
         x = x * (1 + _damping(k, kappa, x, p, step, float(step @ (pull - push))) * step)
     return s * best, gap, count

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cone import project_members
+from .cone import project_one
 from .simplex import simplex_minimiser
 from .solution import (
     EPS,
@@ -85,7 +85,7 @@ def _cagrad(gramian: Array, c: float, precision: float) -> Member:
     radius, blur = c * sqrt(squared), 2 * sqrt(EPS * rounding_unit(gramian, mean))
     if radius <= c * blur:
         # ‖g_0‖ drowns in the rounding of G: d = g_0 unless something feasible is as near.
-        (projection,) = project_members(gramian, mean[None], precision)
+        projection = project_one(gramian, mean, precision)
         if c > 0 and _length(gramian, projection.weights - mean) <= blur:
             return projection._replace(status="stationary")
         return verdict(gramian, mean, 0.0, 0, precision)
@@ -93,7 +93,7 @@ def _cagrad(gramian: Array, c: float, precision: float) -> Member:
     norms = np.sqrt(gramian.diagonal())
     shortest, longest = _length(gramian, w), float(norms.max())
     if shortest <= 2 * sqrt(EPS * rounding_unit(gramian, w)):
-        (projection,) = project_members(gramian, mean[None], precision)
+        projection = project_one(gramian, mean, precision)
         if _length(gramian, projection.weights - mean) <= radius:
             return projection._replace(status="stationary")
         shortest = sqrt(EPS) * float(norms[norms > 0].min())

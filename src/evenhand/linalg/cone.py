@@ -12,23 +12,15 @@ This is what DualProj (Lopez-Paz & Ranzato, "Gradient Episodic Memory", NeurIPS 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .active_set import solve
-from .solution import (
-    EPS,
-    Array,
-    Member,
-    Solution,
-    assemble,
-    read,
-    read_vectors,
-    rounding_unit,
-    verdict,
-)
+from .many import nearest
+from .solution import EPS, Array, Member, Solution, judge_all, read, read_vectors
 
 
 def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
@@ -38,9 +30,10 @@ def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
     Gramian (UPGrad projects every gradient: the rows of the identity). The result has the shape of
     `weights`; `squared_norm` is ‖x‖², zero when no direction but zero harms nobody.
 
-    With x = Jᵀ(u + λ) and ν = max(‖v‖, √ε · Σ_i |u_i + λ_i| ‖g_i‖), the gap is the larger of
-    max_i (−g_i·x)₊ / (‖g_i‖ν), which is infeasibility, and |Σ λ_i g_i·x| / ν², the angle between x
-    and v − x. ε = 64 eps: the second term of ν is where x drowns in the rounding of G.
+    With x = Jᵀ(u + λ) and ν = max(‖v‖, √ε · Σ_i |u_i + λ_i| ‖g_i‖), the gap is the largest of
+    max_i (−g_i·x)₊ / (‖g_i‖ν), which is infeasibility, max_i (−λ_i)₊ ‖g_i‖ / ν, and
+    |Σ λ_i g_i·x| / ν², the angle between x and v − x. ε = 64 eps: the second term of ν is where x
+    drowns in the rounding of G.
 
     A zero gradient constrains nothing and keeps its u_i. Identical gradients share their λ evenly.
     x is unique, λ need not be. Other implementations: TorchJD adds 1e-4 of the trace to the
@@ -58,44 +51,100 @@ def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
     stack = read(gramian)
     vectors = read_vectors(weights, gramian, "weights")
     precision = torch.finfo(gramian.dtype).eps
-    members = [
-        member
-        for g, block in zip(stack, vectors, strict=True)
-        for member in project_members(g, block, precision)
-    ]
-    return assemble(members, weights.shape, weights)
+    blocks = [project(g, block, precision) for g, block in zip(stack, vectors, strict=True)]
+    lead = weights.shape[:-1]
+    every = Projections(*map(np.concatenate, zip(*blocks, strict=True))) if blocks else _NONE
+    return Solution(
+        torch.from_numpy(every.weights.reshape(tuple(weights.shape))).to(weights),
+        torch.from_numpy(every.squared_norm.reshape(lead)),
+        torch.from_numpy(every.gap.reshape(lead)),
+        int(every.iterations.max(initial=0)),
+        judge_all(every.gap, every.stationary, precision),
+    )
 
 
-def project_members(gramian: Array, vectors: Array, precision: float) -> list[Member]:
-    """The projections of the rows of `vectors [k, m]`."""
+def project_cone_gap(gramian: Tensor, weights: Tensor, projected: Tensor) -> Tensor:
+    """The gap of `project_cone` for given weights u + λ, of the shape of u = `weights`.
+
+    `[...]` without the last dimension, in float64 on the CPU.
+
+    Raises:
+        TypeError: an input is not a floating point tensor.
+        ValueError: the Gramian is not one, or the shapes do not fit.
+    """
+    if projected.shape != weights.shape:
+        raise ValueError(f"projected must be {list(weights.shape)}, not {list(projected.shape)}")
+    stack = read(gramian)
+    vectors = read_vectors(weights, gramian, "weights")
+    results = read_vectors(projected, gramian, "projected")
+    gaps = [np.zeros(0)]
+    for g, u, x in zip(stack, vectors, results, strict=True):
+        norms = np.sqrt(g.diagonal())
+        some = norms > 0
+        among = g[some][:, some], norms[some], u[:, some], (x - u)[:, some], x[:, some]
+        gaps.append(_certificate(*among)[1])
+    return torch.from_numpy(np.concatenate(gaps).reshape(tuple(weights.shape[:-1])))
+
+
+class Projections(NamedTuple):
+    """What `project` returns, an entry for each vector."""
+
+    weights: Array
+    squared_norm: Array
+    gap: Array
+    iterations: npt.NDArray[np.intp]
+    stationary: npt.NDArray[np.bool_]
+
+
+_NONE = Projections(*(np.zeros(0, dtype=kind) for kind in (float, float, float, np.intp, bool)))
+
+
+def project(gramian: Array, vectors: Array, precision: float) -> Projections:
+    """The projections of the rows of `vectors [k, m]`.
+
+    Solved in z_i = λ_i ‖g_i‖ / Σ_j |u_j| ‖g_j‖, where the matrix is that of the cosines.
+    """
     norms = np.sqrt(gramian.diagonal())
     some = norms > 0
-    n = norms[some]
-    cosines = gramian[some][:, some] / n[:, None] / n
-    return [_project(gramian, u, norms, some, cosines, precision) for u in vectors]
+    if not some.all():
+        # Zero gradients constrain nothing, and keep their weights.
+        among = project(gramian[some][:, some], vectors[:, some], precision)
+        weights = vectors.copy()
+        weights[:, some] = among.weights
+        return among._replace(weights=weights)
+    unit = np.abs(vectors) @ norms
+    unit[unit == 0] = 1.0
+    unit = unit[:, None]
+    z, counts = nearest(gramian / norms[:, None] / norms, vectors * norms / -unit)
+    multipliers = z / norms * unit
+    x = vectors + multipliers
+    squared, gap, terms = _certificate(gramian, norms, vectors, multipliers, x)
+    return Projections(x, squared, gap, counts, squared <= 4 * precision * terms)
 
 
-def _project(
-    gramian: Array,
-    u: Array,
-    norms: Array,
-    some: npt.NDArray[np.bool_],
-    cosines: Array,
-    precision: float,
-) -> Member:
-    """Solved in z_i = λ_i ‖g_i‖ / Σ_j |u_j| ‖g_j‖, where the matrix is that of the cosines."""
-    unit = float(np.abs(u) @ norms)
-    if unit == 0:
-        return Member(u, 0.0, 0.0, 0, "stationary")
-    n = norms[some]
-    z, count = solve(cosines, -(gramian @ u)[some] / n / unit)
-    multipliers = np.zeros(len(u))
-    multipliers[some] = z / n * unit
-    x = u + multipliers
-    scores = gramian @ x
-    size = max(float(u @ gramian @ u), 64 * EPS * rounding_unit(gramian, x)) ** 0.5
-    gap = max(
-        float((-scores[some] / n).max(initial=0.0)) / size,
-        abs(float(multipliers @ scores)) / size**2,
+def _certificate(
+    gramian: Array, norms: Array, vectors: Array, multipliers: Array, x: Array
+) -> tuple[Array, Array, Array]:
+    """‖x‖², the gap, and what ‖x‖² would be if nothing cancelled; norms must not be zero."""
+    scores = x @ gramian
+    squared = np.maximum((x * scores).sum(1), 0.0)
+    terms = (np.abs(x) @ norms) ** 2
+    length = ((vectors @ gramian) * vectors).sum(1)
+    size = np.sqrt(np.maximum(length, 64 * EPS * terms))
+    size[size == 0] = 1.0
+    wrong = np.maximum(scores / -norms, multipliers * -norms).max(1, initial=0.0) / size
+    gap = np.maximum(wrong, np.abs((multipliers * scores).sum(1)) / size**2)
+    return squared, gap, terms
+
+
+def project_one(gramian: Array, vector: Array, precision: float) -> Member:
+    """The projection of one vector `[m]`."""
+    found = project(gramian, vector[None], precision)
+    status = judge_all(found.gap, found.stationary, precision)
+    return Member(
+        found.weights[0],
+        float(found.squared_norm[0]),
+        float(found.gap[0]),
+        int(found.iterations[0]),
+        status,
     )
-    return verdict(gramian, x, gap, count, precision)

@@ -23,12 +23,12 @@ from torch import Tensor
 from .active_set import solve
 from .solution import (
     EPS,
-    SEVERITY,
     Array,
     Member,
     Solution,
     assemble,
     judge,
+    judge_all,
     read,
     read_vectors,
     simplex_gap,
@@ -138,7 +138,7 @@ def project_simplex(vectors: Tensor) -> Tensor:
     """The nearest point to each vector `[..., m]` on the simplex, in its dtype and on its device.
 
     max(x − θ, 0) with the θ that makes it sum to one, found by sorting (Held, Wolfe & Crowder,
-    Mathematical Programming 6 (1974) 62-88; Duchi et al., ICML 2008, Figure 1).
+    Mathematical Programming 6 (1974) 62-88; Duchi et al., ICML 2008).
 
     Raises:
         TypeError: vectors is not a floating point tensor.
@@ -212,14 +212,13 @@ def _pairs(stack: Array, precision: float, like: Tensor) -> Solution:
     gap_b = np.divide(most - gb, nb * root, out=none.copy(), where=d > 0)
     gap = np.maximum(np.maximum(gap_a, gap_b), 0.0)
     stationary = squared <= 4 * precision * unit
-    judged = judge(float(gap[~stationary].max(initial=0.0)), precision)
     lead = like.shape[:-2]
     return Solution(
         torch.from_numpy(np.stack((x, y), axis=-1)).reshape(*lead, 2).to(like),
         torch.from_numpy(np.maximum(squared, 0.0)).reshape(lead),
         torch.from_numpy(gap).reshape(lead),
         0,
-        max(judged, "stationary" if stationary.any() else "optimal", key=SEVERITY.index),
+        judge_all(gap, stationary, precision),
     )
 
 

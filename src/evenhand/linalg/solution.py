@@ -151,6 +151,12 @@ def judge(gap: float, precision: float) -> str:
     return "optimal" if gap <= max(TOLERANCE, 8 * precision) else "inaccurate"
 
 
+def judge_all(gaps: Array, stationary: npt.NDArray[np.bool_], precision: float) -> str:
+    """The worst status among problems with these gaps, of which some are stationary."""
+    judged = judge(float(gaps[~stationary].max(initial=0.0)), precision)
+    return max(judged, "stationary" if stationary.any() else "optimal", key=SEVERITY.index)
+
+
 def verdict(
     gramian: Array, weights: Array, gap: float, iterations: int, precision: float
 ) -> Member:

@@ -14,8 +14,8 @@ class ConFIG(Preferring):
 
     With unit gradients u_i as rows of U: x = U⁺p, v = (Σ_i g_i·x̂) x̂, where x̂ = x/‖x‖. Liu, Chu
     and Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks" (ICLR
-    2025, arXiv 2408.11104), equations (2) and (3). p is equal by default, so that v·u_i is the same
-    for every task; its length does not matter.
+    2025, arXiv 2408.11104), equation (2). p is equal by default, so that v·u_i is the same for
+    every task; its length does not matter.
 
     Since U⁺ = Uᵀ(UUᵀ)⁺, x is in the span of the gradients and the cosines C = UUᵀ tell it: x = Σ
     y_i u_i with y = C⁺p, ‖x‖² = pᵀy, and w_i = y_i/‖g_i‖ · (Σ_j ‖g_j‖ (Cy)_j)/‖x‖².

@@ -18,7 +18,7 @@ SMALLEST_WEIGHT = 1e-8
 class GradNorm(Learned):
     """Learn weights w_i, Σ w_i = M, by descent on Σ |G_i − Ḡ r_i^α|.
 
-    Chen et al. (ICML 2018, arXiv 1711.02257), equations (1) and (2) and Algorithm 1, with
+    Chen et al. (ICML 2018, arXiv 1711.02257), Algorithm 1, with
 
         G_i = ‖∇_W w_i L_i‖,   Ḡ = mean G_i,   L̃_i = L_i(t) / L_i(0),   r_i = L̃_i / mean L̃_i
 

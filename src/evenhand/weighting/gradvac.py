@@ -13,15 +13,15 @@ from evenhand.weighting.pcgrad import meet, others, visiting_orders
 class GradVac(Weighting):
     """v = Σ_i g_i', where g_i' is turned towards each other gradient up to their usual cosine.
 
-    Wang, Tsvetkov, Firat and Cao, "Gradient Vaccine" (ICLR 2021, arXiv 2010.05874), Algorithm 1.
-    φ̂_ij is a moving average of the cosine φ_ij between g_i' and g_j, from 0. For j ≠ i in random
-    order, if φ_ij < φ̂_ij then
+    Wang, Tsvetkov, Firat and Cao, "Gradient Vaccine" (ICLR 2021, arXiv 2010.05874). φ̂_ij is a
+    moving average of the cosine φ_ij between g_i' and g_j, from 0. For j ≠ i in random order, if
+    φ_ij < φ̂_ij then
 
         g_i' ← g_i' + ‖g_i'‖ (φ̂_ij √(1 − φ_ij²) − φ_ij √(1 − φ̂_ij²)) / (‖g_j‖ √(1 − φ̂_ij²)) g_j,
 
-    after which their cosine is φ̂_ij (equation 3; with φ̂ = 0 it is PCGrad's projection); then, in
-    any case, φ̂_ij ← (1 − β) φ̂_ij + β φ_ij with the cosine from before (equation 4). Everything
-    lies in the span of the gradients. φ̂ is kept by pair; a pair of which one is absent waits.
+    after which their cosine is φ̂_ij (with φ̂ = 0 it is PCGrad's projection); then, in any case,
+    φ̂_ij ← (1 − β) φ̂_ij + β φ_ij with the cosine from before. Everything lies in the span of the
+    gradients. φ̂ is kept by pair; a pair of which one is absent waits.
 
     A pair with a zero gradient has no cosine: nothing is added and φ̂ stays. (So does one in which
     g_i' has cancelled to less than the precision of the Gramian.) No coefficient reaches φ̂ = 1.

@@ -14,7 +14,7 @@ class Krum(Weighting):
 
     The score of task i is the sum of ‖g_i − g_j‖² over the m − f − 2 gradients nearest to g_i, at
     least one; the least score wins. Blanchard, El Mhamdi, Guerraoui and Stainer, "Machine Learning
-    with Adversaries" (NeurIPS 2017), section 4. Made for workers of which `byzantine` = f may lie,
+    with Adversaries" (NeurIPS 2017). Made for workers of which `byzantine` = f may lie,
     it tolerates as many corrupted tasks (a broken label set), if 2f + 2 < m. It selects, so it is a
     weighting: w_i = 1/selected or 0. Ties go to the task that comes first; so does everything
     between two tasks.

@@ -17,7 +17,7 @@ class MoDo(Weighting):
     J₁, J₂ are Jacobians on two independent batches, which makes the step in λ an unbiased one
     towards the min-norm point of the expected gradients; the network steps with the new λ on a
     third batch. Chen, Fernando, Ying & Chen, "Three-Way Trade-Off in Multi-Objective Learning"
-    (NeurIPS 2023, arXiv 2305.20057; JMLR 25, 2024), Algorithm 1, where ρ = 0.
+    (NeurIPS 2023, arXiv 2305.20057; JMLR 25, 2024), the algorithm MoDo, where ρ = 0.
 
     λ starts at 1/M and is kept from step to step. Absent tasks keep theirs, and those that speak
     share the rest (Σλ = 1 over all). A large γ‖g‖² moves λ from corner to corner: γ wants the scale

@@ -20,7 +20,7 @@ class PBI(Preferring):
 
         w = λ̂ + θ (f − d₁ λ̂)/d₂,    w = λ̂ on the ray itself.
 
-    Zhang & Li, "MOEA/D" (IEEE Trans. Evol. Comput. 11, 2007, 712-731), section II, there for
+    Zhang & Li, "MOEA/D" (IEEE Trans. Evol. Comput. 11, 2007, 712-731), the PBI approach, there for
     maximisation and with |d₁|. Unlike in `Tchebycheff` a large λ_i wants a *large* loss: λ is the
     direction in which the losses are to lie. A task that is ahead of the ray has a negative weight
     once θ is large, and is made worse, its head too in the weighting slot.

@@ -24,7 +24,7 @@ class SDMGrad(Preferring):
 
     J₁, J₂ being Jacobians on two independent batches. λ = 0 is MGDA, λ → ∞ descends Σ p_i L_i.
     Xiao, Ban & Ji, "Direction-oriented Multi-objective Learning" (NeurIPS 2023, arXiv 2305.18409),
-    Algorithm 1.
+    the algorithm SDMGrad.
 
     As in the authors' code: A is of one pair of batches for all steps of a call (the algorithm
     draws a pair for each) and divided by scale² = (mean_i √A_ii⁺)², so that β does not depend on

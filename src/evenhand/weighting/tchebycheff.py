@@ -15,7 +15,7 @@ class Tchebycheff(Preferring):
     """Descend max_i λ_i (L_i − z*_i): the task that is worst takes all, w_i = λ_i, others 0.
 
     The weighted Tchebycheff scalarization (Bowman 1976; Miettinen, "Nonlinear Multiobjective
-    Optimization", 1999, section 3.4), in the form of Lin et al. (ICML 2024, arXiv 2402.19078): with
+    Optimization", 1999), in the form of Lin et al. (ICML 2024, arXiv 2402.19078): with
     z* below every loss its minimisers over all λ are the weakly Pareto-optimal points, also where
     the front is not convex. It is not differentiable where several tasks are worst; the weights
     are then the subgradient that shares equally among them. `STCH` is the smooth version.

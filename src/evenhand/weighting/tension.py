@@ -26,7 +26,7 @@ class Tension(Wrapper):
         u_i    = c_i (g_i − v) / ‖g_i − v‖
         v_n    = v + Σ u_i,   subject to g_i·v_n ≥ 0
 
-    Nakamura, Grassi & Wolf (Neurocomputing 511 (2022) 43-53, arXiv 2204.06698), section 4. A task
+    Nakamura, Grassi & Wolf (Neurocomputing 511 (2022) 43-53, arXiv 2204.06698). A task
     whose loss is large or whose gradient grows pulls with c_i up to 1, others down to 1 − α. All
     of it stays in the span of the gradients: with v = Σ w_i g_i and n_i = ‖g_i − v‖,
     v_n = Σ [w_i (1 − Σ_j c_j / n_j) + c_i / n_i] g_i, from the Gramian alone.

@@ -14,7 +14,7 @@ class UPGrad(Preferring):
     """v = Σ_i p_i π(g_i), where π projects onto the dual cone {x : g_j·x ≥ 0 for all j}.
 
     Quinton and Rey, "Jacobian Descent for Multi-Objective Optimization" (2024, arXiv 2406.16232),
-    section 3: each gradient is changed as little as it takes to conflict with no task, and then
+    equation (3): each gradient is changed as little as it takes to conflict with no task, and then
     they are averaged. v conflicts with no task, and each g_i has an influence in proportion to its
     norm. Where a combination of the gradients is zero with all weights positive, so is v; where
     some weights must be zero, v may still improve those tasks.
