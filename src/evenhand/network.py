@@ -57,6 +57,12 @@ class Blocks:
         heads = self.own_of(phase.tasks) if "own" in phase.moves else []
         return trunk + heads
 
+    def resting(self, phase: Phase) -> list[Tensor]:
+        """All the others."""
+        trunk = [] if "shared" in phase.moves else list(self.shared)
+        moving = phase.tasks if "own" in phase.moves else ()
+        return trunk + self.own_of(task for task in self.own if task not in moving)
+
     def own_of(self, tasks: Iterable[str]) -> list[Tensor]:
         return [parameter for task in tasks for parameter in self.own.get(task, ())]
 
@@ -296,25 +302,25 @@ class Rest:
         if mode not in ("eval", "train"):
             raise ValueError(f"mode={mode!r}: must be 'eval' or 'train'")
         training = [(module, module.training) for module in self.modules]
-        buffers = [(m, dict(m._buffers)) for m in self.modules if m._buffers]
+        buffers = [(module, dict(module._buffers)) for module in self.modules if module._buffers]
         try:
             for parameter in self.parameters:
                 parameter.requires_grad_(False)
-            if mode == "eval":
-                for module in self.modules:
+            for module, was in training:
+                if was and mode == "eval":
                     module.training = False
-            else:
-                # The forward writes to copies; the originals come back untouched, and no version
-                # counter that autograd watches is bumped.
-                for module, originals in buffers:
-                    for name, buffer in originals.items():
-                        module._buffers[name] = None if buffer is None else buffer.clone()
+            # In training mode the forward writes to copies; the originals come back untouched, and
+            # no version counter that autograd watches is bumped.
+            for module, originals in buffers if mode == "train" else ():
+                for name, buffer in originals.items():
+                    module._buffers[name] = None if buffer is None else buffer.clone()
             yield
         finally:
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
             for module, was in training:
-                module.training = was
+                if module.training != was:  # a module takes a second look at each assignment
+                    module.training = was
             for module, originals in buffers:
                 module._buffers.update(originals)
 
