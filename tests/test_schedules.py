@@ -368,7 +368,9 @@ def test_groups_of_one_are_task_steps_in_the_order_drawn() -> None:
     assert same(weights(trained(in_groups(1))), weights(trained(turns)))
 
 
-@pytest.mark.parametrize(("schedule", "block"), [((1, 0), "shared"), ((0, 1), "own"), ((3, 3), "shared")])
+@pytest.mark.parametrize(
+    ("schedule", "block"), [((1, 0), "shared"), ((0, 1), "own"), ((3, 3), "shared")]
+)
 def test_one_kind_of_epoch_is_plain_training_of_its_block(
     schedule: tuple[int, int], block: str
 ) -> None:
