@@ -308,7 +308,7 @@ class Rest:
                 parameter.requires_grad_(False)
             for module, was in training:
                 if was and mode == "eval":
-                    module.training = False
+                    _switch(module, False)
             # In training mode the forward writes to copies; the originals come back untouched, and
             # no version counter that autograd watches is bumped.
             for module, originals in buffers if mode == "train" else ():
@@ -319,10 +319,22 @@ class Rest:
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
             for module, was in training:
-                if module.training != was:  # a module takes a second look at each assignment
-                    module.training = was
+                if module.training != was:
+                    _switch(module, was)
             for module, originals in buffers:
                 module._buffers.update(originals)
+
+
+def _switch(module: nn.Module, training: bool) -> None:
+    """module.training = training, twice a step for every module that rests.
+
+    A module asks of all that is assigned to it whether it is a parameter, a module or a buffer,
+    which costs more than all else about resting: where nobody has changed that, it is not asked.
+    """
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        vars(module)["training"] = training
+    else:
+        module.training = training
 
 
 def _resting_modules(model: nn.Module, moving: set[Tensor], still: set[Tensor]) -> list[nn.Module]:
