@@ -1,30 +1,48 @@
 """What alternate training costs per step, in time and memory, relative to plain training.
 
-    python benchmarks/alternation.py [--rounds 9] [--out benchmarks/results/alternation.json]
+    python benchmarks/alternation.py [--rounds 41] [--out benchmarks/results/alternation.json]
 
 The two networks of Bellavia, Della Santa & Papini (arXiv 2312.16340): the multilayer perceptron
 of their synthetic experiment (batch 256) and the Conv1D network of their experiment on wireless
 signals (batch 512; kernel size 3, our reading), on data of the right shape. SGD with momentum.
 
 `plain` is a loop written by hand with nothing of this project in it; all else is relative to it.
-The others are steps of the project's training loop, as a user gets them: `joint` (everything
-moves), `shared`, `own`, and `own, cached`, which reads the trunk's features from memory; `fill` is
-the pass through the data set that puts them there, per batch. Per epoch, SAT-SG costs the mean of
-`shared` and `own`; ATE-SG with E epochs of either kind the mean of `shared` and `own, cached`, and
-1/(2E) of `fill`.
+Then come steps of the project's training loop, as a user gets them: `joint` (everything moves),
+`shared`, `own`, and `own, cached`, which reads the trunk's features from memory; `fill` is the pass
+through the data set that puts them there, per batch. Per epoch, SAT-SG costs the mean of `shared`
+and `own`; ATE-SG with E epochs of either kind the mean of `shared` and `own, cached`, and 1/(2E)
+of `fill`. Each of these three phases is there by hand too: a loop that freezes what rests and has
+nothing around it.
+
+`products` is the same ratio in floating-point operations of matrix products and convolutions. In
+the perceptron nothing can bring a phase far below it: shared 0.778, own 0.667, and 0.556 with the
+features in memory, since two thirds of its parameters are the heads', which an own phase passes
+forwards and backwards like any other step. What lies above it is paid once per step however little
+moves (losses, the batch), and by the optimizer in proportion to what moves. Times below these
+ratios, 0.62 and 0.53 for the own phases, would have to come from a slower `plain`. Where the Conv1D
+network's features are in memory, 0.010 of the products are left, and the time is the interpreter's:
+by hand, too, it stays well above 0.012.
 
 Time is the processor time of the process on one thread, which a busy machine disturbs less than
-the time on the wall (given too). The variants take turns in every round and ratios are taken
-within a round: printed is the median over the rounds, in brackets their range. Memory is the peak
+the time on the wall (given too). The variants take turns in every round, in an order drawn for it,
+and ratios are taken within a round: printed is the median over the rounds, in brackets the middle
+half of them. Memory is the peak
 of what torch's allocator hands out during a step beyond what is there before it (weights,
-momentum, data, kept features), from the profiler's record of every allocation.
+momentum, data, kept features), from the profiler's record of every allocation. In a shared phase
+of the Conv1D network it cannot fall: it is the trunk's activations, and they are all needed.
+
+The C library is told to keep memory that was freed for the next step. Otherwise the pages of the
+Conv1D network's large activations are given back and asked for again in steps that the heap's
+history chooses, at up to half a step's time, which says nothing about a phase.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -50,12 +68,13 @@ from evenhand.optimizers import Optimizers
 from evenhand.schedule import Block, Phase, Stateless
 from evenhand.tally import Tally
 from evenhand.training import Training
+from evenhand.work import Meter
 
 OUT = Path(__file__).parent / "results" / "alternation.json"
 OPTIMIZER = partial(SGD, lr=1e-3, momentum=0.9)
 BATCHES = 8
 LENGTHS = (1, 10, 100)
-SECONDS = 0.25  # of each variant in each round, at least
+SECONDS = 0.1  # of each variant in each round, at least
 
 Step = Callable[[], None]
 
@@ -121,12 +140,16 @@ NETWORKS = {"MLP": perceptron, "Conv1D": signals}
 # The variants ----------------------------------------------------------------------------------
 
 
-def plain(problem: Problem) -> Step:
-    """The loop that everybody writes."""
+def by_hand(problem: Problem, *moves: Block, cached: bool = False) -> Step:
+    """The loop that everybody writes; what does not move is frozen."""
     network = problem.network(tuple(problem.tasks)).train()
-    optimizer = OPTIMIZER(network.parameters())
+    network.trunk.requires_grad_("shared" in moves)
+    network.heads.requires_grad_("own" in moves)
+    optimizer = OPTIMIZER([p for p in network.parameters() if p.requires_grad])
     data, size = problem.train, problem.batch_size
     assert isinstance(data, Split)
+    if cached:
+        data = Split(network.trunk(data.inputs), data.targets)
     order: list[Tensor] = []
 
     def step() -> None:
@@ -135,7 +158,8 @@ def plain(problem: Problem) -> Step:
         index = order.pop()
         inputs, targets = data.inputs[index], {t: y[index] for t, y in data.targets.items()}
         optimizer.zero_grad()
-        outputs = network(inputs)
+        features = inputs if cached else network.trunk(inputs)
+        outputs = {name: network.head(name)(features) for name in problem.tasks}
         losses = [task.loss(outputs[name], targets[name]) for name, task in problem.tasks.items()]
         sum(losses[1:], losses[0]).backward()
         optimizer.step()
@@ -170,12 +194,15 @@ def fill(problem: Problem) -> Step:
 
 
 VARIANTS: Mapping[str, Callable[[Problem], Step]] = {
-    "plain": plain,
+    "plain": lambda problem: by_hand(problem, "shared", "own"),
     "joint": lambda problem: phase(problem, "shared", "own"),
     "shared": lambda problem: phase(problem, "shared"),
     "own": lambda problem: phase(problem, "own"),
     "own, cached": lambda problem: phase(problem, "own", lasts=2, memory=1 << 30),
     "fill": fill,
+    "shared, by hand": lambda problem: by_hand(problem, "shared"),
+    "own, by hand": lambda problem: by_hand(problem, "own"),
+    "own, cached, by hand": lambda problem: by_hand(problem, "own", cached=True),
 }
 PER = {"fill": BATCHES}  # how many batches a call covers
 
@@ -199,7 +226,7 @@ def rounds(steps: Mapping[str, Step], count: int) -> dict[str, list[tuple[float,
         repeats[name] = max(1, round(SECONDS / timed(step, 3)[0]))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for number in range(count):
-        for name, step in steps.items():
+        for name, step in random.sample(list(steps.items()), len(steps)):
             processor, wall = timed(step, repeats[name])
             found[name].append((processor / PER.get(name, 1), wall / PER.get(name, 1)))
         print(f"  round {number + 1} of {count}", end="\r", file=sys.stderr, flush=True)
@@ -221,8 +248,27 @@ def peak_bytes(step: Step) -> int:
     return max(accumulate((size for _, size in allocations), initial=0))
 
 
+def products(step: Step) -> int:
+    """Floating-point operations of a step's matrix products and convolutions."""
+    meter = Meter()
+    with meter:
+        step()
+    return meter.total
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library's heap keep what is freed, in blocks of up to 32 MiB; whether it can."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not the GNU C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3
+    return bool(mallopt(mmap_threshold, 1 << 25) and mallopt(trim_threshold, 1 << 30))
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "low": low, "high": high}
 
 
 def measured(name: str, count: int) -> dict[str, Any]:
@@ -232,6 +278,7 @@ def measured(name: str, count: int) -> dict[str, Any]:
     steps = {variant: make(problem) for variant, make in VARIANTS.items()}
     times = rounds(steps, count)
     memory = {variant: peak_bytes(step) for variant, step in steps.items()}
+    work = {variant: products(step) / PER.get(variant, 1) for variant, step in steps.items()}
     processor = {variant: [p for p, _ in pairs] for variant, pairs in times.items()}
     relative = {
         variant: [p / base for p, base in zip(values, processor["plain"], strict=True)]
@@ -248,6 +295,7 @@ def measured(name: str, count: int) -> dict[str, Any]:
         },
         "batch": problem.batch_size,
         "milliseconds": {v: spread([1e3 * p for p in values]) for v, values in processor.items()},
+        "products": {v: count / work["plain"] for v, count in work.items()},
         "time": {v: spread(values) for v, values in relative.items()},
         "wall time": {v: spread(values) for v, values in walls.items()},
         "peak bytes": memory,
@@ -273,15 +321,16 @@ def per_epoch(relative: Mapping[str, Sequence[float]]) -> dict[str, list[float]]
 
 
 def table(name: str, result: Mapping[str, Any]) -> str:
-    lines = [f"{name}, batches of {result['batch']}", f"{'':16}{'ms':>9}{'time':>24}{'memory':>10}"]
+    head = f"{'':21}{'ms':>9}{'products':>10}{'time':>24}{'memory':>8}"
+    lines = [f"{name}, batches of {result['batch']}", head]
     for variant in VARIANTS:
-        ratio = result["time"][variant]
         memory = result["memory"].get(variant)
         lines.append(
-            f"{variant:16}{result['milliseconds'][variant]['median']:9.3f}{told(ratio):>24}"
-            + (f"{memory:10.3f}" if memory is not None else "")
+            f"{variant:21}{result['milliseconds'][variant]['median']:9.3f}"
+            f"{result['products'][variant]:10.3f}{told(result['time'][variant]):>24}"
+            + (f"{memory:8.3f}" if memory is not None else "")
         )
-    lines += [f"{label:16}{'':9}{told(ratio):>24}" for label, ratio in result["epoch"].items()]
+    lines += [f"{label:21}{'':19}{told(ratio):>24}" for label, ratio in result["epoch"].items()]
     return "\n".join(lines)
 
 
@@ -291,10 +340,11 @@ def told(ratio: Mapping[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of alternate training.")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    kept = keep_freed_memory()
     load = os.getloadavg()[0]
     networks = {}
     for name in NETWORKS:
@@ -304,6 +354,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(),
+        "freed memory kept": kept,
         "load before": load,
         "rounds": arguments.rounds,
         "networks": networks,

@@ -25,7 +25,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from evenhand import MultiTaskNetwork, data
-from evenhand.app import config, figures, findings, landscape, methods, progress, table
+from evenhand.app import config, diagnostics, figures, findings, landscape, methods, progress, table
 from evenhand.app.cli import app
 from evenhand.app.findings import Findings, Run
 from evenhand.data import Problem, Source, Split, Task
@@ -615,6 +615,38 @@ def test_trade_offs_point_to_where_both_tasks_are_better(found) -> None:
     assert figure is not None
     corners = [ax.get_title(loc="right")[-1] for ax in figure.axes]
     assert corners == ["↘", "↘", "↙"]
+
+
+def test_dynamics_are_the_path_the_swing_and_the_moments(found) -> None:
+    with figures.style():
+        figure = diagnostics.dynamics(found)
+    assert figure is not None
+    way, swing, memory = figure.axes
+    joint = [name for name, _ in figures.grey_first(found) if name != "single-task"]
+    for k, name in enumerate(joint):
+        path = sum(r.path or 0.0 for run in found.runs[name] for r in run.records) / 2
+        assert way.lines[k].get_ydata()[-1] == pytest.approx(path)
+        assert path > 0
+        last = [sum(run.records[-1].oscillation.values()) / 3 for run in found.runs[name]]
+        assert swing.lines[k].get_ydata()[-1] == pytest.approx(sum(last) / 2)
+    held = sorted(found.runs[name][0].records[-1].state_bytes / 1024 for name in joint)
+    assert [bar.get_width() for bar in memory.patches] == held
+
+
+def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:
+    with figures.style():
+        figure = diagnostics.phases(found)
+    assert figure is not None
+    (ax,) = figure.axes  # the others have one kind of phase
+    assert ax.get_title(loc="left") == "ate-sg"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["shared", "own"]
+    records = [record for run in found.runs["ate-sg"] for record in run.records]
+    for text in ax.texts:
+        column, row = text.get_position()
+        key = f"{('shared', 'own')[row]}|{list(found.problem.tasks)[column]}"
+        seen = [record.changes[key] for record in records if key in record.changes]
+        assert text.get_text() == f"{sum(seen) / len(seen):+.1g}"
+    assert len(ax.texts) == 6
 
 
 def test_the_landscape_has_a_panel_per_method(tmp_path) -> None:

@@ -716,6 +716,14 @@ def test_losses_that_read_no_gradient_still_find_who_is_to_blame() -> None:
         Balancer(model=network).backward(losses, plus=network.trunk[0].weight.sum() * torch.inf)
 
 
+@pytest.mark.parametrize("aggregator", [None, Equal])
+def test_finite_gradients_pass_though_their_sum_overflows(aggregator) -> None:
+    parameter = nn.Parameter(torch.zeros(4))
+    losses = {task: (parameter * 1.5e38).sum() for task in "ab"}
+    Balancer(aggregator=aggregator and aggregator()).backward(losses, shared=[parameter])
+    assert torch.equal(parameter.grad, torch.full((4,), 3e38))
+
+
 def test_an_exception_in_a_method_leaves_no_trace() -> None:
     class Failing(Steps):
         def weigh(self, g: TaskGradients) -> Tensor:

@@ -261,6 +261,15 @@ def test_losses_leave_out_samples_without_a_label(digits: Problem) -> None:
     torch.testing.assert_close(found["redraw"], full["redraw"])
 
 
+def test_infinite_targets_are_labels(digits: Problem) -> None:
+    """Their sum is NaN, but none of them is."""
+    inputs, targets = digits.train.take(torch.arange(8))
+    outputs = digits.network(list(digits.tasks))(inputs)
+    redraw = targets["redraw"].clone()
+    redraw[0, 0], redraw[1, 0] = math.inf, -math.inf
+    assert digits.losses(outputs, {"redraw": redraw})["redraw"].isinf()
+
+
 def test_a_split_needs_a_target_for_every_sample() -> None:
     with pytest.raises(ValueError, match=r"3 inputs, but targets have \{'a': 3, 'b': 2\} samples"):
         Split(torch.zeros(3, 2), {"a": torch.zeros(3), "b": torch.zeros(2)})

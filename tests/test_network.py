@@ -265,3 +265,20 @@ def _visits(features: Tensor, losses: Iterable[Tensor]) -> Counter[str]:
     for loss in losses:
         loss.grad_fn.register_prehook(lambda _: visits.update(["heads"]))
     return visits
+
+
+class Listening(nn.Linear):
+    """A module that looks at what is assigned to it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "training":
+            self.heard = [*getattr(self, "heard", []), value]
+
+
+def test_a_module_with_a_setter_of_its_own_hears_that_it_rests() -> None:
+    network = MultiTaskNetwork(Listening(2, 3), {"a": nn.Linear(3, 1)})
+    network.trunk.heard = []
+    with resting(network, Phase(("a",), moves=("own",))):
+        assert not network.trunk.training
+    assert network.trunk.heard == [False, True]

@@ -246,10 +246,8 @@ class Balancer(nn.Module):
             raise
         self._write(update, look.graph)
         if phase is not None:
-            moving = set(look.blocks.moving(look.phase))
-            for parameter in look.blocks.all:
-                if parameter not in moving:
-                    parameter.grad = None
+            for parameter in look.blocks.resting(look.phase):
+                parameter.grad = None
         self._commit(look.view, balance)
         return balance
 
@@ -421,7 +419,7 @@ class Balancer(nn.Module):
         for method in self.methods:
             method.commit()
         self._step = view.clock.step + 1
-        if balance.weights is not None:
+        if self.weighting is not None and balance.weights is not None:  # else they are ones
             self.last_weights = put(self.last_weights, view, balance.weights.detach())
 
     def _discard(self) -> None:

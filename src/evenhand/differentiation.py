@@ -588,8 +588,10 @@ def _unflat(
 
 def _finite(row: Row) -> bool:
     present = [g for g in row if g is not None]
-    # A norm is NaN or infinite if an entry is, and some twenty times cheaper than testing each;
-    # should finite entries overflow it, they are tested after all.
+    if all(g.is_cpu for g in present):
+        return all(map(all_finite, present))
+    # Elsewhere one norm costs less than many sums. It is NaN or infinite if an entry is; should
+    # finite entries overflow it, they are tested after all.
     if math.isfinite(nn.utils.get_total_norm(present).item()):
         return True
     return all(bool(g.isfinite().all()) for g in present)

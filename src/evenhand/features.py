@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader
 
-from evenhand.data.problem import Batch, Split, Stream
+from evenhand.data.problem import Batch, Split, Stream, gathered
 from evenhand.network import Blocks, MultiTaskNetwork, Nest, Outputs, Resting, resting
 from evenhand.schedule import Phase
 
@@ -131,10 +131,10 @@ class FeatureMemory:
         if self._kept is None:
             raise ValueError("no features are in memory: fill it first")
         index = self.stream.index(number)
-        rows = [leaf[index.to(leaf.device)] for leaf in self._kept.leaves]
+        rows = [gathered(leaf, index) for leaf in self._kept.leaves]
         features, targets = tree_unflatten(rows, self._kept.nest)
         if isinstance(self.stream.source, Split):
-            targets = {task: t[index] for task, t in self.stream.source.targets.items()}
+            targets = self.stream.source.labels(index)
         return features, targets
 
     def heads(self, features: Nest, tasks: Sequence[str]) -> Outputs:

@@ -283,7 +283,8 @@ def all_finite(values: Tensor) -> bool:
     """Whether no entry is NaN or infinite."""
     # A sum is not finite if an entry is not, and much cheaper than to test each; should finite
     # entries overflow it, they are tested after all.
-    return math.isfinite(values.detach().sum().item()) or bool(values.isfinite().all())
+    seen = values.detach() if values.requires_grad else values
+    return math.isfinite(seen.sum().item()) or bool(seen.isfinite().all())
 
 
 def times(gramian: Tensor, weights: Tensor) -> Tensor:

@@ -57,6 +57,12 @@ class Blocks:
         heads = self.own_of(phase.tasks) if "own" in phase.moves else []
         return trunk + heads
 
+    def resting(self, phase: Phase) -> list[Tensor]:
+        """All the others."""
+        trunk = [] if "shared" in phase.moves else list(self.shared)
+        moving = phase.tasks if "own" in phase.moves else ()
+        return trunk + self.own_of(task for task in self.own if task not in moving)
+
     def own_of(self, tasks: Iterable[str]) -> list[Tensor]:
         return [parameter for task in tasks for parameter in self.own.get(task, ())]
 
@@ -296,27 +302,39 @@ class Rest:
         if mode not in ("eval", "train"):
             raise ValueError(f"mode={mode!r}: must be 'eval' or 'train'")
         training = [(module, module.training) for module in self.modules]
-        buffers = [(m, dict(m._buffers)) for m in self.modules if m._buffers]
+        buffers = [(module, dict(module._buffers)) for module in self.modules if module._buffers]
         try:
             for parameter in self.parameters:
                 parameter.requires_grad_(False)
-            if mode == "eval":
-                for module in self.modules:
-                    module.training = False
-            else:
-                # The forward writes to copies; the originals come back untouched, and no version
-                # counter that autograd watches is bumped.
-                for module, originals in buffers:
-                    for name, buffer in originals.items():
-                        module._buffers[name] = None if buffer is None else buffer.clone()
+            for module, was in training:
+                if was and mode == "eval":
+                    _switch(module, False)
+            # In training mode the forward writes to copies; the originals come back untouched, and
+            # no version counter that autograd watches is bumped.
+            for module, originals in buffers if mode == "train" else ():
+                for name, buffer in originals.items():
+                    module._buffers[name] = None if buffer is None else buffer.clone()
             yield
         finally:
             for parameter in self.parameters:
                 parameter.requires_grad_(True)
             for module, was in training:
-                module.training = was
+                if module.training != was:
+                    _switch(module, was)
             for module, originals in buffers:
                 module._buffers.update(originals)
+
+
+def _switch(module: nn.Module, training: bool) -> None:
+    """module.training = training, twice a step for every module that rests.
+
+    A module asks of all that is assigned to it whether it is a parameter, a module or a buffer,
+    which costs more than all else about resting: where nobody has changed that, it is not asked.
+    """
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        vars(module)["training"] = training
+    else:
+        module.training = training
 
 
 def _resting_modules(model: nn.Module, moving: set[Tensor], still: set[Tensor]) -> list[nn.Module]:

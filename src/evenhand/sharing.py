@@ -131,10 +131,7 @@ class Sharing:
     def _warn_unreached(self, phase: Phase) -> None:
         """One warning that names the trainable parameters that no task reaches."""
         known = self.ownership or Ownership()
-        blocks = known.blocks()
-        moving = set(blocks.moving(phase))
-        at_rest = [p for p in blocks.all if p not in moving]  # could not be reached
-        excused = {*known.reached, *at_rest}
+        excused = {*known.reached, *known.blocks().resting(phase)}  # these could not be reached
         for model in self._model:
             trainable = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
             names = [name for name, parameter in trainable if parameter not in excused]
@@ -194,6 +191,7 @@ class Ownership:
     followed: set[str] = field(default_factory=set)
     reached: dict[Tensor, None] = field(default_factory=dict)
     alone: dict[str, bool] = field(default_factory=dict)
+    _blocks: Blocks | None = None
 
     @classmethod
     def of(cls, blocks: Blocks) -> Ownership:
@@ -202,8 +200,10 @@ class Ownership:
         return cls(dict.fromkeys(blocks.shared), own, blocks.last_layer, explicit=True)
 
     def blocks(self) -> Blocks:
-        own = {task: tuple(parameters) for task, parameters in self.own.items()}
-        return Blocks(tuple(self.shared), own, self.last_layer)
+        if self._blocks is None:
+            own = {task: tuple(parameters) for task, parameters in self.own.items()}
+            self._blocks = Blocks(tuple(self.shared), own, self.last_layer)
+        return self._blocks
 
     def read(
         self,
@@ -219,6 +219,7 @@ class Ownership:
         Raises:
             ValueError: a parameter thought to be one task's own is reached by another one.
         """
+        self._blocks = None
         behind = _reached([z.grad_fn for z in features], ())
         linear = {task: r for task, r in readings.items() if r.parameters}
         stops = _edges([*features, *(reading.probe for reading in linear.values())])
@@ -254,6 +255,7 @@ class Ownership:
 
     def read_own(self, losses: Mapping[str, Tensor]) -> None:
         """Learn the own parameters alone, from graphs in which the trunk may be at rest."""
+        self._blocks = None
         for task, loss in losses.items():
             for parameter in _reached([loss.grad_fn], ()):
                 if parameter not in self.shared:

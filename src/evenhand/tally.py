@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ class Tally:
         self._steps = self._watched = 0
         self._path: list[Tensor] = []
         self._moves: dict[str, None] = {}
-        self._sums: dict[str, dict[str, list[Tensor]]] = {
-            name: defaultdict(list) for name in ("losses", "weights", "norms", "cosines", "changes")
+        self._kept: dict[str, list[tuple[Sequence[str], Tensor]]] = {
+            name: [] for name in ("losses", "weights", "norms", "cosines", "changes")
         }
 
     def step(self, watched: bool) -> None:
@@ -56,30 +57,32 @@ class Tally:
         self._gather("norms", g.tasks, g.norms)
         pairs = [(i, j) for j in range(len(g.tasks)) for i in range(j)]
         names = [f"{g.tasks[i]}|{g.tasks[j]}" for i, j in pairs]
-        self._gather("cosines", names, [g.cosines[i, j] for i, j in pairs])
+        self._gather("cosines", names, g.cosines[[i for i, _ in pairs], [j for _, j in pairs]])
 
     def watch(self, mover: str, changes: Mapping[str, Tensor], length: Tensor) -> None:
         """What one observed phase did to each task's loss, and how far it moved the trunk."""
-        self._gather("changes", [f"{mover}|{task}" for task in changes], list(changes.values()))
+        names = [f"{mover}|{task}" for task in changes]
+        self._gather("changes", names, torch.stack(list(changes.values())))
         self._path.append(length)
 
-    def _gather(self, what: str, names: Sequence[str], values: Sequence[Tensor] | Tensor) -> None:
-        for name, value in zip(names, values, strict=True):
-            self._sums[what][name].append(value.detach())
+    def _gather(self, what: str, names: Sequence[str], values: Tensor) -> None:
+        self._kept[what].append((names, values.detach()))
+
+    def _series(self, what: str) -> dict[str, list[float]]:
+        """What was gathered of each name, in order."""
+        series: dict[str, list[float]] = defaultdict(list)
+        kept = self._kept[what]
+        values = iter(torch.cat([v for _, v in kept]).tolist() if kept else ())
+        for name in chain.from_iterable(names for names, _ in kept):
+            series[name].append(next(values))
+        return series
 
     def means(self) -> dict[str, Any]:
         """What of a `Record` the epoch's steps tell."""
-        found = {
-            what: {name: torch.stack(values).double() for name, values in sums.items()}
-            for what, sums in self._sums.items()
-        }
-        means = {
-            what: {name: float(values.mean()) for name, values in sums.items()}
-            for what, sums in found.items()
-        }
+        series = {what: self._series(what) for what in self._kept}
         return {
-            **means,
-            "oscillation": {t: oscillation(v.tolist()) for t, v in found["losses"].items()},
+            **{what: {n: _mean(v) for n, v in found.items()} for what, found in series.items()},
+            "oscillation": {task: oscillation(v) for task, v in series["losses"].items()},
             "path": self._path_length(),
             "moves": tuple(self._moves),
             "rates": self.rates,
@@ -92,3 +95,7 @@ class Tally:
         if not self._watched:
             return None
         return math.fsum(map(float, self._path)) * self._steps / self._watched
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).mean())

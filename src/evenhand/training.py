@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,13 @@ class Training:
         """One call of the schedule: its phases, in order."""
         clock = Clock(self.drawn // len(self.stream), self.step, self.seed)
         phases = self.schedule(clock, self.tasks)
-        draw = cache(self.stream.batch)  # a batch that several phases see is loaded once
+        loaded: dict[int, Batch] = {}  # a batch that several phases see is loaded once
+
+        def draw(number: int) -> Batch:
+            if number not in loaded:
+                loaded[number] = self.stream.batch(number)
+            return loaded[number]
+
         apart = 1 + self._further
         tally.step(self._observed)
         for phase in phases:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.colors import SymLogNorm
+from matplotlib.colors import ListedColormap, SymLogNorm
 from matplotlib.figure import Figure
 
 from evenhand.app import figures
@@ -37,7 +38,7 @@ def dynamics(findings: Findings) -> Figure | None:
         figures.draw(way, travelled, look[name])
         figures.draw(swing, Series.of(runs, _oscillation, "mean"), look[name])
     figures.over_epochs(way, "shared parameters", "length of their path")
-    figures.over_epochs(swing, "training loss", "oscillation, mean over tasks")
+    figures.over_epochs(swing, "training loss, mean over tasks", "oscillation")
     _memory(memory, {name: runs[0].records[-1].state_bytes for name, runs in joint}, findings)
     figures.lines(figure, findings, [name for name, _ in joint])
     return figure
@@ -70,6 +71,7 @@ def _memory(ax: Axes, held: Mapping[str, int], findings: Findings) -> None:
     ax.barh(names, [size / 1024 for _, size in largest], color=[look[n].color for n in names])
     ax.set(title="optimizer state", xlabel="KiB")
     ax.grid(visible=False, axis="y")
+    ax.set_axisbelow(True)
 
 
 def phases(findings: Findings) -> Figure | None:
@@ -83,7 +85,7 @@ def phases(findings: Findings) -> Figure | None:
     for name, ax in zip(names, axes, strict=True):
         table = [[_change(findings.runs[name], m, task) for task in tasks] for m in movers[name]]
         scale = SymLogNorm(LEAST, vmin=-LARGEST, vmax=LARGEST)
-        ax.imshow(table, cmap="PuOr_r", norm=scale, aspect="auto", alpha=0.6)
+        ax.imshow(table, cmap=_pale("PuOr_r"), norm=scale, aspect="auto")
         for row, values in enumerate(table):
             for column, value in enumerate(values):
                 ax.text(column, row, f"{value:+.1g}", ha="center", va="center", color="black")
@@ -94,6 +96,11 @@ def phases(findings: Findings) -> Figure | None:
     return figure
 
 
+def _pale(name: str) -> ListedColormap:
+    """A map of colours on which black is read, whatever the page's colour."""
+    return ListedColormap(0.6 * mpl.colormaps[name](range(256)) + 0.4)
+
+
 def _change(runs: Sequence[Run], mover: str, task: str) -> float:
     """The mean over epochs and seeds of what a step did to the task's loss."""
     key = f"{mover}|{task}"
@@ -102,6 +109,6 @@ def _change(runs: Sequence[Run], mover: str, task: str) -> float:
 
 
 def _movers(runs: Sequence[Run]) -> list[str]:
-    """What moved in phases of different kinds, such as "shared" and "own"."""
-    found = {key.rpartition("|")[0] for run in runs for r in run.records for key in r.changes}
-    return sorted(found)
+    """What moved in phases of different kinds, such as "shared" and "own", in their order."""
+    found = (key.rpartition("|")[0] for run in runs for r in run.records for key in r.changes)
+    return list(dict.fromkeys(found))

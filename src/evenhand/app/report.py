@@ -13,7 +13,7 @@ import jinja2
 from evenhand.app import diagnostics, figures
 from evenhand.app.config import command
 from evenhand.app.findings import Cell, Column, Findings, columns, joined, notes
-from evenhand.experiment import Comparison, read_manifest
+from evenhand.experiment import REFERENCE, Comparison, read_manifest
 from evenhand.recipes import recipe
 from evenhand.records import write_atomically
 
@@ -69,6 +69,8 @@ def plates(findings: Findings) -> Iterator[Plate]:
     strips = (
         f" The strip at the foot marks epochs in which the trunk rested ({joined(list(resting))})."
     )
+    single = bool(findings.runs.get(REFERENCE))
+    alone = "Dotted lines: the networks trained on a single task. " if single else ""
     pairs = math.comb(len(findings.problem.tasks), 2)
     shown = (
         f" Of {pairs} pairs of tasks, those whose gradients disagree most."
@@ -85,8 +87,7 @@ def plates(findings: Findings) -> Iterator[Plate]:
         (
             "Trade-offs",
             "Test metrics of two tasks against each other: a small mark per seed, a large one for "
-            "their mean. Dotted lines: the networks trained on a single task. The arrow shows "
-            f"where both tasks are better.{shown}{grey}",
+            f"their mean. {alone}The arrow shows where both tasks are better.{shown}{grey}",
             figures.trade_offs,
         ),
         (
@@ -112,7 +113,8 @@ def plates(findings: Findings) -> Iterator[Plate]:
         (
             "Phases",
             "What a step did to each task's loss (column) on its own batch, by what it moved or "
-            "which tasks spoke (row), the mean over epochs and seeds; below zero, the loss fell.",
+            "which tasks spoke (row), the mean over epochs and seeds. It fell where the field is "
+            "violet, and rose where it is orange.",
             diagnostics.phases,
         ),
     )
