@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -47,23 +48,37 @@ class Tally:
         """One phase."""
         self._moves.update(dict.fromkeys(phase.moves))
         weights = balance.weights if balance.trunk_weights is None else balance.trunk_weights
-        self._gather("losses", balance.tasks, balance.losses)
+        self._gather("losses", balance.tasks, balance.losses.unbind(-1))
         if weights is not None:
-            self._gather("weights", balance.tasks, weights)
+            self._gather("weights", balance.tasks, weights.unbind(-1))
 
     def observe(self, g: TaskGradients) -> None:
         """The gradients at one observed step."""
-        self._gather("norms", g.tasks, g.norms)
+        self._gather("norms", g.tasks, g.norms.unbind(-1))
         pairs = [(i, j) for j in range(len(g.tasks)) for i in range(j)]
         names = [f"{g.tasks[i]}|{g.tasks[j]}" for i, j in pairs]
-        self._gather("cosines", names, [g.cosines[i, j] for i, j in pairs])
+        self._gather("cosines", names, [g.cosines[..., i, j] for i, j in pairs])
 
     def watch(self, mover: str, changes: Mapping[str, Tensor], length: Tensor) -> None:
         """What one observed phase did to each task's loss, and how far it moved the trunk."""
         self._gather("changes", [f"{mover}|{task}" for task in changes], list(changes.values()))
         self._path.append(length)
 
-    def _gather(self, what: str, names: Sequence[str], values: Sequence[Tensor] | Tensor) -> None:
+    def members(self, number: int) -> list[Tally]:
+        """What it says of each of `number` members of a stacked ensemble; time is shared out."""
+        apart = [copy(self) for _ in range(number)]
+        sums = {
+            what: {name: torch.stack(values, dim=-1).unbind(0) for name, values in named.items()}
+            for what, named in self._sums.items()
+        }
+        paths = torch.stack(self._path, dim=-1).unbind(0) if self._path else ()
+        for k, one in enumerate(apart):
+            one._sums = {w: {n: list(v[k]) for n, v in named.items()} for w, named in sums.items()}
+            one._path = list(paths[k]) if paths else []
+            one.seconds = self.seconds / number
+        return apart
+
+    def _gather(self, what: str, names: Sequence[str], values: Sequence[Tensor]) -> None:
         for name, value in zip(names, values, strict=True):
             self._sums[what][name].append(value.detach())
 
