@@ -38,7 +38,9 @@ there are runs, a stack uses one; with the limits below it wins on two or three 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import fields, replace
 from functools import partial
@@ -63,6 +65,8 @@ from evenhand.training import Forward, Training, kind_of
 from evenhand.work import Meter
 
 FINISHED = "finished"
+TIMED = 50
+"""In how many steps of each kind, at most one of an epoch, one network by itself is timed."""
 FEWEST = 3
 """Fewer members are not worth a stack."""
 LARGEST = 4_000_000
@@ -140,13 +144,16 @@ def drawback(member: Training, number: int) -> str:
     """
     if number < FEWEST:
         return f"a stack pays from {FEWEST} runs on, here are {number}"
-    inputs, _ = member.stream.batch(0)
+    source = member.problem.train
+    if not isinstance(source, Split):
+        return ""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), Meter() as meter:
-        member.network(inputs, member.tasks)
-    if meter.total > LARGEST:
+        member.network(source.inputs[:2], member.tasks)
+    taken = meter.total * member.stream.batch_size / len(source.inputs[:2])
+    if taken > LARGEST:
         return (
-            f"a forward pass takes {meter.total / 1e6:.3g} million operations, and a stack pays up "
-            f"to {LARGEST / 1e6:.3g}"
+            f"a forward pass takes {taken / 1e6:.3g} million operations, and a stack pays up to "
+            f"{LARGEST / 1e6:.3g}"
         )
     return ""
 
@@ -156,8 +163,11 @@ class StackedTraining:
 
     Iterate over ``run()`` for the members' records. A member that has finished has the weights of
     its best epoch in its network. Two stacks of equal members give equal records, bit for bit,
-    apart from `seconds`, each member's share of the time; so do one that ran through and one that
-    was killed and resumed. Features are not kept while a trunk rests, so `reused` stays 0.
+    apart from `seconds`; so do one that ran through and one that was killed and resumed.
+
+    Work and time are those of a single run, so that methods can be compared whether stacked or
+    not: both are taken from one network by itself, which goes along, without moving, in a step
+    of each kind and epoch. Features are not kept while a trunk rests, so `reused` stays 0.
 
     Args:
         members: trainings that have not begun, and differ in seeds, initial weights and learning
@@ -342,6 +352,8 @@ class _Lockstep(Training):
     seeds: tuple[int, ...]
     fallen: dict[int, str]
     _twin: Training
+    _alone: dict[str, list[float]]
+    _timed: dict[str, int]
     _looked = False
 
     @classmethod
@@ -362,11 +374,11 @@ class _Lockstep(Training):
         steps = cls(**{**given, "stopping": EarlyStopping(), "feature_memory": 0})
         steps.seeds = tuple(member.seed for member in members)
         steps.stream = _Streams([member.stream for member in members])
-        steps.fallen = {}
-        # Work is counted on one network by itself, as a single run counts it.
+        steps.fallen, steps._alone, steps._timed = {}, {}, {}
         network, optimizers, alone = deepcopy((first.network, first.optimizers, first.balancer))
         twin = replace(first, network=network, optimizers=optimizers, balancer=alone)
         steps._twin = replace(twin, feature_memory=0, observe_every=0)
+        optimizers.scale_rates(0.0)
         return steps
 
     @property
@@ -393,14 +405,21 @@ class _Lockstep(Training):
     def _update(
         self, phase: Phase, number: int, draw: Callable[[int], Batch], clock: Clock, tally: Tally
     ) -> None:
+        so_far = tally.seconds
         super()._update(phase, number, draw, clock, tally)
+        kind, twin = kind_of(phase), self._twin
+        seconds = self._alone.setdefault(kind, [])
+        if len(seconds) < 2 or (self._timed.get(kind) != self.epoch and len(seconds) < TIMED):
+            self._timed[kind] = self.epoch
+            alone = Tally(counts_work=self.count_work)
+            with suppress(NonFiniteError):
+                twin._update(phase, 0, twin.stream.batch, twin.clock(), alone)
+            seconds.append(alone.seconds)
+        tally.seconds = so_far + statistics.median(
+            seconds[1:] or seconds
+        )  # in the first, it counts
         if tally.work is not None:
-            kind = kind_of(phase)
-            if kind not in self._work:
-                alone = Tally(counts_work=True)
-                self._twin._update(phase, 0, self._twin.stream.batch, self._twin.clock(), alone)
-                self._work[kind] = int(alone.work or 0)
-            tally.work += self._work[kind]
+            tally.work += twin._work.get(kind, 0)
 
     def _observe(
         self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, tally: Tally

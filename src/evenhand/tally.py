@@ -65,7 +65,7 @@ class Tally:
         self._path.append(length)
 
     def members(self, number: int) -> list[Tally]:
-        """What it says of each of `number` members of a stacked ensemble; time is shared out."""
+        """What it says of each of the `number` members of a stacked ensemble."""
         apart = [copy(self) for _ in range(number)]
         sums = {
             what: {name: torch.stack(values, dim=-1).unbind(0) for name, values in named.items()}
@@ -75,7 +75,6 @@ class Tally:
         for k, one in enumerate(apart):
             one._sums = {w: {n: list(v[k]) for n, v in named.items()} for w, named in sums.items()}
             one._path = list(paths[k]) if paths else []
-            one.seconds = self.seconds / number
         return apart
 
     def _gather(self, what: str, names: Sequence[str], values: Sequence[Tensor]) -> None:

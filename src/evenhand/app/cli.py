@@ -114,6 +114,14 @@ def compare(
             "process, with all. [default: one per core, at most 8]",
         ),
     ] = None,
+    stack: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Train a recipe's runs as one: auto (where it pays), never or always. "
+            "[default: auto]",
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -138,6 +146,7 @@ def compare(
         "out": out,
         "resume": resume,
         "workers": workers,
+        "stack": stack,
     }
     with _refusing():
         asked = config.read(file, given)
