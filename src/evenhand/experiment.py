@@ -47,6 +47,8 @@ REFERENCE = "single-task"
 BASELINE = "sg"
 """The recipe that times are relative to."""
 MANIFEST, RESULT = "manifest.json", "result.json"
+AS_ONE = "runs as one"
+"""What the manifest says after their number."""
 STACKED = "stack.safetensors"
 """The checkpoint of runs that are trained as one, in their group's folder until all are done."""
 
@@ -542,7 +544,7 @@ def prepare(
     """
     todo = jobs(recipes, load_problem(settings.source), settings)
     chosen = {
-        unit.jobs[0].group: unit.why or f"{len(unit.jobs)} runs as one"
+        unit.jobs[0].group: unit.why or f"{len(unit.jobs)} {AS_ONE}"
         for unit in units(todo, settings)
     }
     _claim(out, settings, recipes, resume, {"trained": chosen})

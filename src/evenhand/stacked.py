@@ -22,20 +22,22 @@ parameters that trunk and heads share, data that are not in memory or lack label
 schedules whose phases depend on the seed or on what a run has met, rates that follow a schedule.
 
 A stack pays while starting operations costs more than carrying them out: `drawback` tells, from
-counts alone. Measured on one core of a server (two tasks or three, MGDA and SGD, single precision,
-steps alone), the gain over single runs is
+counts alone. The gain over single runs, as ``benchmarks/stack.py`` printed it on one core of a
+server (CPU time of the steps, MGDA with SGD, single precision):
 
-    multiply-adds of a batch, forward    3 members   9 members   30 members
-    72           (w 2, b 4)              2.0         6.7         25
-    290 thousand (w 64, b 64)            1.9         4.3         9.2
-    750 thousand (digits, b 64)          1.9         3.8         5.8
-    1.1 million  (w 128, b 64)           1.8         3.2         3.8
-    4.4 million  (w 128, b 256)          1.4         2.1         2.4
-    17 million   (w 256, b 256)          1.2         1.5         1.5
-    68 million   (w 512, b 256)          0.9         1.0         0.9
+    operations of a member's forward pass           3 members   9 members   30 members
+          72         (2-2-2, batch 4)                  2.3         6.2         23
+        .065 million (two Conv1D of 4, batch 32)       1.8         5.0         10
+        .56 million  (2-64-64, batch 64)               1.7         5.2          9.5
+        1.5 million  (digits, batch 64)                1.7         4.1          6.4
+        2.2 million  (2-128-128, batch 64)             1.6         2.8          3.6
+        5.2 million  (two Conv1D of 32, batch 64)      1.5         2.3          3.5
+        8.7 million  (2-128-128, batch 256)            1.4         1.8          1.9
+         34 million  (2-256-256, batch 256)            1.2         1.2          1.2
+        135 million  (2-512-512, batch 256)            0.9         0.9          0.9
 
-where the small networks are w-w trunks and b is the batch. Single runs can use as many cores as
-there are runs, a stack uses one; with the limits below it wins on two or three of them.
+Single runs can use as many cores as there are runs, a stack uses one: within the limits below it
+wins on two or three cores, and where there are many, several recipes fill them.
 """
 
 from __future__ import annotations
@@ -284,7 +286,7 @@ class StackedTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
-        states = [self.members[k].state_dict() for k in self.alive]
+        states = [member.state_dict() for member in self.members]
         return {
             "steps": self._steps.state_dict(),
             "alive": self.alive,
@@ -298,10 +300,13 @@ class StackedTraining:
         self.ended = state["ended"]
         self._told = set(self.ended)
         self._steps.load_state_dict(state["steps"])
-        for k, own in zip(self.alive, state["members"], strict=True):
-            # What is not a member's own lies unused in it.
-            self.members[k].load_state_dict({**self.members[k].state_dict(), **own})
-        self._show()
+        for k, own in enumerate(state["members"]):
+            member = self.members[k]
+            member.load_state_dict(
+                {**member.state_dict(), **own}
+            )  # what is not its own lies unused
+            if self.ended.get(k) == FINISHED:
+                member.network.load_state_dict(member.best_weights)
 
 
 OWN = ("best_weights", "stopping", "first", "epoch", "step", "drawn")

@@ -158,6 +158,8 @@ def compare(
     say(f"{len(jobs)} runs of up to {most} epochs each, kept in {folder}")
     problem = experiment.load_problem(settings.source)
     say(progress.told_memory(experiment.state_bytes(asked.recipes, problem, settings)))
+    if told := progress.told_stacks(experiment.read_manifest(folder).get("trained", {})):
+        say(told)
     try:
         with progress.shown(console, jobs, most) as listener:
             experiment.run_jobs(jobs, settings, folder, listener, asked.workers)
