@@ -76,6 +76,7 @@ def test_members_can_leave() -> None:
     stack(torch.ones(3, 2, 3, dtype=torch.float64))["a"].sum().backward()
     optimizer.step()
     before = stack.member(2)
+    alive = stack(torch.ones(3, 2, 3, dtype=torch.float64))["a"]
     stack.keep(torch.tensor([2]))
     optimizer.keep(torch.tensor([2]))
     assert len(stack) == 1
@@ -83,6 +84,7 @@ def test_members_can_leave() -> None:
     optimizer.zero_grad()
     stack(torch.ones(1, 2, 3, dtype=torch.float64))["a"].sum().backward()
     optimizer.step()
+    assert alive.requires_grad
     (group,) = optimizer.param_groups
     assert group["rates"].tolist() == pytest.approx([0.3])
 

@@ -96,6 +96,16 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if x.ndim == 3 else y.view(*x.shape[:-1], y.shape[-1])
 
 
+def reshaped(parameter: Tensor, data: Tensor) -> None:
+    """Give a parameter data of another shape; it keeps its identity, and loses its gradient."""
+    parameter.grad = None
+    # As long as a graph is alive that it was part of, autograd remembers its shape. A change of
+    # the type makes it forget.
+    other = torch.float64 if data.dtype == torch.float32 else torch.float32
+    parameter.data = data.new_empty(0, dtype=other)
+    parameter.data = data
+
+
 class Stack(MultiTaskNetwork):
     """E networks of one architecture as one network.
 
@@ -156,15 +166,9 @@ class Stack(MultiTaskNetwork):
         """Go on with the members at `index` alone, in this order; one may be there several times.
 
         The parameters stay the same objects, with less in them, so whoever knows them still does.
-        No graph that they are part of may be alive.
         """
-        _keep(self.parameters(), index)
-
-
-def _keep(parameters: Iterable[Tensor], index: Tensor) -> None:
-    for parameter in parameters:
-        parameter.grad = None
-        parameter.data = parameter.data[index]
+        for parameter in self.parameters():
+            reshaped(parameter, parameter.data[index])
 
 
 # Optimizers -------------------------------------------------------------------------------------
