@@ -171,6 +171,10 @@ def test_output_of_a_pipe_is_plain_text(copied) -> None:
     assert "[32/32]" in copied
 
 
+def test_says_how_many_recipes_train_their_runs_as_one(copied) -> None:
+    assert "the runs of 8 of 8 networks are each trained as one" in copied
+
+
 def test_out_is_a_fresh_folder_by_default(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = "compare tiny --recipes sg --seeds 1 --lr 0.1 --epochs 1 --workers 1"
@@ -224,6 +228,8 @@ def test_several_workers_give_the_same_numbers(tmp_path) -> None:
         ("compare tiny --patience 0", "patience=0"),
         ("compare tiny --optimizer rms", "must be one of sgd, adam"),
         ("compare tiny --workers 0", "workers=0"),
+        ("compare tiny --stack maybe", "must be one of auto, never, always"),
+        ("compare tiny --stack always --recipes ius-groups", "cannot be one"),
         ("compare tiny --resume", "name it with --out"),
         ("compare tiny --resume --out full", "full holds no comparison"),
         ("compare tiny --out full", "full is not empty"),

@@ -56,16 +56,13 @@ SLOTS = {
 def test_a_stack_is_its_members(name: str) -> None:
     steps, make = 9, SLOTS[name]
     stack = Stack([_network(seed) for seed in range(len(RATES))])
-    blocks = stack.blocks()
     optimizer = StackedSGD(stack.parameters(), RATES, momentum=0.9)
-    balancer = eh.Balancer(**make(), tasks=TASKS, members=(len(RATES),))
+    balancer = eh.Balancer(**make(), tasks=TASKS, model=stack, members=(len(RATES),))
     batches = torch.stack([_batches(seed, steps) for seed in range(len(RATES))], dim=1)
     for x in batches:
         outputs = stack(x)
         optimizer.zero_grad()
-        balancer.backward(
-            _losses(outputs, x), shared=blocks.shared, own=blocks.own, features=outputs.features
-        )
+        balancer.backward(_losses(outputs, x), features=outputs)
         optimizer.step()
     for seed, rate in enumerate(RATES):
         single = _single(make, seed, rate, steps)
@@ -79,14 +76,17 @@ def test_members_can_leave() -> None:
     stack(torch.ones(3, 2, 3, dtype=torch.float64))["a"].sum().backward()
     optimizer.step()
     before = stack.member(2)
+    alive = stack(torch.ones(3, 2, 3, dtype=torch.float64))["a"]
     stack.keep(torch.tensor([2]))
-    optimizer.keep(torch.tensor([2]), stack.parameters())
+    optimizer.keep(torch.tensor([2]))
     assert len(stack) == 1
     assert all(torch.equal(before[name], value) for name, value in stack.member(0).items())
     optimizer.zero_grad()
     stack(torch.ones(1, 2, 3, dtype=torch.float64))["a"].sum().backward()
     optimizer.step()
-    assert optimizer.rates.tolist() == pytest.approx([0.3])
+    assert alive.requires_grad
+    (group,) = optimizer.param_groups
+    assert group["rates"].tolist() == pytest.approx([0.3])
 
 
 def test_what_cannot_be_stacked_says_so() -> None:

@@ -80,9 +80,10 @@ def train(
     members = len(seeds)
     starts = {s: network(SHARED_SEED if shared_start else s, row.tasks) for s in set(seeds)}
     stack = Stack([starts[seed] for seed in seeds])
-    blocks = stack.blocks()
     optimizer = StackedSGD(stack.parameters(), rates, MOMENTUM)
-    balancer = eh.Balancer(aggregator=row.aggregator(), tasks=row.tasks, members=(members,))
+    balancer = eh.Balancer(
+        aggregator=row.aggregator(), tasks=row.tasks, model=stack, members=(members,)
+    )
     orders = torch.stack([_orders(seed, epochs) for seed in sorted(set(seeds))])
     which = torch.tensor([sorted(set(seeds)).index(seed) for seed in seeds])
     scale = {"xor": torch.tensor(scales, dtype=torch.float32), "and": torch.ones(members)}
@@ -103,9 +104,7 @@ def train(
             }
             sums += torch.stack([losses[task].detach() for task in row.tasks], dim=-1)
             optimizer.zero_grad()
-            balance = balancer.backward(
-                losses, shared=blocks.shared, own=blocks.own, features=outputs.features
-            )
+            balance = balancer.backward(losses, features=outputs)
             optimizer.step()
             if trace:
                 traces.append(_trace(balance))
@@ -119,8 +118,7 @@ def train(
             where = going.nonzero()[:, 0]
             alive = alive[where]
             stack.keep(where)
-            optimizer.keep(where, stack.parameters())
-            blocks = stack.blocks()
+            optimizer.keep(where)
             balancer.keep(where)
             scale = {task: values[where] for task, values in scale.items()}
     done = (converged >= 0).all(dim=1)

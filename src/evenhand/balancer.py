@@ -183,9 +183,11 @@ class Balancer(nn.Module):
             )
         if self.tasks is None:
             self.tasks = tasks
-            self.last_weights = torch.ones(len(tasks), dtype=torch.float64)
+            self.last_weights = torch.ones(*self.members, len(tasks), dtype=torch.float64)
             for method in self.methods:
                 method.bind(tasks)
+            for scalar in self.parameters():  # learned weights: every member has its own
+                scalar.data = scalar.data.expand(self.members).clone()
 
     # What a user calls ------------------------------------------------------------------------
 
@@ -286,8 +288,9 @@ class Balancer(nn.Module):
         if len(self.members) != 1:
             raise ValueError("only a balancer made with members=(E,) has members to keep")
         self.members = torch.Size([len(members)])
-        if self.last_weights.ndim > 1:
-            self.last_weights = self.last_weights[members]
+        self.last_weights = self.last_weights[members]
+        for scalar in self.parameters():
+            scalar.data, scalar.grad = scalar.data[members], None
         for method in self.methods:
             method.keep(members)
 

@@ -18,7 +18,7 @@ import statistics
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -31,13 +31,14 @@ import numpy as np
 import scipy
 import torch
 
-from evenhand import data
+from evenhand import checkpoint, data
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Problem
 from evenhand.gradients import NonFiniteError
 from evenhand.optimizers import Optimizers
 from evenhand.recipes import Composition, recipe
 from evenhand.records import Record, RecordFile, write_atomically
+from evenhand.stacked import FINISHED, StackedTraining, drawback, obstacle
 from evenhand.stopping import EarlyStopping
 from evenhand.training import Training, evaluate
 
@@ -46,6 +47,10 @@ REFERENCE = "single-task"
 BASELINE = "sg"
 """The recipe that times are relative to."""
 MANIFEST, RESULT = "manifest.json", "result.json"
+AS_ONE = "runs as one"
+"""What the manifest says after their number."""
+STACKED = "stack.safetensors"
+"""The checkpoint of runs that are trained as one, in their group's folder until all are done."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Settings:
         optimizer: "sgd" (momentum 0.9) or "adam".
         weights_rate: learning rate of learned task weights (Adam).
         observe_every: steps between looks at the tasks' gradients.
+        stack: train the runs of a recipe as one (`stacked.py`): "auto" where it can be and pays,
+            "never", or "always". What was chosen is in the manifest, with the reason.
     """
 
     source: str
@@ -71,6 +78,7 @@ class Settings:
     optimizer: str = "sgd"
     weights_rate: float = 0.025
     observe_every: int = 10
+    stack: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
@@ -91,7 +99,11 @@ class Settings:
             raise ValueError(f"weights_rate={self.weights_rate}: must be a positive number")
         if self.observe_every < 0:
             raise ValueError(f"observe_every={self.observe_every}: must be >= 0")
+        if self.stack not in STACK:
+            raise ValueError(f"stack={self.stack!r}: must be one of {', '.join(STACK)}")
 
+
+STACK = ("auto", "never", "always")
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9),
@@ -109,10 +121,14 @@ class Job:
     rate: float
 
     @property
+    def group(self) -> str:
+        """The folder, inside the comparison's, of the runs that differ in seed and rate alone."""
+        return f"{self.recipe}-{self.label}" if self.label else self.recipe
+
+    @property
     def folder(self) -> str:
         """The run's folder inside the comparison's."""
-        label = f"-{self.label}" if self.label else ""
-        return f"{self.recipe}{label}/seed{self.seed}-lr{self.rate:g}"
+        return f"{self.group}/seed{self.seed}-lr{self.rate:g}"
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,28 @@ class Result:
     def from_json(cls, text: str) -> Result:
         values: dict[str, Any] = json.loads(text)
         return cls(**{**values, "job": Job(**values["job"]), "tasks": tuple(values["tasks"])})
+
+
+Listener = Callable[[Job, Record | Result], None]
+"""Called with every record of a running job, and with its result."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Runs that are trained together: one, or several as one.
+
+    Attributes:
+        jobs: the runs.
+        why: for a single run, why it is not one of a stack.
+    """
+
+    jobs: tuple[Job, ...]
+    why: str = ""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether they are trained as one."""
+        return not self.why
 
 
 # One job --------------------------------------------------------------------------------------
@@ -194,8 +232,20 @@ def state_bytes(recipes: Sequence[str], problem: Problem, settings: Settings) ->
     return found
 
 
-def execute(job: Job, settings: Settings, out: Path, on_record: Callable[[Record], None]) -> Result:
-    """Train what `job` stands for in its folder under `out`, going on where it was killed."""
+def execute(unit: Unit, settings: Settings, out: Path, listener: Listener) -> list[Result]:
+    """Train the runs of `unit` in their folders under `out`, going on where they were killed."""
+    if unit.stacked:
+        return _execute_as_one(unit.jobs, settings, out, listener)
+    results = []
+    for job in unit.jobs:
+        results.append(_execute_alone(job, settings, out, partial(listener, job)))
+        listener(job, results[-1])
+    return results
+
+
+def _execute_alone(
+    job: Job, settings: Settings, out: Path, on_record: Callable[[Record], None]
+) -> Result:
     folder = out / job.folder
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / RESULT
@@ -214,6 +264,46 @@ def execute(job: Job, settings: Settings, out: Path, on_record: Callable[[Record
         result = Result(job, run.tasks, f"diverged: {reason}")
     write_atomically(done, result.to_json())
     return result
+
+
+def _execute_as_one(
+    jobs: Sequence[Job], settings: Settings, out: Path, listener: Listener
+) -> list[Result]:
+    """Those that are finished are trained along, if others are not: the stack stays what it was."""
+    folders = [out / job.folder for job in jobs]
+    found: dict[int, Result] = {}
+    for k, folder in enumerate(folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RESULT).exists():
+            found[k] = Result.from_json((folder / RESULT).read_text())
+            listener(jobs[k], found[k])
+    if len(found) == len(jobs):
+        return [found[k] for k in range(len(jobs))]
+    saved = out / jobs[0].group / STACKED
+    if saved.exists():
+        ended = checkpoint.load(saved)["ended"]
+        if any(k not in found and status == FINISHED for k, status in ended.items()):
+            saved.unlink()  # somebody has taken a result away, and the weights are gone
+    problem = load_problem(settings.source)
+    runs = StackedTraining([training(job, problem, settings) for job in jobs])
+    wanted = [k for k in range(len(jobs)) if k not in found]
+    files = {k: RecordFile(folders[k] / "records.jsonl") for k in wanted}
+    records: dict[int, list[Record]] = {k: [] for k in wanted}
+    for k, event in runs.run(saved, files):
+        if k not in records:
+            continue
+        if isinstance(event, Record):
+            records[k].append(event)
+            listener(jobs[k], event)
+            continue
+        if event == FINISHED:
+            found[k] = _result(jobs[k], runs.members[k], records[k])
+        else:
+            found[k] = Result(jobs[k], runs.members[k].tasks, event)
+        write_atomically(folders[k] / RESULT, found[k].to_json())
+        listener(jobs[k], found[k])
+    saved.unlink(missing_ok=True)
+    return [found[k] for k in range(len(jobs))]
 
 
 def _result(job: Job, run: Training, records: Sequence[Record]) -> Result:
@@ -268,30 +358,56 @@ def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[J
     ]
 
 
-Listener = Callable[[Job, Record | Result], None]
-"""Called with every record of a running job, and with its result."""
+def units(todo: Sequence[Job], settings: Settings) -> list[Unit]:
+    """The jobs, in order, those of a recipe as one where that is asked for or pays.
+
+    The choice depends on `todo` and `settings` alone: on no timing, and not on what is finished.
+
+    Raises:
+        ValueError: stacks are asked for, and a recipe's runs cannot be one.
+    """
+    groups: dict[str, list[Job]] = defaultdict(list)
+    for job in todo:
+        groups[job.group].append(job)
+    reasons = {name: _why_single(group, settings) for name, group in groups.items()}
+    found: dict[tuple[Job, ...], Unit] = {}
+    for job in todo:
+        why = reasons[job.group]
+        unit = Unit((job,) if why else tuple(groups[job.group]), why)
+        found[unit.jobs] = unit
+    return list(found.values())
+
+
+def _why_single(group: Sequence[Job], settings: Settings) -> str:
+    """Why the runs of a group are trained one by one, or "" if they are one."""
+    if settings.stack == "never":
+        return "not asked for"
+    problem = load_problem(settings.source)
+    two = [training(job, problem, settings) for job in group[:2]]
+    if settings.stack == "auto" and (why := drawback(two[0], len(group))):
+        return why
+    why = obstacle(two)
+    if why and settings.stack == "always":
+        raise ValueError(f"stack=always: the runs of {group[0].group} cannot be one: {why}")
+    return why
 
 
 def run_jobs(
     todo: Sequence[Job], settings: Settings, out: Path, listener: Listener, workers: int = 1
 ) -> list[Result]:
     """Execute the jobs, several processes at a time if asked; results in the order of the jobs."""
+    planned = units(todo, settings)
     if workers == 1:
-        results = []
-        for job in todo:
-            result = execute(job, settings, out, partial(listener, job))
-            listener(job, result)
-            results.append(result)
-        return results
+        return _in_order(todo, [execute(unit, settings, out, listener) for unit in planned])
     context = get_context("spawn")
     reports: Reports = context.SimpleQueue()
     pool = ProcessPoolExecutor(workers, context, initializer=_in_worker, initargs=(reports,))
     try:
         with _deaf_children():
-            futures = {pool.submit(_execute_in_worker, j, settings, out): j for j in todo}
+            futures = [pool.submit(_execute_in_worker, unit, settings, out) for unit in planned]
         for job, event in _events(futures, reports):
             listener(job, event)
-        return [future.result() for future in futures]
+        return _in_order(todo, [future.result() for future in futures])
     except BaseException:
         for process in list(pool._processes.values()):
             process.terminate()
@@ -300,22 +416,31 @@ def run_jobs(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _in_order(todo: Sequence[Job], found: Sequence[Sequence[Result]]) -> list[Result]:
+    by_job = {result.job: result for results in found for result in results}
+    return [by_job[job] for job in todo]
+
+
 def _events(
-    futures: Mapping[Future[Result], Job], reports: Reports
+    futures: Sequence[Future[list[Result]]], reports: Reports
 ) -> Iterator[tuple[Job, Record | Result]]:
-    """Records and results as they come; a worker has sent all its records when it is done."""
-    pending = set(futures)
+    """Records and results as they come; a worker has sent them all when it is done."""
+    pending = dict.fromkeys(futures)
     while pending:
-        done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+        # For one alone: `wait` takes the locks of all it waits for, and a Ctrl-C on the way would
+        # leave them taken, where the pool would stop when it is shut down.
+        wait([next(iter(pending))], timeout=0.1)
+        done = [future for future in pending if future.done()]
         while not reports.empty():
             yield reports.get()
         for future in done:
-            yield futures[future], future.result()
+            future.result()  # raises what the worker raised
+            del pending[future]
 
 
-Reports = SimpleQueue[tuple[Job, Record]]
+Reports = SimpleQueue[tuple[Job, Record | Result]]
 _reports: Reports
-"""In a worker: where its records go."""
+"""In a worker: where its records and results go."""
 
 
 def _in_worker(reports: Reports) -> None:
@@ -324,8 +449,8 @@ def _in_worker(reports: Reports) -> None:
     torch.set_num_threads(1)
 
 
-def _execute_in_worker(job: Job, settings: Settings, out: Path) -> Result:
-    return execute(job, settings, out, lambda record: _reports.put((job, record)))
+def _execute_in_worker(unit: Unit, settings: Settings, out: Path) -> list[Result]:
+    return execute(unit, settings, out, lambda job, event: _reports.put((job, event)))
 
 
 @contextmanager
@@ -407,17 +532,22 @@ def compare(
 def prepare(
     settings: Settings, recipes: Sequence[str], out: Path, resume: bool = False
 ) -> list[Job]:
-    """The runs to make, and their folder with manifest.json: settings, recipes, versions, machine.
+    """The runs to make, and their folder with manifest.json: settings, recipes, versions, machine,
+    and which runs are trained as one.
 
-    Each run has a folder in `out` with records.jsonl, a checkpoint and, when it is finished,
-    result.json.
+    Each run has a folder in `out` with records.jsonl, a checkpoint (runs that are trained as one
+    have one together) and, when it is finished, result.json.
 
     Raises:
         ValueError: an unknown recipe or data set; `out` holds another comparison (or anything at
-            all without `resume`).
+            all without `resume`); stacks are asked for where there can be none.
     """
     todo = jobs(recipes, load_problem(settings.source), settings)
-    _claim(out, settings, recipes, resume)
+    chosen = {
+        unit.jobs[0].group: unit.why or f"{len(unit.jobs)} {AS_ONE}"
+        for unit in units(todo, settings)
+    }
+    _claim(out, settings, recipes, resume, {"trained": chosen})
     return todo
 
 
@@ -456,19 +586,28 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def _claim(out: Path, settings: Settings, recipes: Sequence[str], resume: bool) -> None:
+def _claim(
+    out: Path,
+    settings: Settings,
+    recipes: Sequence[str],
+    resume: bool,
+    chosen: Mapping[str, Any],
+) -> None:
     asked = {"settings": asdict(settings), "recipes": list(recipes)}
     asked = json.loads(json.dumps(asked))
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose a folder")
     if not out.exists() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / MANIFEST, json.dumps({**asked, **environment()}, indent=2))
+        manifest = {**asked, **chosen, **environment()}
+        write_atomically(out / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
         return
     if not resume:
         raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
     before = read_manifest(out)
-    then, now = ({"recipes": m["recipes"], **m["settings"]} for m in (before, asked))
+    then, now = (
+        {"recipes": m["recipes"], "stack": "never", **m["settings"]} for m in (before, asked)
+    )  # before there were stacks, there was none
     differing = [
         f"{key} was {then.get(key)}, now {now[key]}" for key in now if then.get(key) != now[key]
     ]

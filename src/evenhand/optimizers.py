@@ -192,9 +192,12 @@ class Optimizers:
         ]
         heads = [group for group in heads if group["params"]]
         scalars = list(learned)
+        self.shared, self.slots = shared, slots
+        self.own = shared if own is None else own
+        self.weights = weights or shared
         self._shared = [_Part(shared, [{"params": trunk}]) for _ in range(slots if trunk else 0)]
-        self._own = _own_parts(shared if own is None else own, heads, set(blocks.own))
-        self._weights = _Part(weights or shared, [{"params": scalars}]) if scalars else None
+        self._own = _own_parts(self.own, heads, set(blocks.own))
+        self._weights = _Part(self.weights, [{"params": scalars}]) if scalars else None
         alone = len(self._shared) == 1
         parts = {"shared" if alone else f"shared.{k}": p for k, p in enumerate(self._shared)}
         alone = len(self._own) == 1

@@ -118,10 +118,10 @@ class RecordFile:
                 if line.endswith("\n"):
                     yield Record.from_json(line)
 
-    def append(self, record: Record) -> None:
-        """Add one line and see it written."""
+    def append(self, *records: Record) -> None:
+        """Add a line for each record and see them written."""
         with self.path.open("a") as file:
-            file.write(record.to_json() + "\n")
+            file.write("".join(record.to_json() + "\n" for record in records))
             file.flush()
             os.fsync(file.fileno())
 

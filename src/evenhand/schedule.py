@@ -26,12 +26,14 @@ class Clock:
 
     `step` counts calls of the schedule, `epoch` counts drawn batches divided by the batches per
     epoch N_b (whoever drew them), both from 0. `seed` is the run's seed: with the clock it
-    determines every random choice a method, schedule or grouping makes.
+    determines every random choice a method, schedule or grouping makes. Where the members of a
+    stacked ensemble stand for runs with seeds of their own, these are `seeds`.
     """
 
     epoch: int = 0
     step: int = 0
     seed: int = 0
+    seeds: tuple[int, ...] = ()
 
     def generator(self, purpose: str, member: int = 0, every: str = "step") -> torch.Generator:
         """A CPU generator that depends on (seed, time, purpose, member) alone.
@@ -43,7 +45,8 @@ class Clock:
         times = {"step": (1, self.step), "epoch": (2, self.epoch), "run": (3, 0)}
         if every not in times:
             raise ValueError(f"every={every!r}: must be one of {', '.join(times)}")
-        words = [self.seed, *times[every], member, *purpose.encode()]
+        seed, member = (self.seeds[member], 0) if self.seeds else (self.seed, member)
+        words = [seed, *times[every], member, *purpose.encode()]
         return torch.Generator().manual_seed(mixed_seed(*words))
 
 
@@ -100,14 +103,22 @@ Slots = Callable[[int], tuple[int, ...]]
 
 
 class Stateless:
-    """A schedule that is a pure function of the clock. By default all its phases share a slot."""
+    """A schedule that is a pure function of the clock. By default all its phases share a slot.
+
+    `draws` says that it looks at the clock's seed.
+    """
 
     def __init__(
-        self, phases: Phases, description: str, slots: Slots = lambda tasks: (tasks,)
+        self,
+        phases: Phases,
+        description: str,
+        slots: Slots = lambda tasks: (tasks,),
+        draws: bool = False,
     ) -> None:
         self._phases = phases
         self._description = description
         self._slots = slots
+        self.draws = draws
 
     def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
         return self._phases(clock, tasks)
@@ -216,7 +227,9 @@ def one_by_one(order: Literal["fixed", "random"] = "fixed") -> Schedule:
         )
         return [Phase((tasks[k],), slot=k) for k in turns]
 
-    return Stateless(phases, f"one_by_one({order!r})", lambda tasks: (1,) * tasks)
+    return Stateless(
+        phases, f"one_by_one({order!r})", lambda tasks: (1,) * tasks, draws=order == "random"
+    )
 
 
 def in_groups(size: int, redraw: Literal["never", "epoch", "step"] = "never") -> Schedule:
@@ -255,7 +268,7 @@ def in_groups(size: int, redraw: Literal["never", "epoch", "step"] = "never") ->
         whole, rest = divmod(tasks, size)
         return (size,) * whole + ((rest,) if rest else ())
 
-    return Stateless(phases, f"in_groups({size}, redraw={redraw!r})", slots)
+    return Stateless(phases, f"in_groups({size}, redraw={redraw!r})", slots, draws=True)
 
 
 def _permutation(clock: Clock, purpose: str, tasks: int, every: str) -> list[int]:
@@ -345,3 +358,13 @@ class _Nested:
     def __repr__(self) -> str:
         within = "" if self.within == BLOCKS else f", within={self.within!r}"
         return f"nested({self.outer!r}, {self.inner!r}{within})"
+
+
+def in_step(schedule: Schedule) -> bool:
+    """Whether runs with different seeds, and different fortunes, have the same phases under it."""
+    match schedule:
+        case Stateless(draws=draws):
+            return not draws
+        case _Nested(outer=outer, inner=inner):
+            return in_step(outer) and in_step(inner)
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from itertools import chain
 from typing import Any
 
@@ -57,24 +58,42 @@ class Tally:
         self._gather("norms", g.tasks, g.norms)
         pairs = [(i, j) for j in range(len(g.tasks)) for i in range(j)]
         names = [f"{g.tasks[i]}|{g.tasks[j]}" for i, j in pairs]
-        self._gather("cosines", names, g.cosines[[i for i, _ in pairs], [j for _, j in pairs]])
+        i, j = [i for i, _ in pairs], [j for _, j in pairs]
+        self._gather("cosines", names, g.cosines[..., i, j])
 
     def watch(self, mover: str, changes: Mapping[str, Tensor], length: Tensor) -> None:
         """What one observed phase did to each task's loss, and how far it moved the trunk."""
         names = [f"{mover}|{task}" for task in changes]
-        self._gather("changes", names, torch.stack(list(changes.values())))
+        self._gather("changes", names, torch.stack(list(changes.values()), dim=-1))
         self._path.append(length)
+
+    def members(self, number: int) -> list[Tally]:
+        """What it says of each of the `number` members of a stacked ensemble."""
+        apart = [copy(self) for _ in range(number)]
+        joined = {what: self._joined(what) for what in self._kept}
+        paths = torch.stack(self._path, dim=-1).unbind(0) if self._path else ()
+        for k, one in enumerate(apart):
+            one._kept = {w: [(names, v[k])] if names else [] for w, (names, v) in joined.items()}
+            one._path = list(paths[k]) if paths else []
+        return apart
 
     def _gather(self, what: str, names: Sequence[str], values: Tensor) -> None:
         self._kept[what].append((names, values.detach()))
 
+    def _joined(self, what: str) -> tuple[list[str], Tensor]:
+        """All that was gathered, in order: names, and values [..., n]."""
+        kept = self._kept[what]
+        if not kept:
+            return [], torch.empty(0)
+        names = list(chain.from_iterable(names for names, _ in kept))
+        return names, torch.cat([values for _, values in kept], dim=-1)
+
     def _series(self, what: str) -> dict[str, list[float]]:
         """What was gathered of each name, in order."""
         series: dict[str, list[float]] = defaultdict(list)
-        kept = self._kept[what]
-        values = iter(torch.cat([v for _, v in kept]).tolist() if kept else ())
-        for name in chain.from_iterable(names for names, _ in kept):
-            series[name].append(next(values))
+        names, values = self._joined(what)
+        for name, value in zip(names, values.tolist(), strict=True):
+            series[name].append(value)
         return series
 
     def means(self) -> dict[str, Any]:

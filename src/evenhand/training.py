@@ -155,6 +155,14 @@ class Training:
     # One epoch --------------------------------------------------------------------------------
 
     def _run_epoch(self) -> Record:
+        record = self._finish(self.train_epoch())
+        self.schedule.observe(record)
+        if self.plateau is not None and self.plateau.reduces(record.monitored):
+            self.optimizers.scale_rates(self.plateau.factor, self.plateau.floor)
+        return record
+
+    def train_epoch(self) -> Tally:
+        """The steps of one epoch, and no more."""
         self.network.train()
         self._rests.clear()  # between epochs the user may freeze, or let move again
         tally = Tally(self.optimizers.rates(), self.count_work)
@@ -163,15 +171,15 @@ class Training:
                 self._step(tally)
         self.epoch += 1
         self.optimizers.end_epoch()
-        record = self._finish(tally)
-        self.schedule.observe(record)
-        if self.plateau is not None and self.plateau.reduces(record.monitored):
-            self.optimizers.scale_rates(self.plateau.factor, self.plateau.floor)
-        return record
+        return tally
+
+    def clock(self) -> Clock:
+        """Now."""
+        return Clock(self.drawn // len(self.stream), self.step, self.seed)
 
     def _step(self, tally: Tally) -> None:
         """One call of the schedule: its phases, in order."""
-        clock = Clock(self.drawn // len(self.stream), self.step, self.seed)
+        clock = self.clock()
         phases = self.schedule(clock, self.tasks)
         loaded: dict[int, Batch] = {}  # a batch that several phases see is loaded once
 
@@ -198,7 +206,7 @@ class Training:
         step = partial(self._balanced_step, forward, batch, samples, phase, clock, tally)
         with self._watched(forward, batch, phase, tally):
             start = time.perf_counter()
-            self._counted(f"{_kind(phase)}{' from features' if stored else ''}", step, tally)
+            self._counted(f"{kind_of(phase)}{' from features' if stored else ''}", step, tally)
             tally.seconds += time.perf_counter() - start
         tally.reused += len(leaves(batch[0])[0]) if stored else 0
 
@@ -317,8 +325,12 @@ class Training:
         before = self._losses_at_rest(forward, batch)
         yield
         after = self._losses_at_rest(forward, batch)
-        steps = [(p.detach() - q).norm() for p, q in zip(trunk, there, strict=True)]
-        length = torch.stack(steps).norm() if steps else torch.zeros(())
+        members = self.balancer.members  # of a stacked ensemble, else ()
+        steps = [
+            (p.detach() - q).reshape(*members, -1).norm(dim=-1)
+            for p, q in zip(trunk, there, strict=True)
+        ]
+        length = torch.stack(steps).norm(dim=0) if steps else torch.zeros(members)
         mover = "+".join(phase.moves)
         if len(phase.tasks) < len(self.tasks):
             mover += f" of {'+'.join(phase.tasks)}"
@@ -336,6 +348,10 @@ class Training:
 
     def _finish(self, tally: Tally) -> Record:
         """Evaluate, and sum the epoch up."""
+        return self.judged(tally, sum(self.optimizers.state_bytes().values()))
+
+    def judged(self, tally: Tally, state_bytes: int) -> Record:
+        """Evaluate the network, and say what the epoch's steps and its weights are worth."""
         validation, metrics = evaluate(
             self.network, self.problem, self.problem.validation, self.tasks
         )
@@ -344,7 +360,7 @@ class Training:
             step=self.step,
             validation=validation,
             metrics=metrics,
-            state_bytes=sum(self.optimizers.state_bytes().values()),
+            state_bytes=state_bytes,
             **tally.means(),
         )
         first = self.first or record
@@ -428,7 +444,7 @@ def evaluate(
     )
 
 
-def _kind(phase: Phase) -> str:
+def kind_of(phase: Phase) -> str:
     """What a phase's work depends on. Larger groups of equal size are taken to cost the same."""
     tasks = phase.tasks[0] if len(phase.tasks) == 1 else f"{len(phase.tasks)} tasks"
     return f"{'+'.join(phase.moves)} of {tasks}"

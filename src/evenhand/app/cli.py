@@ -114,6 +114,14 @@ def compare(
             "process, with all. [default: one per core, at most 8]",
         ),
     ] = None,
+    stack: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Train a recipe's runs as one: auto (where it pays), never or always. "
+            "[default: auto]",
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -138,6 +146,7 @@ def compare(
         "out": out,
         "resume": resume,
         "workers": workers,
+        "stack": stack,
     }
     with _refusing():
         asked = config.read(file, given)
@@ -149,6 +158,8 @@ def compare(
     say(f"{len(jobs)} runs of up to {most} epochs each, kept in {folder}")
     problem = experiment.load_problem(settings.source)
     say(progress.told_memory(experiment.state_bytes(asked.recipes, problem, settings)))
+    if told := progress.told_stacks(experiment.read_manifest(folder).get("trained", {})):
+        say(told)
     try:
         with progress.shown(console, jobs, most) as listener:
             experiment.run_jobs(jobs, settings, folder, listener, asked.workers)

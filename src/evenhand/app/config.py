@@ -51,6 +51,7 @@ class Config(BaseModel):
     optimizer: str = "sgd"
     out: Path | None = None
     resume: bool = False
+    stack: str = "auto"
     workers: Count = Field(default_factory=lambda: min(8, torch.get_num_threads()))
 
     @field_validator("recipes")
@@ -67,6 +68,7 @@ class Config(BaseModel):
             epochs=self.epochs,
             patience=self.patience,
             optimizer=self.optimizer,
+            stack=self.stack,
         )
 
     def folder(self) -> Path:
@@ -100,7 +102,8 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
     words += ["--lr", ",".join(f"{rate:g}" for rate in settings.rates)]
     words += [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
     words += [] if settings.patience is None else ["--patience", str(settings.patience)]
-    return shlex.join([*words, "--optimizer", settings.optimizer, "--out", str(out)])
+    words += ["--optimizer", settings.optimizer, "--stack", settings.stack]
+    return shlex.join([*words, "--out", str(out)])
 
 
 def read(file: Path | None, options: Mapping[str, Any]) -> Config:

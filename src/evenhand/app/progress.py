@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from evenhand.experiment import Job, Listener, Result
+from evenhand.experiment import AS_ONE, MANIFEST, Job, Listener, Result
 from evenhand.records import Record
 
 EVERY = 30.0
@@ -119,6 +119,17 @@ def told_memory(state_bytes: Mapping[str, int]) -> str:
     more = {name: held for name, held in state_bytes.items() if held > usual}
     others = "".join(f"; {name} {_size(held)}" for name, held in more.items())
     return f"optimizer state per network: {_size(usual)}{others}"
+
+
+def told_stacks(trained: Mapping[str, str]) -> str:
+    """How many recipes' networks have all their runs trained as one; "" if none has."""
+    together = sum(how.endswith(AS_ONE) for how in trained.values())
+    if not together:
+        return ""
+    return (
+        f"the runs of {together} of {len(trained)} networks are each trained as one "
+        f"({MANIFEST} says which; --stack never trains each by itself)"
+    )
 
 
 def _size(count: int) -> str:

@@ -1,0 +1,576 @@
+"""Many runs of a small network, trained as one: each with its own seed, rate, end and records.
+
+`StackedTraining` is given ordinary trainings that differ in seeds, initial weights and learning
+rates, and gives for each of them the records that it would have given alone. Their networks are a
+stack (`ensemble.py`); a training loop over the stack carries out the phases, so it needs neither
+methods nor schedules of its own. What lies between epochs (validation, early stopping, the best
+weights) is each member's, as if it were alone: its network's parameters are views of the stack's.
+
+Everything a member draws at random (initial weights, order of the data, its methods' chance) is
+what its run draws. Sums are taken in another order, so numbers agree to rounding and not bit for
+bit: to 1e-10 in double precision over some epochs. Training at a high rate amplifies rounding: on
+digits, MGDA at rate .03, losses after 12 epochs differ from a single run's by up to 4e-5 in double
+precision and by 30 % in single precision, and so do those of a single run whose initial weights
+were multiplied by 1 + eps. Which runs are trained together is therefore part of what determines a
+result, and does not depend on which of them happen to be finished.
+
+A member whose loss or gradient is not finite leaves, as if it had raised; until the end of the
+epoch another member's copy keeps its place.
+
+What cannot be stacked is told by `obstacle`: modules with buffers (BatchNorm) or active dropout,
+parameters that trunk and heads share, data that are not in memory or lack labels, a penalty,
+schedules whose phases depend on the seed or on what a run has met, rates that follow a schedule.
+
+A stack pays while starting operations costs more than carrying them out: `drawback` tells, from
+counts alone. The gain over single runs, as ``benchmarks/stack.py`` printed it on one core of a
+server (CPU time of the steps, MGDA with SGD, single precision):
+
+    operations of a member's forward pass           3 members   9 members   30 members
+          72         (2-2-2, batch 4)                  2.3         6.2         23
+        .065 million (two Conv1D of 4, batch 32)       1.8         5.0         10
+        .56 million  (2-64-64, batch 64)               1.7         5.2          9.5
+        1.5 million  (digits, batch 64)                1.7         4.1          6.4
+        2.2 million  (2-128-128, batch 64)             1.6         2.8          3.6
+        5.2 million  (two Conv1D of 32, batch 64)      1.5         2.3          3.5
+        8.7 million  (2-128-128, batch 256)            1.4         1.8          1.9
+         34 million  (2-256-256, batch 256)            1.2         1.2          1.2
+        135 million  (2-512-512, batch 256)            0.9         0.9          0.9
+
+Single runs can use as many cores as there are runs, a stack uses one: within the limits below it
+wins on two or three cores, and where there are many, several recipes fill them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import copy, deepcopy
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from evenhand import checkpoint
+from evenhand.balancer import Balancer
+from evenhand.data.problem import Batch, Problem, Split, Stream, labelled
+from evenhand.ensemble import Stack, StackedOptimizer, stacked
+from evenhand.gradients import NonFiniteError
+from evenhand.network import Outputs
+from evenhand.optimizers import Factory, Optimizers, Scheduled
+from evenhand.records import Record, RecordFile
+from evenhand.schedule import Clock, Phase, in_step
+from evenhand.stopping import EarlyStopping
+from evenhand.tally import Tally
+from evenhand.training import Forward, Training, kind_of
+from evenhand.work import Meter
+
+FINISHED = "finished"
+TIMED = 50
+"""In how many epochs the steps of one network by itself are timed, three of each kind."""
+FEWEST = 3
+"""Fewer members are not worth a stack."""
+LARGEST = 4_000_000
+"""Floating-point operations of one member's forward pass on a batch, beyond which a stack does
+not pay: two for each multiply-add."""
+
+
+def obstacle(members: Sequence[Training]) -> str:
+    """Why these trainings cannot be one stack, or ""; it is tried on a batch, training nothing."""
+    if not members:
+        return "a stack needs at least one run"
+    first = members[0]
+    source = first.problem.train
+    if any(_kept_alike(member) != _kept_alike(first) for member in members):
+        return "the runs differ in more than seeds, weights and rates"
+    if any(member.first is not None or member.step for member in members):
+        return "a run has begun already"
+    if not isinstance(source, Split):
+        return "its data are not held in memory"
+    if any(parameter.device.type != "cpu" for parameter in first.network.parameters()):
+        return "its network is not on the CPU"
+    if first.problem.penalty is not None:
+        return "its problem has a penalty"
+    if not all(bool(labelled(source.targets[task]).all()) for task in first.tasks):
+        return "some samples have no label"
+    if not in_step(first.schedule):
+        return f"its phases depend on the seed, or on how training goes: {first.schedule!r}"
+    if any(member.plateau is not None for member in members):
+        return "its rates are reduced on a plateau"
+    try:
+        stack = Stack([member.network for member in members[:2]])
+        _optimizers(members[:2], stack, first.balancer.parameters())
+    except ValueError as error:
+        return str(error)
+    return _obstacle_of_trial(members[:2], stack)
+
+
+def _kept_alike(member: Training) -> tuple[Any, ...]:
+    methods = map(repr, (member.balancer.weighting, member.balancer.aggregator))
+    stream = member.stream
+    drawing = (stream.batch_size, stream.replacement, stream.drop_last, member.observe_every)
+    rest = (member.resting, member.count_work, repr(member.schedule), member.optimizers.slots)
+    return (id(member.problem), member.tasks, member.epochs, *drawing, *rest, *methods)
+
+
+@torch.no_grad()
+def _obstacle_of_trial(members: Sequence[Training], stack: Stack) -> str:
+    """Whether the stack of two members says what they say, on their first batch."""
+    tasks, problem = members[0].tasks, members[0].problem
+    inputs, targets = _Streams([member.stream for member in members]).batch(0)
+    for network in (stack, *(member.network for member in members)):
+        network.train()
+    try:
+        outputs = stack(inputs, tasks)
+        losses = _alike(problem).losses(outputs, targets)
+    except (RuntimeError, ValueError) as error:
+        first_line, *_ = str(error).splitlines() or [""]
+        return f"torch.func.vmap cannot evaluate its network or losses: {first_line}"
+    for k, member in enumerate(members):
+        x, y = member.stream.batch(0)
+        with torch.random.fork_rng(devices=[]):
+            alone = problem.losses(member.network(x, tasks), y)
+        for task in tasks:
+            one, other = losses[task][k], alone[task]
+            near = torch.finfo(other.dtype).eps ** 0.5
+            if not torch.isclose(one, other, rtol=near, atol=near, equal_nan=True):
+                return f"the loss of {task!r} is another in a stack: the network draws at random?"
+    return ""
+
+
+def drawback(member: Training, number: int) -> str:
+    """Why a stack of `number` such trainings would not pay, or "".
+
+    The answer depends on counts alone, so it is the same on every machine.
+    """
+    if number < FEWEST:
+        return f"a stack pays from {FEWEST} runs on, here are {number}"
+    source = member.problem.train
+    if not isinstance(source, Split):
+        return ""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), Meter() as meter:
+        member.network(source.inputs[:2], member.tasks)
+    taken = meter.total * member.stream.batch_size / len(source.inputs[:2])
+    if taken > LARGEST:
+        return (
+            f"a forward pass takes {taken / 1e6:.3g} million operations, and a stack pays up to "
+            f"{LARGEST / 1e6:.3g}"
+        )
+    return ""
+
+
+class StackedTraining:
+    """Several trainings as one.
+
+    Iterate over ``run()`` for the members' records. A member that has finished has the weights of
+    its best epoch in its network. Two stacks of equal members give equal records, bit for bit,
+    apart from `seconds`; so do one that ran through and one that was killed and resumed.
+
+    Work and time are those of a single run, so that methods can be compared whether stacked or
+    not: both are taken from one network by itself, which goes along, without moving, in a few
+    steps of every epoch. Features are not kept while a trunk rests, so `reused` stays 0.
+
+    Args:
+        members: trainings that have not begun, and differ in seeds, initial weights and learning
+            rates alone.
+
+    Raises:
+        ValueError: they cannot be stacked; the message says why.
+
+    Attributes:
+        members: these.
+        alive: the positions of those that are still trained.
+        ended: position -> "finished", or "diverged: " and the reason.
+    """
+
+    def __init__(self, members: Sequence[Training]) -> None:
+        if reason := obstacle(members):
+            raise ValueError(f"these runs cannot be trained as one: {reason}")
+        self.members = list(members)
+        self.alive = list(range(len(members)))
+        self.ended: dict[int, str] = {}
+        self._told: set[int] = set()
+        self._steps = _Lockstep.of(members)
+        self._show()
+
+    def run(
+        self,
+        saved: Path | None = None,
+        files: Mapping[int, RecordFile] | None = None,
+        checkpoint_every: int = 10,
+    ) -> Iterator[tuple[int, Record | str]]:
+        """Train; a member's position with each of its records, at last with its entry in `ended`.
+
+        Args:
+            saved: the checkpoint of all members. If it is there, it is resumed, and what was given
+                before is given again, as far as it is in `files`.
+            files: where to keep the records of the members at these positions. They are written
+                when a checkpoint is, and when a member ends.
+            checkpoint_every: epochs between checkpoints.
+        """
+        if saved is not None and saved.exists():
+            self.load_state_dict(checkpoint.load(saved))
+        logs = _Logs(files or {})
+        begun = any(member.first is not None for member in self.members)
+        yield from logs.so_far(self._steps.epoch if begun else -1, self.ended)
+        if not begun:
+            yield from logs.added(self._judged([Tally() for _ in self.alive]))
+        yield from self._released()
+        while self.alive:
+            before = self.alive
+            events = logs.added(self._judged(self._epoch()))
+            due = self._steps.epoch % checkpoint_every == 0
+            logs.write(k for k in before if due or k in self.ended or self.members[k].finished)
+            if saved is not None and due:
+                checkpoint.save(self.state_dict(), saved)
+            yield from events
+            yield from self._released()
+
+    def _epoch(self) -> list[Tally]:
+        """The steps of an epoch, for each member that lives through it; the others leave."""
+        number = len(self.alive)
+        try:
+            tallies = self._steps.train_epoch().members(number)
+        except NonFiniteError:  # of every member
+            tallies = [Tally()] * number
+        fallen = self._steps.fallen
+        self.ended.update({self.alive[at]: f"diverged: {why}" for at, why in fallen.items()})
+        lasting = [at for at in range(number) if at not in fallen]
+        if fallen:
+            self._keep(lasting)
+            fallen.clear()
+        return [tallies[at] for at in lasting]
+
+    def _judged(self, tallies: Sequence[Tally]) -> list[tuple[int, Record]]:
+        """Each member's record of the epoch."""
+        steps = self._steps
+        held = sum(steps.optimizers.state_bytes().values()) // max(len(self.alive), 1)
+        records = []
+        for k, tally in zip(self.alive, tallies, strict=True):
+            member = self.members[k]
+            member.epoch, member.step, member.drawn = steps.epoch, steps.step, steps.drawn
+            tally.rates = member.optimizers.rates() if tally.rates else {}
+            records.append((k, member.judged(tally, held)))
+        return records
+
+    def _released(self) -> list[tuple[int, str]]:
+        """Those that have ended since this was asked last; the finished ones leave."""
+        going = [at for at, k in enumerate(self.alive) if not self.members[k].finished]
+        if len(going) < len(self.alive):
+            finished = [k for k in self.alive if self.members[k].finished]
+            self._keep(going)
+            for k in finished:
+                self.members[k].network.load_state_dict(self.members[k].best_weights)
+                self.ended[k] = FINISHED
+        fresh = [k for k in self.ended if k not in self._told]
+        self._told.update(fresh)
+        return [(k, self.ended[k]) for k in fresh]
+
+    def _keep(self, at: Sequence[int]) -> None:
+        """Go on with the members at these positions among those alive."""
+        self.alive = [self.alive[position] for position in at]
+        self._steps.keep(torch.tensor(at, dtype=torch.int64))
+        self._show()
+
+    def _show(self) -> None:
+        """Let the members' parameters be views of the stack's."""
+        values = self._steps.stack.named_values()
+        for at, k in enumerate(self.alive):
+            for name, parameter in self.members[k].network.named_parameters():
+                parameter.data = values[name].data[at]
+
+    # Resuming ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the training depends on."""
+        states = [member.state_dict() for member in self.members]
+        return {
+            "steps": self._steps.state_dict(),
+            "alive": self.alive,
+            "ended": self.ended,
+            "members": [{name: state[name] for name in OWN} for state in states],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._keep(state["alive"])
+        self.ended = state["ended"]
+        self._told = set(self.ended)
+        self._steps.load_state_dict(state["steps"])
+        for k, own in enumerate(state["members"]):
+            member = self.members[k]
+            member.load_state_dict(
+                {**member.state_dict(), **own}
+            )  # what is not its own lies unused
+            if self.ended.get(k) == FINISHED:
+                member.network.load_state_dict(member.best_weights)
+
+
+OWN = ("best_weights", "stopping", "first", "epoch", "step", "drawn")
+"""What of a training's state is a member's own."""
+
+
+class _Logs:
+    """Record files that are written now and then."""
+
+    def __init__(self, files: Mapping[int, RecordFile]) -> None:
+        self._files = files
+        self._waiting: dict[int, list[Record]] = {k: [] for k in files}
+
+    def so_far(self, epoch: int, ended: Mapping[int, str]) -> Iterator[tuple[int, Record | str]]:
+        """What there was up to `epoch`, which alone stays in the files."""
+        for k, file in self._files.items():
+            if k not in ended:
+                file.keep([record for record in file if record.epoch <= epoch])
+            yield from ((k, record) for record in file)
+            if k in ended:
+                yield k, ended[k]
+
+    def added(self, records: Sequence[tuple[int, Record]]) -> Sequence[tuple[int, Record]]:
+        """The same, remembered until they are written."""
+        for k, record in records:
+            if k in self._files:
+                self._waiting[k].append(record)
+        return records
+
+    def write(self, members: Iterable[int]) -> None:
+        """Write what these members have waiting."""
+        for k in members:
+            if self._waiting.get(k):
+                self._files[k].append(*self._waiting[k])
+                self._waiting[k].clear()
+
+
+# The steps --------------------------------------------------------------------------------------
+
+
+class _Lockstep(Training):
+    """A training of the stack: its steps alone, for what lies between epochs is the members'.
+
+    Attributes:
+        seeds: the members'.
+        fallen: position -> why a member's step failed in this epoch. Another's copy goes on in its
+            place until it is dropped.
+    """
+
+    seeds: tuple[int, ...]
+    fallen: dict[int, str]
+    _twin: Training
+    _alone: dict[str, dict[int, float]]
+    _looked = False
+
+    @classmethod
+    def of(cls, members: Sequence[Training]) -> _Lockstep:
+        """The steps of `members`."""
+        first = members[0]
+        stack = Stack([member.network for member in members])
+        methods = deepcopy((first.balancer.weighting, first.balancer.aggregator))
+        balancer = Balancer(
+            *methods,
+            tasks=first.tasks,
+            members=(len(members),),
+            jacobian=first.balancer.chunking.wanted,
+        )
+        given = {entry.name: getattr(first, entry.name) for entry in fields(first)}
+        given |= {"network": stack, "balancer": balancer, "problem": _alike(first.problem)}
+        given |= {"optimizers": _optimizers(members, stack, balancer.parameters())}
+        steps = cls(**{**given, "stopping": EarlyStopping(), "feature_memory": 0})
+        steps.seeds = tuple(member.seed for member in members)
+        steps.stream = _Streams([member.stream for member in members])
+        steps.fallen, steps._alone = {}, {}
+        network, optimizers, alone = deepcopy((first.network, first.optimizers, first.balancer))
+        twin = replace(first, network=network, optimizers=optimizers, balancer=alone)
+        steps._twin = replace(twin, feature_memory=0, observe_every=0)
+        optimizers.scale_rates(0.0)
+        return steps
+
+    @property
+    def stack(self) -> Stack:
+        """The network, which is one."""
+        return cast(Stack, self.network)
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the members at `index` alone, in this order."""
+        self.stack.keep(index)
+        self.balancer.keep(index)
+        for optimizer in self.optimizers.named().values():
+            cast(StackedOptimizer, optimizer).keep(index)
+        self.stream = cast(_Streams, self.stream).kept(index)
+        self.seeds = _taken(self.seeds, index)
+
+    def clock(self) -> Clock:
+        """Now, with every member's seed."""
+        return replace(super().clock(), seeds=self.seeds)
+
+    def _counted(self, kind: str, action: Callable[[], None], tally: Tally) -> None:
+        action()
+
+    def _update(
+        self, phase: Phase, number: int, draw: Callable[[int], Batch], clock: Clock, tally: Tally
+    ) -> None:
+        so_far = tally.seconds
+        super()._update(phase, number, draw, clock, tally)
+        kind, twin = kind_of(phase), self._twin
+        seconds = self._alone.setdefault(kind, {})
+        if self.epoch not in seconds and len(seconds) < TIMED:
+            alone = [Tally(counts_work=self.count_work) for _ in range(3)]
+            with suppress(NonFiniteError):
+                for each in alone:
+                    twin._update(phase, 0, twin.stream.batch, twin.clock(), each)
+            seconds[self.epoch] = statistics.median(each.seconds for each in alone)
+        tally.seconds = so_far + statistics.median(seconds.values())
+        if tally.work is not None:
+            tally.work += twin._work.get(kind, 0)
+
+    def _observe(
+        self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, tally: Tally
+    ) -> None:
+        if not self._looked:
+            super()._observe(outputs, losses, phase, tally)
+            self._looked = True
+
+    # A member that fails ----------------------------------------------------------------------
+
+    def _balanced_step(
+        self,
+        forward: Forward,
+        batch: Batch,
+        samples: Sequence[Batch],
+        phase: Phase,
+        clock: Clock,
+        tally: Tally,
+    ) -> None:
+        self._looked = False
+        try:
+            super()._balanced_step(forward, batch, samples, phase, clock, tally)
+            return
+        except NonFiniteError:
+            pass  # what failed has left no trace; its graph is gone when this block is left
+        attempt = partial(self._attempt, batch, samples, phase, clock)
+        found = _failing(list(range(len(self.stack))), attempt)
+        for at, why in found.items():
+            self.fallen.setdefault(at, why)
+        lasting = [at for at in range(len(self.stack)) if not {at} & (found.keys() | self.fallen)]
+        if not lasting:
+            raise NonFiniteError("step of every member", phase.tasks)
+        index = torch.arange(len(self.stack))
+        index[list(found)] = lasting[0]
+        self.keep(index)
+        batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
+        clock = replace(clock, seeds=_taken(clock.seeds, index))
+        super()._balanced_step(self.network, batch, samples, phase, clock, tally)
+
+    def _attempt(
+        self, batch: Batch, samples: Sequence[Batch], phase: Phase, clock: Clock, at: Sequence[int]
+    ) -> str:
+        """What goes wrong in this step with these members alone, tried on a copy; or ""."""
+        trial, index = copy(self), torch.tensor(at)
+        trial.network, trial.optimizers, trial.balancer = deepcopy(
+            (self.network, self.optimizers, self.balancer)
+        )
+        trial._blocks, trial._rests, trial._looked = trial.network.blocks(), {}, False
+        trial.keep(index)
+        batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
+        clock = replace(clock, seeds=_taken(clock.seeds, index))
+        try:
+            Training._balanced_step(trial, trial.network, batch, samples, phase, clock, Tally())
+        except NonFiniteError as error:
+            return str(error).partition(";")[0]
+        return ""
+
+
+def _failing(at: Sequence[int], attempt: Callable[[Sequence[int]], str]) -> dict[int, str]:
+    """Which of the members at these positions fail, and how, found by halving."""
+    why = attempt(at)
+    if not why or len(at) == 1:
+        return {at[0]: why} if why else {}
+    half = len(at) // 2
+    return {**_failing(at[:half], attempt), **_failing(at[half:], attempt)}
+
+
+def _taken(seeds: tuple[int, ...], index: Tensor) -> tuple[int, ...]:
+    return tuple(seeds[at] for at in index.tolist())
+
+
+def _rows(batch: Batch, index: Tensor) -> Batch:
+    inputs, targets = batch
+    return inputs[index], {task: target[index] for task, target in targets.items()}
+
+
+# What the steps are made with -------------------------------------------------------------------
+
+
+class _StackedProblem(Problem):
+    """A problem whose outputs and targets begin with the members, and so do its losses."""
+
+    def losses(
+        self, outputs: Mapping[str, Any], targets: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Each task's loss of each member, [E]; every sample has a label."""
+
+        def one(outputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {task: self.tasks[task].loss(outputs[task], targets[task]) for task in outputs}
+
+        found: dict[str, Tensor] = torch.func.vmap(one, randomness="error")(
+            dict(outputs), {task: targets[task] for task in outputs}
+        )
+        return found
+
+
+def _alike(problem: Problem) -> _StackedProblem:
+    return _StackedProblem(
+        **{entry.name: getattr(problem, entry.name) for entry in fields(problem)}
+    )
+
+
+class _Streams(Stream):
+    """The members' streams in step: batches [E, b, ...]. Members may share a stream."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        first = streams[0]
+        super().__init__(
+            first.source, first.batch_size, first.seed, first.replacement, first.drop_last
+        )
+        self._streams = streams
+        by_seed = {stream.seed: stream for stream in streams}
+        self._different = list(by_seed.values())
+        self._which = torch.tensor([list(by_seed).index(stream.seed) for stream in streams])
+
+    def index(self, number: int) -> Tensor:
+        """Which samples each member's batch `number` has, [E, b]."""
+        return torch.stack([stream.index(number) for stream in self._different])[self._which]
+
+    def kept(self, index: Tensor) -> _Streams:
+        """Those of the members at `index`; if there is none, all of them."""
+        return _Streams([self._streams[at] for at in index.tolist()] or self._streams)
+
+
+def _optimizers(members: Sequence[Training], stack: Stack, learned: Iterable[Tensor]) -> Optimizers:
+    """One for the stack where each member has its own."""
+    each = [member.optimizers for member in members]
+    own: Factory | dict[str, Factory]
+    if isinstance(each[0].own, Mapping):
+        own = {t: _factory([_of(o.own, t) for o in each]) for t in each[0].own}
+    else:
+        own = _factory([o.own for o in each])
+    return Optimizers(
+        stack.blocks(),
+        _factory([o.shared for o in each]),
+        own,
+        weights=_factory([o.weights for o in each]),
+        learned=learned,
+        slots=each[0].slots,
+    )
+
+
+def _of(own: Any, task: str) -> Any:
+    return own[task] if isinstance(own, Mapping) else own
+
+
+def _factory(each: Sequence[Any]) -> Factory:
+    if any(isinstance(make, Scheduled) for make in each):
+        raise ValueError("its rates follow a schedule")
+    return stacked(each)
