@@ -4,10 +4,10 @@
 
 Conflicting binary tasks on common inputs: task i asks for the sign of a line of its own, and every
 second pair of tasks for opposite answers on two samples in five, so that gradients point apart;
-the losses' scales span 1 to 10. A perceptron is trained by SGD with the online weights. Every tenth
-step, after the first fifth, the exact problem is solved too. Printed, median [10 %, 90 %] over those
-steps: ‖Σ w_i g_i‖² over its minimum for the online weights and for equal ones, and how many per
-cent of the tasks a step would hurt (g_i·d < 0, on the batch) with either.
+the losses' scales span 1 to 10. A perceptron is trained by SGD with the online weights. Every
+tenth step, after the first fifth, the exact problem is solved too. Printed, median [10 %, 90 %]
+over those steps: ‖Σ w_i g_i‖² over its minimum for the online weights and for equal ones, and how
+many per cent of the tasks a step would hurt (g_i·d < 0, on the batch) with either.
 """
 
 from __future__ import annotations

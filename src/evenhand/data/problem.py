@@ -57,7 +57,8 @@ def labelled(target: Tensor) -> Tensor:
 
 def gathered(samples: Tensor, index: Tensor) -> Tensor:
     """samples[index], for whole samples; this way it takes a quarter of the time."""
-    return samples.index_select(0, index.to(samples.device))
+    found = samples.index_select(0, index.flatten().to(samples.device))
+    return found.view(*index.shape, *samples.shape[1:])
 
 
 def _all_labelled(target: Tensor) -> bool:
