@@ -344,7 +344,13 @@ def test_resume_makes_what_is_missing_and_touches_nothing_else(copied) -> None:
     assert [file.stat().st_mtime_ns for file in kept] == times
 
 
-CONSOLE = "from evenhand.app.cli import main; main()"
+# A job in the background ignores Ctrl-C, and so do its children: here it is a terminal's again.
+CONSOLE = """
+import signal
+from evenhand.app.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 
 
 @pytest.mark.parametrize("workers", [1, 2])
