@@ -443,6 +443,19 @@ def test_all_gradients_together_are_projected_as_each_alone(kind: str, m: int) -
         torch.testing.assert_close(x, alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("m", [8, 12, 20, 30])
+def test_what_the_gramian_can_hardly_tell_apart_is_projected_with_a_certificate(m: int) -> None:
+    """Almost twins, some with an opposite: multipliers could grow without bound."""
+    for seed in range(5):
+        j = crowd("almost twins", m)[
+            torch.from_numpy(np.random.default_rng(seed).integers(m, size=m))
+        ]
+        j[seed] = -3 * j[m - 1 - seed]
+        solution = project_cone(gram(j), torch.eye(m, dtype=torch.float64))
+        assert solution.solved
+        assert (solution.gap <= 1e-8).all()
+
+
 @pytest.mark.parametrize("m", [4, 30])
 def test_identical_gradients_share_their_multiplier(m: int) -> None:
     j = crowd("mixed", m)
@@ -566,6 +579,21 @@ def test_nash_is_what_least_squares_finds_for_small_alpha(alpha: float) -> None:
         )
         w = nash_weights(g, alpha).weights
         torch.testing.assert_close(w.log(), torch.from_numpy(found.x), rtol=0, atol=1e-7)
+
+
+def test_nash_when_gradients_recur_and_norms_span_orders_of_magnitude() -> None:
+    """Where G is singular and α small, so is Newton's matrix."""
+    for seed in range(6):
+        rows = torch.from_numpy(np.random.default_rng(seed).integers(12, size=17))
+        j = (torch.logspace(-3, 3, 12, dtype=torch.float64)[:, None] * normal(12, 30, seed=seed))[
+            rows
+        ]
+        g = gram(j)
+        solution = nash_weights(g, alpha=0.1)
+        w = solution.weights
+        assert solution.status == "optimal"
+        rounding = 8 * EPS * (g.abs() @ w)
+        assert ((g @ w - w**-10).abs() <= rounding + 1e-8 * w**-10).all()
 
 
 def test_nash_directions_ignore_the_scale_of_tasks() -> None:
