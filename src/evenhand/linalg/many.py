@@ -54,8 +54,11 @@ def nearest(a: Array, z: Array) -> tuple[Array, Count]:
     q = z @ a
     x, counts = np.zeros_like(z), np.zeros(len(z), dtype=np.intp)
     rows = (q > 4 * EPS * np.abs(z).sum(1, keepdims=True)).any(1)
-    if rows.any():
-        x[rows], counts[rows] = _pivoted(a, z[rows], q[rows])
+    if not rows.any():
+        return x, counts
+    if len(a) == 2 and abs(c := float(a[0, 1])) < 0.999:
+        return _of_two(c, z, q), counts + rows
+    x[rows], counts[rows] = _pivoted(a, z[rows], q[rows])
     return x, counts
 
 
@@ -70,23 +73,31 @@ def _twins(a: Array) -> Count | None:
 
 
 def _pivoted(a: Array, z: Array, q: Array) -> tuple[Array, Count]:
-    m = len(a)
-    x, counts = np.full_like(z, np.nan), np.ones(len(z), dtype=np.intp)
-    if m == 2:
-        x = _of_two(float(a[0, 1]), z, q)
-    elif m > SMALL and len(z) == 1:
-        x, counts = _block_pivoting(a, None, z, q, q > 0)
-    elif m > SMALL and (p := _inverse(a)) is not None:
-        x, counts = _block_pivoting(a, p, z, q, _first_faces(p, z, q))
-    elif m > SMALL and (y := _eliminated(a, z)) is not None:
-        x = y
-    wrong = ~_right(a, z, q, x)
-    if wrong.any():
+    x, counts = _in_step(a, z, q)
+    if x is None:
+        x = _least_squares(a, z)
+    elif (wrong := ~_right(a, z, q, x)).any():
         x[wrong] = _least_squares(a, z[wrong])
-        for i in np.flatnonzero(~_right(a, z, q, x)):
-            x[i], singles = single_pivoting(a, q[i], None, np.flatnonzero(x[i] > 0))
-            counts[i] += singles
+    else:
+        return x, counts
+    for i in np.flatnonzero(~_right(a, z, q, x)):
+        x[i], singles = single_pivoting(a, q[i], None, np.flatnonzero(x[i] > 0))
+        counts[i] += singles
     return x, counts
+
+
+def _in_step(a: Array, z: Array, q: Array) -> tuple[Array | None, Count]:
+    """What the fast ways find, if there is one."""
+    steps = np.ones(len(z), dtype=np.intp)
+    if len(a) == 2:
+        return _of_two(float(a[0, 1]), z, q), steps
+    if len(a) <= SMALL:
+        return None, steps
+    if len(z) == 1:
+        return _block_pivoting(a, None, z, q, q > 0)
+    if (p := _inverse(a)) is not None:
+        return _block_pivoting(a, p, z, q, _first_faces(p, z, q))
+    return _eliminated(a, z), steps
 
 
 def _right(a: Array, z: Array, q: Array, x: Array) -> Mask:
