@@ -29,6 +29,7 @@ from evenhand.linalg import (
     min_norm_gap,
     nash_weights,
     project_cone,
+    project_cone_gap,
     project_simplex,
     simplex_qp,
 )
@@ -207,6 +208,8 @@ def test_both_ways_to_pivot_agree(kind: str, monkeypatch: pytest.MonkeyPatch) ->
         fast = min_norm(g).weights @ j
         with monkeypatch.context() as patch:
             patch.setattr(active_set, "_block_pivoting", lambda a, q, e: (None, nowhere, 0))
+            patch.setattr(active_set, "_least_squares", lambda a, e: nowhere)
+            patch.setattr(many, "_least_squares", lambda a, z: np.zeros_like(z))
             patch.setattr(many, "_right", lambda a, z, q, x: np.zeros(len(x), dtype=bool))
             slow = min_norm(g)
             projected = project_cone(g, torch.full((m,), 1.0, dtype=torch.float64))
@@ -385,6 +388,100 @@ def test_project_cone_leaves_alone_what_harms_nobody() -> None:
     assert zero.weights.tolist() == [1, -1, 2]
 
 
+def crowd(kind: str, m: int) -> Tensor:
+    """Gradients of many tasks, of each kind that `linalg.many` treats in a way of its own."""
+    j = normal(m, 2 * m, seed=m)
+    if kind == "mixed":
+        return j + 0.3 * normal(1, 2 * m, seed=1)
+    if kind == "nearly stationary":
+        return j - (1 - 1e-6) * j.mean(0)
+    if kind == "stationary":
+        return j - j.mean(0)
+    if kind == "stationary in part":
+        j[m // 2] = -j[: m // 2].sum(0)
+    if kind == "twins":
+        j[m // 2 :] = 3 * j[: m - m // 2].clone()
+    if kind == "almost twins":
+        j[m // 2 :] = j[: m - m // 2] + 1e-9 * normal(m - m // 2, 2 * m, seed=2)
+    if kind == "rank m/2":
+        j = normal(m, m // 2, seed=m) @ normal(m // 2, 2 * m, seed=1)
+    if kind == "rank m/2, no conflict":
+        j = normal(m, m // 2, seed=m) @ normal(m // 2, 2 * m, seed=1)
+        j += 0.5 * j.norm(dim=1).mean() * torch.eye(2 * m, dtype=j.dtype)[0]
+    return torch.logspace(-3, 3, m, dtype=torch.float64)[:, None] * j if kind == "spread" else j
+
+
+CROWDS = (
+    "random",
+    "mixed",
+    "nearly stationary",
+    "stationary",
+    "stationary in part",
+    "twins",
+    "almost twins",
+    "rank m/2",
+    "rank m/2, no conflict",
+    "spread",
+)
+
+
+@pytest.mark.parametrize("m", [5, 17, 40])
+@pytest.mark.parametrize("kind", CROWDS)
+def test_all_gradients_together_are_projected_as_each_alone(kind: str, m: int) -> None:
+    j = crowd(kind, m)
+    norms = j.norm(dim=1)
+    together = project_cone(gram(j), torch.eye(m, dtype=torch.float64))
+    assert together.solved
+    assert (together.gap <= 1e-8).all()
+    unit = (j / norms[:, None]).T.numpy()
+    for i in range(0, m, 4):
+        multipliers, _ = nnls(unit, -unit[:, i], maxiter=100 * m)
+        reference = torch.from_numpy(unit[:, i] + unit @ multipliers)
+        x = together.weights[i] @ j / norms[i]
+        torch.testing.assert_close(x, reference, rtol=0, atol=1e-6)
+        alone = project_cone(gram(j), torch.eye(m, dtype=torch.float64)[i]).weights @ j / norms[i]
+        torch.testing.assert_close(x, alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [8, 12, 20, 30])
+def test_what_the_gramian_can_hardly_tell_apart_is_projected_with_a_certificate(m: int) -> None:
+    """Almost twins, some with an opposite: multipliers could grow without bound."""
+    for seed in range(5):
+        j = crowd("almost twins", m)[
+            torch.from_numpy(np.random.default_rng(seed).integers(m, size=m))
+        ]
+        j[seed] = -3 * j[m - 1 - seed]
+        solution = project_cone(gram(j), torch.eye(m, dtype=torch.float64))
+        assert solution.solved
+        assert (solution.gap <= 1e-8).all()
+
+
+@pytest.mark.parametrize("m", [4, 30])
+def test_identical_gradients_share_their_multiplier(m: int) -> None:
+    j = crowd("mixed", m)
+    j[m // 2 :] = j[: m // 2].clone()
+    u = normal(3, m, seed=1)
+    added = project_cone(gram(j), u).weights - u
+    assert (added > 0).any()
+    torch.testing.assert_close(added[:, m // 2 :], added[:, : m // 2], rtol=1e-12, atol=1e-14)
+
+
+@kinds
+def test_project_cone_gap_knows_right_from_wrong(kind: str) -> None:
+    for m in (2, 3, 8):
+        g = gram(jacobian(kind, m))
+        u = torch.cat([torch.eye(m, dtype=torch.float64), normal(2, m)])
+        solution = project_cone(g, u)
+        gap = project_cone_gap(g, u, solution.weights)
+        torch.testing.assert_close(gap, solution.gap, rtol=0, atol=1e-8)
+        if kind in ("conflicting", "independent", "orthogonal"):
+            assert (project_cone_gap(g, u, solution.weights + 1e-3) > 1e-6).all()
+            assert (project_cone_gap(g, u, solution.weights - 1e-3) > 1e-6).all()
+    with pytest.raises(ValueError, match=r"projected must be \[3\], not \[2\]"):
+        project_cone_gap(torch.eye(3), torch.ones(3), torch.ones(2))
+    assert project_cone_gap(torch.zeros(0, 3, 3), torch.ones(0, 3), torch.ones(0, 3)).numel() == 0
+
+
 # Bargaining -------------------------------------------------------------------------------------
 
 
@@ -482,6 +579,21 @@ def test_nash_is_what_least_squares_finds_for_small_alpha(alpha: float) -> None:
         )
         w = nash_weights(g, alpha).weights
         torch.testing.assert_close(w.log(), torch.from_numpy(found.x), rtol=0, atol=1e-7)
+
+
+def test_nash_when_gradients_recur_and_norms_span_orders_of_magnitude() -> None:
+    """Where G is singular and α small, so is Newton's matrix."""
+    for seed in range(6):
+        rows = torch.from_numpy(np.random.default_rng(seed).integers(12, size=17))
+        j = (torch.logspace(-3, 3, 12, dtype=torch.float64)[:, None] * normal(12, 30, seed=seed))[
+            rows
+        ]
+        g = gram(j)
+        solution = nash_weights(g, alpha=0.1)
+        w = solution.weights
+        assert solution.status == "optimal"
+        rounding = 8 * EPS * (g.abs() @ w)
+        assert ((g @ w - w**-10).abs() <= rounding + 1e-8 * w**-10).all()
 
 
 def test_nash_directions_ignore_the_scale_of_tasks() -> None:

@@ -18,14 +18,15 @@ but takes more steps than the other method.) A handful of factorisations whateve
 positive definite on each face it tries.
 
 **Single principal pivoting**, for the rest: the primal active-set method of Dantzig, van de Panne
-and Whinston. It starts where x > 0 on the best face that the other method met, or at the best
-vertex, and lets one index in at a time, the one with the most negative r_i, moving along the
-direction that keeps the gradient on the face at zero; an index whose x_j reaches 0 on the way
-leaves. A face only ever holds indices on which A is positive definite: where the curvature along
-the direction vanishes (a gradient dependent on those of the face, or, by the rounding of G, even a
-negative curvature) the step goes to the boundary and swaps an index. So singular A needs no
-regularisation, and each step lowers the objective. Of minimisers of equal worth it finds one; among
-indices with identical rows (the same gradient twice) it is spread evenly.
+and Whinston. It starts where x > 0 on a face that another method proposes (SciPy's nonnegative
+least squares, or the best one that block pivoting met), or at the best vertex, and lets one index
+in at a time, the one with the most negative r_i, moving along the direction that keeps the gradient
+on the face at zero; an index whose x_j reaches 0 on the way leaves. A face only ever holds indices
+on which A is positive definite: where the curvature along the direction vanishes (a gradient
+dependent on those of the face, or, by the rounding of G, even a negative curvature) the step goes
+to the boundary and swaps an index. So singular A needs no regularisation, and each step lowers the
+objective. Of minimisers of equal worth it finds one; among indices with identical rows (the same
+gradient twice) it is spread evenly.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def solve(a: Array, q: Array, e: Array) -> tuple[Array, int]:
     x, face, blocks = _block_pivoting(a, q, e)
     if x is not None:
         return x, blocks
+    if not q.any():
+        face = _least_squares(a, e)
     x, singles = single_pivoting(a, q, e, face)
     return _share(a, q, e, x), blocks + singles
 
@@ -83,6 +86,20 @@ def _block_pivoting(a: Array, q: Array, e: Array) -> tuple[Array | None, Indices
             nearest, fewest, patience = face, violations, PATIENCE
         inside ^= bad
     return None, nearest, count
+
+
+def _least_squares(a: Array, e: Array) -> Indices:
+    """The face of the solution for q = 0, as SciPy sees it; empty where it comes to no end.
+
+    The minimiser of ‖Rx‖² + (eᵀx − 1)² over x ≥ 0, where RᵀR = A, is a multiple of the solution.
+    """
+    from scipy.optimize import nnls
+
+    try:
+        x, _ = nnls(np.vstack((square_root(a), e)), np.append(np.zeros(len(a)), 1.0))
+    except RuntimeError:
+        return np.zeros(0, dtype=np.intp)
+    return np.flatnonzero(x > 0)
 
 
 def single_pivoting(a: Array, q: Array, e: Array | None, face: Indices) -> tuple[Array, int]:
@@ -204,6 +221,15 @@ class _Walk:
         self.x[:] = 0.0
         self.x[i] = 1 / e[i]
         self.face, self.factor = np.array([i]), np.sqrt(self.a[i : i + 1, i : i + 1] + 1)
+
+
+def square_root(a: Array) -> Array:
+    """An R with RᵀR = A, negative eigenvalues cut off."""
+    factor, info = lapack().dpotrf(a.T)
+    if info == 0:
+        return factor  # type: ignore[no-any-return]
+    values, vectors = np.linalg.eigh(a)
+    return np.asarray((np.sqrt(np.maximum(values, 0.0)) * vectors).T)
 
 
 def cholesky_solve(a: Array, b: Array) -> Array | None:

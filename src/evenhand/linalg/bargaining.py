@@ -116,11 +116,21 @@ def _newton(gramian: Array, p: float) -> tuple[Array, float, int]:
             best, least, gap = x, worst, max(excess, 0.0)
         hessian = k * x * x[:, None]
         hessian[np.diag_indices_from(hessian)] += p * pull
-        step = cholesky_solve(hessian, pull - push)
-        if step is None or ended or worst == 0 or not np.isfinite(step).all():
+        step = _solve(hessian, pull - push)
+        if step is None or ended or worst == 0:
             break
         x = x * (1 + _damping(k, kappa, x, p, step, float(step @ (pull - push))) * step)
     return s * best, gap, count
+
+
+def _solve(hessian: Array, b: Array) -> Array | None:
+    """The Newton step; a little shorter where G is singular and hides the barrier's curvature."""
+    diagonal = np.diag(hessian.diagonal())
+    for more in (0.0, 1e-14, 1e-12, 1e-10):
+        step = cholesky_solve(hessian + more * diagonal if more else hessian, b)
+        if step is not None and np.isfinite(step).all():
+            return step
+    return None
 
 
 def _damping(k: Array, kappa: Array, x: Array, p: float, step: Array, decrement: float) -> float:

@@ -34,8 +34,8 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from .active_set import PATIENCE, lapack, single_pivoting, solve
-from .solution import EPS, Array
+from .active_set import PATIENCE, lapack, single_pivoting, solve, square_root
+from .solution import EPS, TOLERANCE, Array
 
 Mask = npt.NDArray[np.bool_]
 Count = npt.NDArray[np.intp]
@@ -54,8 +54,11 @@ def nearest(a: Array, z: Array) -> tuple[Array, Count]:
     q = z @ a
     x, counts = np.zeros_like(z), np.zeros(len(z), dtype=np.intp)
     rows = (q > 4 * EPS * np.abs(z).sum(1, keepdims=True)).any(1)
-    if rows.any():
-        x[rows], counts[rows] = _pivoted(a, z[rows], q[rows])
+    if not rows.any():
+        return x, counts
+    if len(a) == 2 and abs(c := float(a[0, 1])) < 0.999:
+        return _of_two(c, z, q), counts + rows
+    x[rows], counts[rows] = _pivoted(a, z[rows], q[rows])
     return x, counts
 
 
@@ -70,40 +73,51 @@ def _twins(a: Array) -> Count | None:
 
 
 def _pivoted(a: Array, z: Array, q: Array) -> tuple[Array, Count]:
-    m = len(a)
-    x, counts = np.full_like(z, np.nan), np.ones(len(z), dtype=np.intp)
-    if m == 2:
-        x = _of_two(float(a[0, 1]), z, q)
-    elif m > SMALL and len(z) == 1:
-        x, counts = _block_pivoting(a, None, z, q, q > 0)
-    elif m > SMALL and (p := _inverse(a)) is not None:
-        x, counts = _block_pivoting(a, p, z, q, _first_faces(p, z, q))
-    elif m > SMALL and (y := _eliminated(a, z)) is not None:
-        x = y
-    wrong = ~_right(a, z, q, x)
-    if wrong.any():
+    x, counts = _in_step(a, z, q)
+    if x is None:
+        x = _least_squares(a, z)
+    elif (wrong := ~_right(a, z, q, x)).any():
         x[wrong] = _least_squares(a, z[wrong])
-        for i in np.flatnonzero(~_right(a, z, q, x)):
-            x[i], singles = single_pivoting(a, q[i], None, np.flatnonzero(x[i] > 0))
-            counts[i] += singles
+    else:
+        return x, counts
+    for i in np.flatnonzero(~_right(a, z, q, x)):
+        x[i], singles = single_pivoting(a, q[i], None, np.flatnonzero(x[i] > 0))
+        counts[i] += singles
     return x, counts
 
 
+def _in_step(a: Array, z: Array, q: Array) -> tuple[Array | None, Count]:
+    """What the fast ways find, if there is one."""
+    steps = np.ones(len(z), dtype=np.intp)
+    if len(a) == 2:
+        return _of_two(float(a[0, 1]), z, q), steps
+    if len(a) <= SMALL:
+        return None, steps
+    if len(z) == 1:
+        return _block_pivoting(a, None, z, q, q > 0)
+    if (p := _inverse(a)) is not None:
+        return _block_pivoting(a, p, z, q, _first_faces(p, z, q))
+    return _eliminated(a, z), steps
+
+
 def _right(a: Array, z: Array, q: Array, x: Array) -> Mask:
-    """Which rows meet their conditions. A solution that is not a number meets none."""
+    """Which rows meet their conditions. A solution that is not a number meets none.
+
+    Up to the rounding of Ax, and xᵀr = 0 up to what counts beside ‖z‖² or the rounding of ‖x − z‖²
+    (in the norm of A): where indices are nearly the same x can be so large that the one does not
+    imply the other.
+    """
     noise, r = _noise(z, x), x @ a - q
-    met = np.where(x > 0, np.abs(r) <= 64 * noise, (x == 0) & (r >= -noise))
-    return np.asarray(met.all(axis=1))
+    met = np.where(x > 0, np.abs(r) <= 64 * noise, (x == 0) & (r >= -noise)).all(axis=1)
+    size = np.maximum((z * q).sum(1), 64 * EPS * np.abs(x - z).sum(1) ** 2)
+    return np.asarray(met & (np.abs((x * r).sum(1)) <= 0.1 * TOLERANCE * size))
 
 
 def _least_squares(a: Array, z: Array) -> Array:
     """The solutions as those of minimise ‖R(x − z)‖, where RᵀR = A; zero where there is no end."""
     from scipy.optimize import nnls
 
-    r, info = lapack().dpotrf(a.T)
-    if info != 0:
-        values, vectors = np.linalg.eigh(a)
-        r = (np.sqrt(np.maximum(values, 0.0)) * vectors).T
+    r = square_root(a)
     x = np.zeros_like(z)
     for row, target in zip(x, z @ r.T, strict=True):
         with suppress(RuntimeError):
@@ -205,7 +219,8 @@ def _eliminated(a: Array, z: Array) -> Array | None:
     inverts A_SS for right-hand sides that wᵀ takes to zero, like the columns of A_SN.
     """
     w, _ = solve(a, np.zeros(len(a)), np.ones(len(a)))
-    s, n = np.flatnonzero(w > 0), np.flatnonzero(w <= 0)
+    w[w < 1e-8 * w.max()] = 0.0  # what is not zero by rounding only would ask for a huge x
+    s, n = np.flatnonzero(w > 0), np.flatnonzero(w == 0)
     if (np.abs(a @ w)[s] > 64 * EPS).any():
         return None
     y = np.linalg.solve(a[s][:, s] + 1, a[s][:, n])
