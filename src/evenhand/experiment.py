@@ -18,7 +18,7 @@ import statistics
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -405,8 +405,9 @@ def run_jobs(
     try:
         with _deaf_children():
             futures = [pool.submit(_execute_in_worker, unit, settings, out) for unit in planned]
-        for job, event in _events(futures, reports):
-            listener(job, event)
+        with _noted_interrupts() as raise_if_any:
+            for job, event in _events(futures, reports, raise_if_any):
+                listener(job, event)
         return _in_order(todo, [future.result() for future in futures])
     except BaseException:
         for process in list(pool._processes.values()):
@@ -422,20 +423,20 @@ def _in_order(todo: Sequence[Job], found: Sequence[Sequence[Result]]) -> list[Re
 
 
 def _events(
-    futures: Sequence[Future[list[Result]]], reports: Reports
+    futures: Sequence[Future[list[Result]]], reports: Reports, between: Callable[[], None]
 ) -> Iterator[tuple[Job, Record | Result]]:
-    """Records and results as they come; a worker has sent them all when it is done."""
-    pending = dict.fromkeys(futures)
+    """Records and results as they come; a worker has sent them all when it is done.
+
+    `between` is called ten times a second, while no lock is held.
+    """
+    pending = set(futures)
     while pending:
-        # For one alone: `wait` takes the locks of all it waits for, and a Ctrl-C on the way would
-        # leave them taken, where the pool would stop when it is shut down.
-        wait([next(iter(pending))], timeout=0.1)
-        done = [future for future in pending if future.done()]
+        done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
         while not reports.empty():
             yield reports.get()
         for future in done:
             future.result()  # raises what the worker raised
-            del pending[future]
+        between()
 
 
 Reports = SimpleQueue[tuple[Job, Record | Result]]
@@ -451,6 +452,30 @@ def _in_worker(reports: Reports) -> None:
 
 def _execute_in_worker(unit: Unit, settings: Settings, out: Path) -> list[Result]:
     return execute(unit, settings, out, lambda job, event: _reports.put((job, event)))
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[Callable[[], None]]:
+    """Inside, Ctrl-C is noted, and raised by the function that this gives.
+
+    Raised wherever it comes, it would now and then leave a lock of the pool taken, and the pool
+    could not be shut down.
+    """
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if elsewhere or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: None
+        return
+    noted = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.set())
+
+    def raise_if_any() -> None:
+        if noted.is_set():
+            raise KeyboardInterrupt
+
+    try:
+        yield raise_if_any
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
