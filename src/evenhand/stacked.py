@@ -11,8 +11,8 @@ what its run draws. Sums are taken in another order, so numbers agree to roundin
 bit: to 1e-10 in double precision over some epochs. Training at a high rate amplifies rounding: on
 digits, MGDA at rate .03, losses after 12 epochs differ from a single run's by up to 4e-5 in double
 precision and by up to 31 % in single precision; those of a single run whose initial weights were
-multiplied by 1 + eps differ by up to 1e-4 and 19 %. Which runs are trained together is therefore part of what determines a
-result, and does not depend on which of them happen to be finished.
+multiplied by 1 + eps differ by up to 1e-4 and 19 %. Which runs are trained together is therefore
+part of what determines a result, and does not depend on which of them happen to be finished.
 
 A member whose loss or gradient is not finite leaves, as if it had raised; until the end of the
 epoch another member's copy keeps its place.
