@@ -229,6 +229,7 @@ def test_several_workers_give_the_same_numbers(tmp_path) -> None:
         ("compare tiny --optimizer rms", "must be one of sgd, adam"),
         ("compare tiny --workers 0", "workers=0"),
         ("compare tiny --stack maybe", "must be one of auto, never, always"),
+        ("compare tiny --jacobian fast", "must be 'looped', 'batched', 'measured' or the number"),
         ("compare tiny --stack always --recipes ius-groups", "cannot be one"),
         ("compare tiny --resume", "name it with --out"),
         ("compare tiny --resume --out full", "full holds no comparison"),

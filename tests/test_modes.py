@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenhand import MGDA, Balancer, Equal, MultiTaskNetwork, OnlineMinNorm, TaskGradients
 from evenhand import chunking as timing
+from evenhand.experiment import Job, Settings, load_problem, training
 from evenhand.linalg import min_norm
 from evenhand.network import Outputs
 from evenhand.weighting.base import Weighting
@@ -428,3 +429,11 @@ def test_the_benchmark_runs(tmp_path) -> None:
     for case in cases.values():
         assert {"sg", "exact by hand", "exact", "features", "online"} <= set(case["variants"])
         assert not case["cannot run"]
+
+
+def test_a_comparison_takes_gradients_as_it_is_told() -> None:
+    settings = Settings("digits", jacobian="measured")
+    run = training(Job("mgda", "", 0, 0.1), load_problem("digits"), settings)
+    assert run.balancer.chunking.wanted == "measured"
+    with pytest.raises(ValueError, match="jacobian='fast'"):
+        Settings("digits", jacobian="fast")

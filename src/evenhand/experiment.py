@@ -33,6 +33,7 @@ import torch
 
 from evenhand import checkpoint, data
 from evenhand.balancer import Balancer
+from evenhand.chunking import Chunking, Jacobian
 from evenhand.data.problem import Problem
 from evenhand.gradients import NonFiniteError
 from evenhand.optimizers import Optimizers
@@ -68,6 +69,7 @@ class Settings:
         observe_every: steps between looks at the tasks' gradients.
         stack: train the runs of a recipe as one (`stacked.py`): "auto" where it can be and pays,
             "never", or "always". What was chosen is in the manifest, with the reason.
+        jacobian: how tasks' gradients are taken, see `Balancer`.
     """
 
     source: str
@@ -79,6 +81,7 @@ class Settings:
     weights_rate: float = 0.025
     observe_every: int = 10
     stack: str = "auto"
+    jacobian: Jacobian = "looped"
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
@@ -101,6 +104,7 @@ class Settings:
             raise ValueError(f"observe_every={self.observe_every}: must be >= 0")
         if self.stack not in STACK:
             raise ValueError(f"stack={self.stack!r}: must be one of {', '.join(STACK)}")
+        Chunking(self.jacobian)
 
 
 STACK = ("auto", "never", "always")
@@ -198,7 +202,9 @@ def training(job: Job, problem: Problem, settings: Settings) -> Training:
     parts = composition(job, problem)
     torch.manual_seed(job.seed)
     network = problem.network(parts.tasks)
-    balancer = Balancer(parts.weighting, parts.aggregator, tasks=parts.tasks)
+    balancer = Balancer(
+        parts.weighting, parts.aggregator, tasks=parts.tasks, jacobian=settings.jacobian
+    )
     optimizers = Optimizers(
         network.blocks(),
         partial(OPTIMIZERS[settings.optimizer], lr=job.rate),

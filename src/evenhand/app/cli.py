@@ -122,6 +122,14 @@ def compare(
             "[default: auto]",
         ),
     ] = None,
+    jacobian: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Take the tasks' gradients looped, batched, so many at once, or as measured "
+            "to be fastest. [default: looped]",
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -147,6 +155,7 @@ def compare(
         "resume": resume,
         "workers": workers,
         "stack": stack,
+        "jacobian": jacobian,
     }
     with _refusing():
         asked = config.read(file, given)

@@ -27,6 +27,11 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+def numbered(value: Any) -> Any:
+    """A number, if that is what the user typed."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 Item = TypeVar("Item")
 Listed = Annotated[tuple[Item, ...], BeforeValidator(listed), Field(min_length=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -52,6 +57,7 @@ class Config(BaseModel):
     out: Path | None = None
     resume: bool = False
     stack: str = "auto"
+    jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
     workers: Count = Field(default_factory=lambda: min(8, torch.get_num_threads()))
 
     @field_validator("recipes")
@@ -69,6 +75,7 @@ class Config(BaseModel):
             patience=self.patience,
             optimizer=self.optimizer,
             stack=self.stack,
+            jacobian=self.jacobian,
         )
 
     def folder(self) -> Path:
@@ -103,6 +110,7 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
     words += [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
     words += [] if settings.patience is None else ["--patience", str(settings.patience)]
     words += ["--optimizer", settings.optimizer, "--stack", settings.stack]
+    words += ["--jacobian", str(settings.jacobian)]
     return shlex.join([*words, "--out", str(out)])
 
 
