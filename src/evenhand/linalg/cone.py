@@ -53,7 +53,13 @@ def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
     precision = torch.finfo(gramian.dtype).eps
     blocks = [project(g, block, precision) for g, block in zip(stack, vectors, strict=True)]
     lead = weights.shape[:-1]
-    every = Projections(*map(np.concatenate, zip(*blocks, strict=True))) if blocks else _NONE
+    match blocks:
+        case []:
+            every = _NONE
+        case [one]:
+            every = one
+        case _:
+            every = Projections(*map(np.concatenate, zip(*blocks, strict=True)))
     return Solution(
         torch.from_numpy(every.weights.reshape(tuple(weights.shape))).to(weights),
         torch.from_numpy(every.squared_norm.reshape(lead)),

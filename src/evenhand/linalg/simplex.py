@@ -170,7 +170,10 @@ def _plain_pair(gramian: Tensor) -> Solution | None:
         return None
     (a, b), (c, d) = gramian.tolist()
     info = torch.finfo(gramian.dtype)
-    if not (b == c and info.tiny <= a < inf and info.tiny <= d < inf and b * b <= a * d):
+    b, skew = (b + c) / 2, (b - c) / 2
+    if not (info.tiny <= a < inf and info.tiny <= d < inf and b * b <= a * d):
+        return None
+    if not skew * skew <= info.eps * a * d:
         return None
     weights, squared, gap, count, status = _pair(a, b, d, info.eps)
     squares, gaps = torch.from_numpy(np.array(squared)), torch.from_numpy(np.array(gap))
