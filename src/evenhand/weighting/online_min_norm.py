@@ -24,7 +24,8 @@ class OnlineMinNorm(Weighting):
     task finds its way back. Absent tasks keep their part, and those that speak share the rest.
 
     What it gives up: the weights lag behind the gradients, so a step may hurt a task and need not
-    be zero at a Pareto-stationary point. `check` tells how far it is off.
+    be zero at a Pareto-stationary point. `check` tells how far it is off; `benchmarks/online.py`
+    measures that on 40 and 100 conflicting tasks.
 
     MoDo takes the same product from two further batches, which makes it unbiased, and projects
     additively; it computes the Jacobians for it.
