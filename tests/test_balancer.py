@@ -20,6 +20,8 @@ from evenhand import (
     TaskGradients,
     Weighting,
 )
+from evenhand.linalg import Solution
+from evenhand.weighting import mgda
 from evenhand.weighting.base import put, take
 from samplers import (
     chance,
@@ -872,3 +874,37 @@ def test_losses_that_reach_no_parameter_are_refused() -> None:
         Balancer().backward(losses)
     Balancer().backward(losses, shared=[theta])
     torch.testing.assert_close(theta.grad, torch.tensor([3.0, 3.0]))
+
+
+# What solves say ------------------------------------------------------------------------------
+
+
+def test_how_a_solve_ended_is_told() -> None:
+    x = nn.Parameter(torch.tensor([1.0, 1.0]))  # between the two minima
+    losses = {"a": x.square().sum(), "b": (x - 3).square().sum()}
+    assert Balancer(aggregator=MGDA()).backward(losses, shared=[x]).status == "stationary"
+    y = nn.Parameter(torch.tensor([1.0, 5.0]))
+    losses = {"a": y.square().sum(), "b": (y - torch.tensor([3.0, 0.0])).square().sum()}
+    assert Balancer(aggregator=MGDA()).backward(losses, shared=[y]).status == "optimal"
+    losses = {"a": y.square().sum(), "b": y.sum()}
+    assert Balancer().backward(losses, shared=[y]).status is None
+
+
+def test_a_solve_that_misses_its_tolerance_is_told_of_once(monkeypatch) -> None:
+    exact = mgda.min_norm
+
+    def poor(gramian: torch.Tensor) -> Solution:
+        gap = torch.tensor(0.25, dtype=torch.float64)
+        return exact(gramian)._replace(gap=gap, status="inaccurate", iterations=7)
+
+    monkeypatch.setattr(mgda, "min_norm", poor)
+    balancer = Balancer(aggregator=MGDA())
+    y = nn.Parameter(torch.tensor([1.0, 5.0]))
+
+    def status() -> str | None:
+        losses = {"a": y.square().sum(), "b": (y - 3).square().sum()}
+        return balancer.backward(losses, shared=[y]).status
+
+    with pytest.warns(RuntimeWarning, match=r"MGDA: a solve ended 2\.5e-01 .* after 7 iterations"):
+        assert status() == "inaccurate"
+    assert status() == "inaccurate"  # and no second warning, which would be an error here

@@ -31,6 +31,7 @@ from evenhand.gradients import (
     norms,
 )
 from evenhand.layers import Factored
+from evenhand.linalg.solution import SEVERITY
 from evenhand.network import Blocks, Nest, Outputs, leaves
 from evenhand.schedule import BLOCKS, Clock, Phase
 from evenhand.sharing import Sharing
@@ -50,6 +51,8 @@ class Balance:
         norms: ‖g_i‖, [m], at the place the method looked at.
         cosines: cos(g_i, g_j), [m, m], likewise.
         applied: False when the step was skipped: a gradient overflowed under loss scaling.
+        status: the worst way a solve of this call ended, "optimal", "stationary", "inaccurate" or
+            "unbounded" (see `linalg.Solution`).
     """
 
     tasks: tuple[str, ...]
@@ -59,6 +62,7 @@ class Balance:
     norms: Tensor | None = None
     cosines: Tensor | None = None
     applied: bool = True
+    status: str | None = None
 
 
 @dataclass(frozen=True)
@@ -353,6 +357,9 @@ class Balancer(nn.Module):
 
     def _balanced(self, look: _Look) -> tuple[Update, Balance]:
         graph, view, phase = look.graph, look.view, look.phase
+        solving = [m for m in self.modules() if isinstance(m, Method)]
+        for method in solving:
+            method.status = None
         trunk_moves = "shared" in phase.moves and bool(graph.shared)
         weights = self._weights(view, trunk_moves)
         weighted = view if weights is None else view.scaled(weights)
@@ -386,6 +393,11 @@ class Balancer(nn.Module):
             trunk_weights=trunk,
             norms=None if gramian is None else norms(gramian),
             cosines=None if gramian is None else cosines(gramian),
+            status=max(
+                (method.status for method in solving if method.status is not None),
+                key=SEVERITY.index,
+                default=None,
+            ),
         )
         return update, balance
 

@@ -9,6 +9,7 @@ count of its own where counts matter; `take` and `put` touch the entries of the 
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.gradients import PLACES, Place, TaskGradients
+from evenhand.linalg.solution import TOLERANCE, Solution
 
 Needs = Literal["nothing", "losses", "product", "norms", "gramian", "jacobian"]
 
@@ -35,6 +37,7 @@ class Method(nn.Module, ABC):
         stationary: whether it promises v = 0 at a Pareto-stationary point, as an aggregator.
         scale_invariant: whether it promises that the direction of v does not change when the
             tasks' losses (and so their gradients) are multiplied one by one by positive factors.
+        status: how the last solve ended (see `linalg.Solution`); None before any.
     """
 
     needs: Needs = "gramian"
@@ -54,6 +57,8 @@ class Method(nn.Module, ABC):
         self._staged: dict[str, Tensor] = {}
         self._dimensions: dict[str, int] = {}
         self.tasks: tuple[str, ...] | None = None
+        self.status: str | None = None
+        self._told = False
 
     @property
     def reads_gradients(self) -> bool:
@@ -84,6 +89,24 @@ class Method(nn.Module, ABC):
     def inner(self) -> Iterator[Method]:
         """The methods that this one wraps."""
         return (child for child in self.children() if isinstance(child, Method))
+
+    def used(self, solution: Solution) -> Tensor:
+        """The weights that a solver found; its status is kept.
+
+        A solve that missed its tolerance is told of, once: its weights are used all the same.
+        """
+        self.status = solution.status
+        if solution.status == "inaccurate" and not self._told:
+            self._told = True
+            gap = float(solution.gap.max())
+            warnings.warn(
+                f"{type(self).__name__}: a solve ended {gap:.1e} from its optimum after "
+                f"{solution.iterations} iterations, where {TOLERANCE:.0e} was asked; its weights "
+                "are used. This is said once; Balance.status says how each step's solves ended",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return solution.weights
 
     # State ------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class CAGrad(Weighting):
         self.feasible = c >= 1
 
     def weigh(self, g: TaskGradients) -> Tensor:
-        solution: Tensor = cagrad_weights(g.gramian, self.c).weights
+        solution = self.used(cagrad_weights(g.gramian, self.c))
         return solution
 
     def extra_repr(self) -> str:

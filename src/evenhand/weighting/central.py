@@ -44,7 +44,7 @@ class CentralDirection(Weighting):
         length = norms(g.gramian)
         # A unit vector's own product is 1, to the last bit: equal gradients then share evenly.
         own = (length > 0).to(length)
-        k = min_norm(cosines(g.gramian).diagonal_scatter(own, dim1=-2, dim2=-1)).weights
+        k = self.used(min_norm(cosines(g.gramian).diagonal_scatter(own, dim1=-2, dim2=-1)))
         shortest = length.amin(-1, keepdim=True)
         weights = k * torch.where(length > 0, shortest / length, 1)  # k is on zero gradients alone
         return weights / weights.sum(-1, keepdim=True)

@@ -35,5 +35,5 @@ class DualProj(Preferring):
     feasible = True
 
     def weigh(self, g: TaskGradients) -> Tensor:
-        projected: Tensor = project_cone(g.gramian, self.preferred(g)).weights
+        projected = self.used(project_cone(g.gramian, self.preferred(g)))
         return projected.to(g.gramian)

@@ -49,7 +49,7 @@ class FairGrad(Weighting):
         self.scale_invariant = alpha == 1
 
     def weigh(self, g: TaskGradients) -> Tensor:
-        solution: Tensor = nash_weights(g.gramian, self.alpha).weights
+        solution = self.used(nash_weights(g.gramian, self.alpha))
         return solution
 
     def extra_repr(self) -> str:

@@ -36,5 +36,4 @@ class MGDA(Weighting):
     stationary = True
 
     def weigh(self, g: TaskGradients) -> Tensor:
-        solution: Tensor = min_norm(g.gramian).weights
-        return solution
+        return self.used(min_norm(g.gramian))

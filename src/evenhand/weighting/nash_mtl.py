@@ -53,7 +53,7 @@ class NashMTL(Weighting):
 
     def weigh(self, g: TaskGradients) -> Tensor:
         solution = nash_weights(g.gramian)
-        w: Tensor = solution.weights
+        w = self.used(solution)
         if self.max_norm is None:
             return w
         length = solution.squared_norm.sqrt().clamp_min(self.max_norm)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evenhand.gradients import TaskGradients, norms
-from evenhand.linalg import project_cone
+from evenhand.linalg import Solution, project_cone
 from evenhand.weighting.base import Needs, Weighting, Wrapper, put, take
 
 SMALLEST_LOSS = 1e-12
@@ -105,7 +105,7 @@ class Tension(Wrapper):
         weights: Tensor = self.base(g)
         w = weights.double()
         pull = pulls(g.gramian, w, self._strengths(g))
-        allowed = FEASIBILITY[self.feasibility](g.gramian, w + pull, on_segment(w))
+        allowed = FEASIBILITY[self.feasibility](g.gramian, w + pull, on_segment(w), self.used)
         already = (pull == 0).all(-1, keepdim=True) & self.base.feasible
         return torch.where(already, w, allowed).to(weights)
 
@@ -171,28 +171,34 @@ def one_pass(gramian: Tensor, weights: Tensor) -> Tensor:
     return weights
 
 
-def _projected(gramian: Tensor, weights: Tensor, segment: Tensor) -> Tensor:
+Used = Callable[[Solution], Tensor]
+"""`Method.used`."""
+
+
+def _projected(gramian: Tensor, weights: Tensor, segment: Tensor, used: Used) -> Tensor:
     projection = project_cone(gramian, weights)
+    projected = used(projection)
     # Pulls are of length 1 however small the gradients are; where the projection cancels them
     # down to their rounding, nothing that would move is left, and the rounding shall not.
     size = (weights.abs() * norms(gramian)).sum(-1)
     rounding = (4 * torch.finfo(weights.dtype).eps * size.square()).to(projection.squared_norm)
     gone = (projection.squared_norm <= rounding).unsqueeze(-1).to(weights.device)
-    return torch.where(gone, 0, projection.weights)
+    return torch.where(gone, 0, projected)
 
 
-def _auto(gramian: Tensor, weights: Tensor, segment: Tensor) -> Tensor:
+def _auto(gramian: Tensor, weights: Tensor, segment: Tensor, used: Used) -> Tensor:
     if not bool(segment.any()):
-        return _projected(gramian, weights, segment)
+        return _projected(gramian, weights, segment, used)
     passed = one_pass(gramian, weights)
     if bool(segment.all()):
         return passed
-    return torch.where(segment.unsqueeze(-1), passed, _projected(gramian, weights, segment))
+    projected = _projected(gramian, weights, segment, used)
+    return torch.where(segment.unsqueeze(-1), passed, projected)
 
 
-FEASIBILITY: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+FEASIBILITY: dict[str, Callable[[Tensor, Tensor, Tensor, Used], Tensor]] = {
     "auto": _auto,
-    "pass": lambda gramian, weights, segment: one_pass(gramian, weights),
+    "pass": lambda gramian, weights, segment, used: one_pass(gramian, weights),
     "projection": _projected,
-    "none": lambda gramian, weights, segment: weights,
+    "none": lambda gramian, weights, segment, used: weights,
 }

@@ -40,5 +40,5 @@ class UPGrad(Preferring):
 
     def weigh(self, g: TaskGradients) -> Tensor:
         gramian = g.gramian
-        projected: Tensor = project_cone(gramian, torch.diag_embed(self.preferred(g))).weights
+        projected = self.used(project_cone(gramian, torch.diag_embed(self.preferred(g))))
         return projected.sum(-2).to(gramian)
