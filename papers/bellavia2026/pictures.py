@@ -76,7 +76,9 @@ def bands(runs: Runs, quantity: str, label: str) -> Figure:
     axes[0].set_ylabel(label)
     drawn = {line.get_label(): line for ax in axes for line in ax.get_lines()}
     known = {method: drawn[method] for method in METHODS if method in drawn}
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4)
+    figure.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=4 if len(rates) > 1 else 2
+    )
     return figure
 
 
