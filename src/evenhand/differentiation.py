@@ -36,7 +36,7 @@ from torch.autograd.graph import GradientEdge
 from evenhand.gradients import Door, NonFiniteError, Place, Row, all_finite, norms, times
 from evenhand.layers import Factored, layers, may_pay
 from evenhand.network import Blocks, Reading
-from evenhand.rows import Heads, Rows, beside
+from evenhand.rows import Filled, Heads, Rows, beside, fill, plain_column
 from evenhand.schedule import Phase
 
 
@@ -211,35 +211,40 @@ class Graph:
         Unless the graph is to be kept, the last pass frees it: from all rows everything follows.
         """
         m = len(self.tasks)
-        rows, inputs = self._empty_rows(targets)
+        columns, inputs = self._empty_columns(targets)
         if chunk > 1 and m > 1:
-            self._vectorised(rows, inputs, chunk)
+            self._vectorised(columns, inputs, chunk)
         elif self._features is None:
             for i, row in enumerate(self._from_losses(inputs)):
-                rows.put(i, row)
+                fill(columns, i, row)
         else:
             heads = self.through_heads()
             for i in range(m):
-                rows.put(i, self._through_trunk(heads.row(i), inputs, keep or i < m - 1))
-        return rows
+                row = self._through_trunk(heads.row(i), inputs, keep or i < m - 1)
+                fill(columns, i, row)
+        return Rows(columns, targets, self._members, m)
 
-    def _empty_rows(self, targets: Sequence[Tensor]) -> tuple[Rows, list[Tensor | GradientEdge]]:
+    def _empty_columns(
+        self, targets: Sequence[Tensor]
+    ) -> tuple[list[Filled], list[Tensor | GradientEdge]]:
         """Columns for gradients by `targets`, and what to differentiate by to fill them."""
         m = len(self.tasks)
-        rows = Rows.empty(targets, self._members, m)
+        columns = [plain_column(m, self._members) for _ in targets]
         inputs: list[Tensor | GradientEdge] = list(targets)
         always = self._factored == "always"
         if self._factored == "never" or m == 1 or self._members or not self._door.alone:
-            return rows, inputs
+            return columns, inputs
         outputs = self._each if self._features is None else self._features
         least = len(outputs[0]) if outputs[0].ndim else 1
         if always or may_pay(targets, m, least):
             for k, layer in layers((y.grad_fn for y in outputs), targets).items():
                 if always or layer.pays(m):
-                    rows.columns[k], inputs[k] = layer.column(m), layer.edge
-        return rows, inputs
+                    columns[k], inputs[k] = layer.column(m), layer.edge
+        return columns, inputs
 
-    def _vectorised(self, rows: Rows, inputs: Sequence[Tensor | GradientEdge], chunk: int) -> None:
+    def _vectorised(
+        self, columns: Sequence[Filled], inputs: Sequence[Tensor | GradientEdge], chunk: int
+    ) -> None:
         """The passes of `chunk` tasks at a time, as one that runs on stacks."""
         m = len(self.tasks)
         if self._features is None:
@@ -255,7 +260,7 @@ class Graph:
                     stacks.append(stack)
         for i in range(0, m, chunk):
             part = slice(i, i + chunk)
-            rows.put(part, _batched(outputs, inputs, [stack[part] for stack in stacks]))
+            fill(columns, part, _batched(outputs, inputs, [stack[part] for stack in stacks]))
 
     def _representation(self) -> list[Tensor]:
         if not self._features:
@@ -273,10 +278,12 @@ class Graph:
             if self._readings:
                 self._heads = self._through_readings(features)
             else:
-                self._heads = Rows.empty(features, self._members, len(self.tasks))
+                m = len(self.tasks)
+                columns = [plain_column(m, self._members) for _ in features]
                 with _cut(features):
                     for i, row in enumerate(self._from_losses(features)):
-                        self._heads.put(i, row)
+                        fill(columns, i, row)
+                self._heads = Rows(columns, features, self._members, m)
         return self._heads
 
     def _through_readings(self, features: Sequence[Tensor]) -> Rows:
@@ -295,10 +302,10 @@ class Graph:
         matrices = [w.detach().to(z.dtype) for w in weights if w is not None]
         if len(deltas) == len(matrices) == m:
             return Rows([Heads(deltas, matrices, z)], features, self._members, m)
-        rows = Rows.empty(features, self._members, m)
+        column = plain_column(m, self._members)
         for i, (d, w) in enumerate(zip(heads, weights, strict=True)):
-            rows.put(i, [d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype)])
-        return rows
+            column.put(i, d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype))
+        return Rows([column], features, self._members, m)
 
     @property
     def _takes_own(self) -> bool:

@@ -27,7 +27,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any, Literal, cast
 
 import torch
@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
-from evenhand.rows import Column, Stacked
+from evenhand.rows import Filled, Stacked
 
 Factored = Literal["auto", "never", "always"]
 """Where gradients by layers' weights are kept as factors: where that takes less arithmetic, nowhere
@@ -44,8 +44,9 @@ Factored = Literal["auto", "never", "always"]
 Users = Mapping[Any, Sequence[tuple[Any, int]]]
 """For each node of the graph the nodes that use its output, and as which argument."""
 
-DOUBLE = {"cpu": 3, "cuda": 3}
-"""What a product in double precision takes, in single ones. Other devices have no such type."""
+DOUBLE = {"cpu": 3, "cuda": 32}
+"""What a product in double precision takes, in single ones: measured on a processor; what most
+graphics cards are built for. On other devices, which may have no such type, factors never pay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class Layer(ABC):
         """Whether `column` takes less arithmetic than m gradients."""
 
     @abstractmethod
-    def column(self, m: int) -> Column:
+    def column(self, m: int) -> Filled:
         """An empty column, into which gradients by Y are put; call it before the graph is gone."""
 
 
@@ -95,7 +96,7 @@ class Linear(Layer):
     def pays(self, m: int) -> bool:
         return _product_pays(self.weight, m, self.count)
 
-    def column(self, m: int) -> Column:
+    def column(self, m: int) -> Filled:
         return Product(self, m)
 
 
@@ -142,14 +143,14 @@ class Embedding(Layer):
     def pays(self, m: int) -> bool:
         return _lookup_pays(self.weight, self.node._saved_indices.numel())
 
-    def column(self, m: int) -> Column:
+    def column(self, m: int) -> Filled:
         return Scattered(self.weight, self.node._saved_indices, self.node._saved_padding_idx, m)
 
 
 # Columns ---------------------------------------------------------------------------------------
 
 
-class Product(Column):
+class Product(Filled):
     """g_i = δ_iᵀ A, as its factors."""
 
     def __init__(self, layer: Linear, m: int) -> None:
@@ -172,8 +173,7 @@ class Product(Column):
         deltas = self.deltas.stack()
         if deltas is None:
             return None
-        wide = torch.float64 if deltas.device.type in DOUBLE else deltas.dtype
-        a, deltas = self.inputs.to(wide), deltas.to(wide)
+        a, deltas = self.inputs.double(), deltas.double()
         through = (a @ a.mT) @ deltas
         return deltas.flatten(1) @ through.flatten(1).mT
 
@@ -190,7 +190,7 @@ class Product(Column):
         return gradient.reshape(*delta.shape[:-2], *self.layer.weight.shape)
 
 
-class Scattered(Column):
+class Scattered(Filled):
     """Rows of a table at the places that were looked up; zeros elsewhere.
 
     Args:
@@ -251,8 +251,7 @@ def may_pay(targets: Iterable[Tensor], m: int, least: int) -> bool:
 def _product_pays(weight: Tensor, m: int, r: int) -> bool:
     """Multiplications: the kernel, its products with δ, their Gramian, the sum; or m gradients."""
     o, k = len(weight), weight[0].numel()
-    known = weight.dtype == torch.float64
-    double = 1 if known else DOUBLE.get(weight.device.type, 1)
+    double = DOUBLE.get(weight.device.type, inf) if weight.dtype != torch.float64 else 1
     kernel = r * r * k + m * r * r * o + m * m * r * o
     return double * kernel + r * o * k < m * r * o * k + m * m * o * k
 

@@ -30,11 +30,7 @@ copies of the rows."""
 
 
 class Column(ABC):
-    """∂L_i/∂target for each of m tasks. It is put there task by task, or slice by slice."""
-
-    @abstractmethod
-    def put(self, where: int | slice, gradient: Tensor | None) -> None:
-        """What autograd found for task `where`, or for a slice of the tasks, [c, ...]."""
+    """∂L_i/∂target for each of m tasks."""
 
     @abstractmethod
     def entry(self, i: int) -> Tensor | None:
@@ -56,12 +52,16 @@ class Column(ABC):
     def against(self, other: Tensor) -> Tensor | None:
         """Each entry's inner product with `other`, [..., m]; None if none reaches."""
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Column:
-        """With every tensor replaced by what `function` makes of it."""
-        raise NotImplementedError(f"{type(self).__name__} is made where nothing is to be replaced")
+
+class Filled(Column):
+    """One that is put there task by task, or slice by slice."""
+
+    @abstractmethod
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        """What autograd found for task `where`, or for a slice of the tasks, [c, ...]."""
 
 
-class Few(Column):
+class Few(Filled):
     """The tensors as they come.
 
     Args:
@@ -110,11 +110,8 @@ class Few(Column):
     def against(self, other: Tensor) -> Tensor | None:
         return _against(self.stack(), other, self.members)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Few:
-        return Few([None if g is None else function(g) for g in self.entries], self.members)
 
-
-class Stacked(Column):
+class Stacked(Filled):
     """One tensor for all tasks.
 
     Args:
@@ -160,10 +157,6 @@ class Stacked(Column):
     def against(self, other: Tensor) -> Tensor | None:
         return _against(self.stack(), other, self.members)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Stacked:
-        tensor = self.stack()
-        return Stacked(self.m, self.members, None if tensor is None else function(tensor))
-
 
 class Heads(Column):
     """By the features Z of heads that are linear, Y_i = Z W_iᵀ + b_i: δ_i W_i, δ_i = ∂L_i/∂Y_i.
@@ -187,9 +180,6 @@ class Heads(Column):
         self._widths = [w.shape[0] for w in matrices]
         self._delta = torch.cat([d.reshape(-1, d.shape[-1]) for d in deltas], dim=-1)  # [b, Σo]
         self._matrix = torch.cat(list(matrices))  # [Σo, k]
-
-    def put(self, where: int | slice, gradient: Tensor | None) -> None:
-        raise NotImplementedError("the factors are known from the start")
 
     def entry(self, i: int) -> Tensor | None:
         return self._deltas[i] @ self._matrices[i]
@@ -242,22 +232,12 @@ class Rows:
     """
 
     def __init__(
-        self, columns: list[Column], targets: Sequence[Tensor], members: torch.Size, m: int
+        self, columns: Sequence[Column], targets: Sequence[Tensor], members: torch.Size, m: int
     ) -> None:
         self.columns = columns
         self.targets = targets
         self.members = members
         self.m = m
-
-    @classmethod
-    def empty(cls, targets: Sequence[Tensor], members: torch.Size, m: int) -> Rows:
-        """Plain columns, to be filled."""
-        return cls([plain_column(m, members) for _ in targets], targets, members, m)
-
-    def put(self, where: int | slice, row: Row) -> None:
-        """What autograd found for a task, or for a slice of them."""
-        for column, gradient in zip(self.columns, row, strict=True):
-            column.put(where, gradient)
 
     def among(self, positions: Sequence[int]) -> Rows:
         """The same rows at some of the targets."""
@@ -266,7 +246,11 @@ class Rows:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
         """With every tensor replaced by what `function` makes of it."""
-        columns = [column.map(function) for column in self.columns]
+        stacks = [column.stack() for column in self.columns]
+        columns: list[Column] = [
+            Stacked(self.m, self.members, None if stack is None else function(stack))
+            for stack in stacks
+        ]
         return Rows(columns, self.targets, self.members, self.m)
 
     def row(self, i: int) -> Row:
@@ -318,7 +302,13 @@ class Rows:
         return torch.cat(pieces, dim=-1)
 
 
-def plain_column(m: int, members: torch.Size) -> Column:
+def fill(columns: Sequence[Filled], where: int | slice, row: Row) -> None:
+    """Put what autograd found for a task, or for a slice of them."""
+    for column, gradient in zip(columns, row, strict=True):
+        column.put(where, gradient)
+
+
+def plain_column(m: int, members: torch.Size) -> Filled:
     """An empty column of the form that suits m tasks."""
     if m <= FEW or members:
         return Few([None] * m, members)
