@@ -35,6 +35,7 @@ from torch.optim import SGD
 
 from evenhand.adaptive import alternate_adaptively
 from evenhand.data import Problem, problem
+from evenhand.data.digits import FEATURES
 from evenhand.experiment import environment
 from evenhand.gradients import NonFiniteError
 from evenhand.network import MultiTaskNetwork
@@ -70,7 +71,7 @@ def convolutional_digits() -> Problem:
             *(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU()),
             *(nn.Conv2d(12, 12, 3, padding=1), nn.ReLU()),
             *(nn.Conv2d(12, 12, 3, padding=1, stride=2), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(288, 16), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(288, FEATURES), nn.Tanh()),
         )
         return MultiTaskNetwork(trunk, {task: heads.head(task) for task in tasks})
 

@@ -272,8 +272,16 @@ def test_help_fits_a_terminal(command) -> None:
 
 def test_help_names_every_default() -> None:
     words = " ".join(_run("compare --help").stdout.split())
-    for default in ("3", "1e-3,1e-2,1e-1", "sgd", "one per core", "single-task,sg,mgda"):
+    for default in ("3", "the data set's own", "never", "one per core", "single-task,sg,mgda"):
         assert f"[default: {default}" in words
+
+
+def test_rates_and_optimizer_are_the_data_sets_own_unless_given() -> None:
+    settings = Settings.suggested("digits")
+    assert (settings.optimizer, settings.rates) == ("adam", (1e-3, 3e-3, 1e-2))
+    assert Settings.suggested("digits", optimizer="sgd", rates=None).optimizer == "sgd"
+    asked = config.read(None, {"source": "tiny", "lr": "0.5"}).settings()
+    assert (asked.optimizer, asked.rates) == ("sgd", (0.5,))
 
 
 def test_version() -> None:

@@ -132,16 +132,16 @@ def test_left_and_right_of_a_pair_come_from_the_same_side(digits: Problem) -> No
     }
     for name, split in parts(digits).items():
         left = left_digits(split)
-        # Nearly every digit of a side is also a right one; what two sides share are left halves
-        # that happen to be equal in different digits.
-        assert len(left & halves[name]) > 0.85 * len(left)
+        # Three digits of four are also a right one, 1 − e^(−1,600/1,077) of them; what two sides
+        # share are left halves that happen to be equal in different digits.
+        assert len(left & halves[name]) > 0.7 * len(left)
         for other in halves.keys() - {name}:
             assert len(left & halves[other]) < 0.02 * len(left)
 
 
 def test_digits_shapes_and_ranges(digits: Problem) -> None:
     sizes = {name: len(split) for name, split in parts(digits).items()}
-    assert sizes == {"train": 2_400, "validation": 800, "test": 800}
+    assert sizes == {"train": 1_600, "validation": 800, "test": 800}
     for split in parts(digits).values():
         assert split.inputs.shape == (len(split), 8, 12)
         assert split.targets["redraw"].shape == (len(split), 64)
@@ -166,7 +166,8 @@ def test_redrawing_is_scored_per_pixel_and_learned_per_picture(digits: Problem) 
     metric = task.metric()
     metric.update(pixels + 0.5, pixels)
     assert float(metric.compute()) == pytest.approx(0.25)
-    assert float(task.loss(pixels + 0.5, pixels)) == pytest.approx(64 * 0.25)
+    # 64 pixels, each half off: −log of a Gaussian of deviation ½, up to its constant.
+    assert float(task.loss(pixels + 0.5, pixels)) == pytest.approx(64 * 0.25 / (2 * 0.5**2))
 
 
 def test_accuracy_counts_samples_not_classes(digits: Problem) -> None:

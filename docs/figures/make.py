@@ -1,6 +1,6 @@
 """Draw the README's picture from a finished comparison.
 
-evenhand compare digits --seeds 3 --out DIR
+evenhand compare digits --recipes single-task,sg,mgda,mgda-ub,central,gradnorm,ate-sg --out DIR
 python docs/figures/make.py DIR
 """
 

@@ -299,7 +299,7 @@ class StackedAdam(StackedOptimizer):
         state: dict[str, Tensor],
     ) -> None:
         if not state:  # the counts are equal, and one for each member, so that they leave with it
-            state["step"] = torch.zeros(len(parameter))
+            state["step"] = torch.zeros(len(parameter), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
@@ -315,6 +315,8 @@ KINDS: dict[type[torch.optim.Optimizer], tuple[type[StackedOptimizer], dict[str,
     torch.optim.Adam: (StackedAdam, torch.optim.Adam([torch.zeros(1)]).defaults),
 }
 """For each optimizer its stacked form, and what its settings are by default."""
+EXECUTION = ("foreach", "fused")
+"""Settings that say how an optimizer computes, and not what."""
 
 
 def stacked(factories: Sequence[Factory]) -> Factory:
@@ -333,7 +335,8 @@ def stacked(factories: Sequence[Factory]) -> Factory:
         kind, usual = KINDS[single]
         if any(type(s) is not single or _beside_rate(s.defaults) != common for s in singles):
             raise ValueError("the members' optimizers differ in more than their rates")
-        odd = [n for n, value in common.items() if n not in kind.own and value != usual[n]]
+        known = {*kind.own, *EXECUTION}
+        odd = [n for n, value in common.items() if n not in known and value != usual[n]]
         if odd:
             raise ValueError(f"{kind.__name__} has no {odd[0]}={common[odd[0]]}")
         rates = [[float(s.param_groups[k]["lr"]) for s in singles] for k in range(len(groups))]

@@ -83,6 +83,13 @@ class Settings:
     stack: str = "auto"
     jacobian: Jacobian = "looped"
 
+    @classmethod
+    def suggested(cls, source: str, **given: Any) -> Settings:
+        """What the data set suggests, and what is given (None counts as not given)."""
+        problem = load_problem(source)
+        own = {"rates": problem.rates, "optimizer": problem.optimizer}
+        return cls(source, **own | {k: v for k, v in given.items() if v is not None})
+
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds={self.seeds}: must be different integers >= 0")
@@ -110,9 +117,10 @@ class Settings:
 STACK = ("auto", "never", "always")
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, momentum=0.9),
-    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
 }
+"""Fused: one pass over the memory instead of several, in which Adam takes a quarter of the time."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,7 @@ def training(job: Job, problem: Problem, settings: Settings) -> Training:
     optimizers = Optimizers(
         network.blocks(),
         partial(OPTIMIZERS[settings.optimizer], lr=job.rate),
-        weights=partial(torch.optim.Adam, lr=settings.weights_rate),
+        weights=partial(OPTIMIZERS["adam"], lr=settings.weights_rate),
         learned=balancer.parameters(),
         slots=len(parts.schedule.slots(len(parts.tasks))) if parts.own_moments else 1,
     )

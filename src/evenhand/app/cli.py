@@ -81,7 +81,8 @@ def compare(
     lr: Annotated[
         str | None,
         typer.Option(
-            metavar="R,R,…", help="Learning rates to choose from. [default: 1e-3,1e-2,1e-1]"
+            metavar="R,R,…",
+            help="Learning rates to choose from. [default: the data set's own]",
         ),
     ] = None,
     epochs: Annotated[
@@ -96,7 +97,9 @@ def compare(
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="sgd (momentum 0.9) or adam. [default: sgd]"),
+        typer.Option(
+            metavar="NAME", help="sgd (momentum 0.9) or adam. [default: the data set's own]"
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -50,10 +50,10 @@ class Config(BaseModel):
     source: str
     recipes: Listed[str] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
     seeds: Count = 3
-    lr: Listed[Rate] = (1e-3, 1e-2, 1e-1)
+    lr: Listed[Rate] | None = None
     epochs: Count | None = None
     patience: Count | None = None
-    optimizer: str = "sgd"
+    optimizer: str | None = None
     out: Path | None = None
     resume: bool = False
     stack: str = "auto"
@@ -67,8 +67,8 @@ class Config(BaseModel):
 
     def settings(self) -> Settings:
         """What the library is told."""
-        return Settings(
-            source=self.source,
+        return Settings.suggested(
+            self.source,
             seeds=tuple(range(self.seeds)),
             rates=self.lr,
             epochs=self.epochs,

@@ -86,6 +86,8 @@ def load(
         test=parts[2],
         batch_size=batch,
         epochs=15,
+        optimizer="adam",
+        rates=(1e-4, 5e-4, 1e-3),
     )
 
 

@@ -178,6 +178,8 @@ def _problem(
         test=test,
         batch_size=options.batch,
         epochs=150,
+        optimizer="adam",
+        rates=(1e-4, 5e-4, 1e-3),
     )
 
 

@@ -97,6 +97,8 @@ def load(
         test=test,
         batch_size=batch,
         epochs=500,
+        optimizer="adam",
+        rates=(1e-4, 2e-4),
     )
 
 

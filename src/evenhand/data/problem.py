@@ -132,6 +132,8 @@ class Problem:
             of batches with a length (a DataLoader).
         batch_size: samples per training batch.
         epochs: a sensible number to train.
+        optimizer: one that suits it, "sgd" (momentum 0.9) or "adam".
+        rates: learning rates to choose from.
         penalty: a term of the network's parameters that is nobody's task.
     """
 
@@ -145,6 +147,8 @@ class Problem:
     test: Samples
     batch_size: int = 64
     epochs: int = 50
+    optimizer: str = "sgd"
+    rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     penalty: Callable[[nn.Module], Tensor] | None = None
 
     def losses(
