@@ -5,9 +5,9 @@
 Adaptive alternation against ATE-SG with E in {1, 10, 100} epochs of either kind, SAT-SG and plain
 training (sg), all at equal compute: a run ends when its training steps, passes that fill the
 memory for features included, have taken the floating-point operations of a given number of plain
-epochs. SGD with momentum 0.9. The rate is chosen for each schedule by the mean over seeds of the
-lowest monitored validation quantity (mean over tasks of L_i / L_i(0)); the test metrics are those
-of the weights at that epoch.
+epochs. The optimizer is the problem's own: Adam for digits, SGD with momentum 0.9 for quadrants.
+The rate is chosen for each schedule by the mean over seeds of the lowest monitored validation
+quantity (mean over tasks of L_i / L_i(0)); the test metrics are those of the weights at that epoch.
 
 Runs that are in the output file already are not made again; they would be the same.
 
@@ -31,12 +31,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from evenhand.adaptive import alternate_adaptively
 from evenhand.data import Problem, problem
 from evenhand.data.digits import FEATURES
-from evenhand.experiment import environment
+from evenhand.experiment import OPTIMIZERS, environment
 from evenhand.gradients import NonFiniteError
 from evenhand.network import MultiTaskNetwork
 from evenhand.optimizers import Optimizers
@@ -88,8 +87,8 @@ class Setting:
 
 
 PROBLEMS: Mapping[str, Setting] = {
-    "digits": Setting(partial(problem, "digits"), 60, (0.003, 0.01, 0.03)),
-    "digits-conv": Setting(convolutional_digits, 25, (0.003, 0.01, 0.03)),
+    "digits": Setting(partial(problem, "digits"), 60, (0.001, 0.003, 0.01)),
+    "digits-conv": Setting(convolutional_digits, 25, (0.001, 0.003, 0.01)),
     "quadrants": Setting(partial(problem, "quadrants"), 20, (0.01, 0.03)),
 }
 
@@ -114,7 +113,7 @@ class Run:
 def trainer(data: Problem, schedule: Schedule, rate: float, seed: int) -> Training:
     torch.manual_seed(seed)
     network = data.network(tuple(data.tasks))
-    optimizers = Optimizers(network.blocks(), partial(SGD, lr=rate, momentum=0.9))
+    optimizers = Optimizers(network.blocks(), partial(OPTIMIZERS[data.optimizer], lr=rate))
     return Training(
         data,
         network,

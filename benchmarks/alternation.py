@@ -1,35 +1,33 @@
 """What alternate training costs per step, in time and memory, relative to plain training.
 
-    python benchmarks/alternation.py [--rounds 41] [--out benchmarks/results/alternation.json]
+    python benchmarks/alternation.py [--rounds 41] [--out FILE]
 
 The two networks of Bellavia, Della Santa & Papini (arXiv 2312.16340): the multilayer perceptron
 of their synthetic experiment (batch 256) and the Conv1D network of their experiment on wireless
-signals (batch 512; kernel size 3, our reading), on data of the right shape. SGD with momentum.
+signals (batch 512; kernel size 3, our reading), on data of the right shape.
 
-`plain` is a loop written by hand with nothing of this project in it; all else is relative to it.
-Then come steps of the project's training loop, as a user gets them: `joint` (everything moves),
-`shared`, `own`, and `own, cached`, which reads the trunk's features from memory; `fill` is the pass
-through the data set that puts them there, per batch. Per epoch, SAT-SG costs the mean of `shared`
-and `own`; ATE-SG with E epochs of either kind the mean of `shared` and `own, cached`, and 1/(2E)
-of `fill`. Each of these three phases is there by hand too: a loop that freezes what rests and has
-nothing around it.
+`plain` is a loop written by hand with nothing of this project in it and torch's optimizer as it
+comes; all else is relative to it. Then come steps of the project's training loop, as a user of the
+tool gets them (its optimizers are torch's fused ones): `joint` (everything moves), `shared`, `own`,
+and `own, cached`, which reads the trunk's features from memory; `fill` is the pass through the data
+set that puts them there, per batch. Per epoch, SAT-SG costs the mean of `shared` and `own`; ATE-SG
+with E epochs of either kind the mean of `shared` and `own, cached`, and 1/(2E) of `fill`. Each of
+these three phases is there by hand too: a loop that freezes what rests and has nothing around it.
+`plain, fused` says what the optimizer alone brings.
 
 `products` is the same ratio in floating-point operations of matrix products and convolutions. In
-the perceptron nothing can bring a phase far below it: shared 0.778, own 0.667, and 0.556 with the
-features in memory, since two thirds of its parameters are the heads', which an own phase passes
-forwards and backwards like any other step. What lies above it is paid once per step however little
-moves (losses, the batch), and by the optimizer in proportion to what moves. Times below these
-ratios, 0.62 and 0.53 for the own phases, would have to come from a slower `plain`. Where the Conv1D
-network's features are in memory, 0.010 of the products are left, and the time is the interpreter's:
-by hand, too, it stays well above 0.012.
+the perceptron these are nearly all of a step's time, and no loop can bring them below shared 0.778,
+own 0.667, and 0.556 with the features in memory, since two thirds of its parameters are the heads',
+which an own phase passes forwards and backwards like any other step. The optimizer's time falls in
+proportion to what moves, to a third in a shared phase.
 
 Time is the processor time of the process on one thread, which a busy machine disturbs less than
 the time on the wall (given too). The variants take turns in every round, in an order drawn for it,
 and ratios are taken within a round: printed is the median over the rounds, in brackets the middle
-half of them. Memory is the peak
-of what torch's allocator hands out during a step beyond what is there before it (weights,
-momentum, data, kept features), from the profiler's record of every allocation. In a shared phase
-of the Conv1D network it cannot fall: it is the trunk's activations, and they are all needed.
+half of them. Memory is the peak of what torch's allocator hands out during a step beyond what is
+there before it (weights, moments, data, kept features), from the profiler's record of every
+allocation. In a shared phase of the Conv1D network it cannot fall: it is the trunk's activations,
+and they are all needed.
 
 The C library is told to keep memory that was freed for the next step. Otherwise the pages of the
 Conv1D network's large activations are given back and asked for again in steps that the heap's
@@ -57,21 +55,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 from torch.profiler import ProfilerActivity, profile
 
+from evenhand import experiment
 from evenhand.data import Problem, Split, Task, quadrants
-from evenhand.experiment import environment
 from evenhand.features import FeatureMemory
 from evenhand.network import MultiTaskNetwork
-from evenhand.optimizers import Optimizers
+from evenhand.optimizers import Factory, Optimizers
 from evenhand.schedule import Block, Phase, Stateless
 from evenhand.tally import Tally
 from evenhand.training import Training
 from evenhand.work import Meter
 
 OUT = Path(__file__).parent / "results" / "alternation.json"
-OPTIMIZER = partial(SGD, lr=1e-3, momentum=0.9)
+BY_HAND = {"sgd": partial(SGD, lr=1e-3, momentum=0.9), "adam": partial(Adam, lr=1e-3)}
+IN_THE_TOOL = {name: partial(make, lr=1e-3) for name, make in experiment.OPTIMIZERS.items()}
 BATCHES = 8
 LENGTHS = (1, 10, 100)
 SECONDS = 0.1  # of each variant in each round, at least
@@ -140,12 +139,12 @@ NETWORKS = {"MLP": perceptron, "Conv1D": signals}
 # The variants ----------------------------------------------------------------------------------
 
 
-def by_hand(problem: Problem, *moves: Block, cached: bool = False) -> Step:
+def by_hand(problem: Problem, optimizer: Factory, *moves: Block, cached: bool = False) -> Step:
     """The loop that everybody writes; what does not move is frozen."""
     network = problem.network(tuple(problem.tasks)).train()
     network.trunk.requires_grad_("shared" in moves)
     network.heads.requires_grad_("own" in moves)
-    optimizer = OPTIMIZER([p for p in network.parameters() if p.requires_grad])
+    stepper = optimizer([{"params": [p for p in network.parameters() if p.requires_grad]}])
     data, size = problem.train, problem.batch_size
     assert isinstance(data, Split)
     if cached:
@@ -157,52 +156,63 @@ def by_hand(problem: Problem, *moves: Block, cached: bool = False) -> Step:
             order.extend(torch.randperm(len(data)).split(size))
         index = order.pop()
         inputs, targets = data.inputs[index], {t: y[index] for t, y in data.targets.items()}
-        optimizer.zero_grad()
+        stepper.zero_grad()
         features = inputs if cached else network.trunk(inputs)
         outputs = {name: network.head(name)(features) for name in problem.tasks}
         losses = [task.loss(outputs[name], targets[name]) for name, task in problem.tasks.items()]
         sum(losses[1:], losses[0]).backward()
-        optimizer.step()
+        stepper.step()
 
     return step
 
 
 def training(
-    problem: Problem, moves: tuple[Block, ...], lasts: int = 0, memory: int = 0
+    problem: Problem,
+    optimizer: Factory,
+    moves: tuple[Block, ...],
+    lasts: int = 0,
+    memory: int = 0,
 ) -> Training:
     network = problem.network(tuple(problem.tasks)).train()
     return Training(
         problem,
         network,
-        Optimizers(network.blocks(), OPTIMIZER),
+        Optimizers(network.blocks(), optimizer),
         schedule=Stateless(lambda clock, tasks: (Phase(tasks, moves, lasts=lasts),), "one phase"),
         feature_memory=memory,
     )
 
 
-def phase(problem: Problem, *moves: Block, lasts: int = 0, memory: int = 0) -> Step:
+def phase(
+    problem: Problem, optimizer: Factory, *moves: Block, lasts: int = 0, memory: int = 0
+) -> Step:
     """A step of the training loop; nothing is evaluated."""
-    run = training(problem, moves, lasts, memory)
+    run = training(problem, optimizer, moves, lasts, memory)
     return lambda: run._step(Tally())
 
 
-def fill(problem: Problem) -> Step:
+def fill(problem: Problem, optimizer: Factory) -> Step:
     """The pass through all batches that fills the memory for features."""
-    run = training(problem, ("own",))
+    run = training(problem, optimizer, ("own",))
     memory = FeatureMemory(run.network, run.stream)
     return lambda: memory.fill(Phase(tuple(problem.tasks), moves=("own",), lasts=2))
 
 
-VARIANTS: Mapping[str, Callable[[Problem], Step]] = {
-    "plain": lambda problem: by_hand(problem, "shared", "own"),
-    "joint": lambda problem: phase(problem, "shared", "own"),
-    "shared": lambda problem: phase(problem, "shared"),
-    "own": lambda problem: phase(problem, "own"),
-    "own, cached": lambda problem: phase(problem, "own", lasts=2, memory=1 << 30),
-    "fill": fill,
-    "shared, by hand": lambda problem: by_hand(problem, "shared"),
-    "own, by hand": lambda problem: by_hand(problem, "own"),
-    "own, cached, by hand": lambda problem: by_hand(problem, "own", cached=True),
+VARIANTS: Mapping[str, Callable[[Problem, str], Step]] = {
+    "plain": lambda problem, name: by_hand(problem, BY_HAND[name], "shared", "own"),
+    "joint": lambda problem, name: phase(problem, IN_THE_TOOL[name], "shared", "own"),
+    "shared": lambda problem, name: phase(problem, IN_THE_TOOL[name], "shared"),
+    "own": lambda problem, name: phase(problem, IN_THE_TOOL[name], "own"),
+    "own, cached": lambda problem, name: phase(
+        problem, IN_THE_TOOL[name], "own", lasts=2, memory=1 << 30
+    ),
+    "fill": lambda problem, name: fill(problem, IN_THE_TOOL[name]),
+    "plain, fused": lambda problem, name: by_hand(problem, IN_THE_TOOL[name], "shared", "own"),
+    "shared, by hand": lambda problem, name: by_hand(problem, BY_HAND[name], "shared"),
+    "own, by hand": lambda problem, name: by_hand(problem, BY_HAND[name], "own"),
+    "own, cached, by hand": lambda problem, name: by_hand(
+        problem, BY_HAND[name], "own", cached=True
+    ),
 }
 PER = {"fill": BATCHES}  # how many batches a call covers
 
@@ -222,7 +232,7 @@ def rounds(steps: Mapping[str, Step], count: int) -> dict[str, list[tuple[float,
     """What each variant takes per batch, in every round."""
     repeats = {}
     for name, step in steps.items():
-        timed(step, 3)  # warm-up: momentum, features, the kernels' choices
+        timed(step, 3)  # warm-up: moments, features, the kernels' choices
         repeats[name] = max(1, round(SECONDS / timed(step, 3)[0]))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for number in range(count):
@@ -271,11 +281,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def measured(name: str, count: int) -> dict[str, Any]:
-    """Everything about one network."""
-    torch.manual_seed(0)
-    problem = NETWORKS[name]()
-    steps = {variant: make(problem) for variant, make in VARIANTS.items()}
+def measured(problem: Problem, optimizer: str, count: int) -> dict[str, Any]:
+    """Everything about one network under one optimizer."""
+    steps = {variant: make(problem, optimizer) for variant, make in VARIANTS.items()}
     times = rounds(steps, count)
     memory = {variant: peak_bytes(step) for variant, step in steps.items()}
     work = {variant: products(step) / PER.get(variant, 1) for variant, step in steps.items()}
@@ -289,11 +297,6 @@ def measured(name: str, count: int) -> dict[str, Any]:
         for variant, pairs in times.items()
     }
     return {
-        "parameters": {
-            "shared": sum(p.numel() for p in problem.network(tuple(problem.tasks)).blocks().shared),
-            "all": sum(p.numel() for p in problem.network(tuple(problem.tasks)).parameters()),
-        },
-        "batch": problem.batch_size,
         "milliseconds": {v: spread([1e3 * p for p in values]) for v, values in processor.items()},
         "products": {v: count / work["plain"] for v, count in work.items()},
         "time": {v: spread(values) for v, values in relative.items()},
@@ -301,6 +304,17 @@ def measured(name: str, count: int) -> dict[str, Any]:
         "peak bytes": memory,
         "memory": {v: peak / memory["plain"] for v, peak in memory.items() if v != "fill"},
         "epoch": {label: spread(values) for label, values in per_epoch(relative).items()},
+    }
+
+
+def described(problem: Problem) -> dict[str, Any]:
+    network = problem.network(tuple(problem.tasks))
+    return {
+        "parameters": {
+            "shared": sum(p.numel() for p in network.blocks().shared),
+            "all": sum(p.numel() for p in network.parameters()),
+        },
+        "batch": problem.batch_size,
     }
 
 
@@ -320,9 +334,9 @@ def per_epoch(relative: Mapping[str, Sequence[float]]) -> dict[str, list[float]]
     return epochs
 
 
-def table(name: str, result: Mapping[str, Any]) -> str:
+def table(name: str, batch: int, optimizer: str, result: Mapping[str, Any]) -> str:
     head = f"{'':21}{'ms':>9}{'products':>10}{'time':>24}{'memory':>8}"
-    lines = [f"{name}, batches of {result['batch']}", head]
+    lines = [f"{name}, batches of {batch}, {optimizer}", head]
     for variant in VARIANTS:
         memory = result["memory"].get(variant)
         lines.append(
@@ -346,14 +360,19 @@ def main() -> None:
     torch.set_num_threads(1)
     kept = keep_freed_memory()
     load = os.getloadavg()[0]
-    networks = {}
-    for name in NETWORKS:
-        networks[name] = measured(name, arguments.rounds)
-        print(table(name, networks[name]), end="\n\n")
+    networks: dict[str, Any] = {}
+    for name, make in NETWORKS.items():
+        torch.manual_seed(0)
+        problem = make()
+        networks[name] = {**described(problem), "optimizers": {}}
+        for optimizer in BY_HAND:
+            found = measured(problem, optimizer, arguments.rounds)
+            networks[name]["optimizers"][optimizer] = found
+            print(table(name, problem.batch_size, optimizer, found), end="\n\n", flush=True)
     result = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment(),
+        **experiment.environment(),
         "freed memory kept": kept,
         "load before": load,
         "rounds": arguments.rounds,

@@ -8,11 +8,10 @@ weights) is each member's, as if it were alone: its network's parameters are vie
 
 Everything a member draws at random (initial weights, order of the data, its methods' chance) is
 what its run draws. Sums are taken in another order, so numbers agree to rounding and not bit for
-bit: to 1e-10 in double precision over some epochs. Training at a high rate amplifies rounding: on
-digits, MGDA at rate .03, losses after 12 epochs differ from a single run's by up to 4e-5 in double
-precision and by up to 31 % in single precision; those of a single run whose initial weights were
-multiplied by 1 + eps differ by up to 1e-4 and 19 %. Which runs are trained together is therefore
-part of what determines a result, and does not depend on which of them happen to be finished.
+bit: to 1e-10 in double precision over some epochs. Training at a high rate amplifies rounding, and
+losses in single precision may soon differ in their first digits, as they do between single runs
+whose initial weights differ by one rounding. Which runs are trained together is therefore part of
+what determines a result, and does not depend on which of them happen to be finished.
 
 A member whose loss or gradient is not finite leaves, as if it had raised; until the end of the
 epoch another member's copy keeps its place.
@@ -26,15 +25,15 @@ counts alone. The gain over single runs, as ``benchmarks/stack.py`` printed it o
 server (CPU time of the steps, MGDA with SGD, single precision):
 
     operations of a member's forward pass           3 members   9 members   30 members
-          72         (2-2-2, batch 4)                  2.3         6.2         23
-        .065 million (two Conv1D of 4, batch 32)       1.8         5.0         10
-        .56 million  (2-64-64, batch 64)               1.7         5.2          9.5
-        1.5 million  (digits, batch 64)                1.7         4.1          6.4
-        2.2 million  (2-128-128, batch 64)             1.6         2.8          3.6
-        5.2 million  (two Conv1D of 32, batch 64)      1.5         2.3          3.5
-        8.7 million  (2-128-128, batch 256)            1.4         1.8          1.9
-         34 million  (2-256-256, batch 256)            1.2         1.2          1.2
-        135 million  (2-512-512, batch 256)            0.9         0.9          0.9
+          72         (2-2-2, batch 4)                  2.2         5.5         24
+        .065 million (two Conv1D of 4, batch 32)       1.8         4.7         10
+        .56 million  (2-64-64, batch 64)               1.9         4.1          6.8
+        1.4 million  (digits, batch 64)                1.7         3.1          5.2
+        2.2 million  (2-128-128, batch 64)             1.5         2.5          3.2
+        5.2 million  (two Conv1D of 32, batch 64)      1.3         2.1          2.5
+        8.7 million  (2-128-128, batch 256)            1.2         1.7          1.9
+         34 million  (2-256-256, batch 256)            1.1         1.2          1.1
+        135 million  (2-512-512, batch 256)            0.9         0.9          0.8
 
 Single runs can use as many cores as there are runs, a stack uses one: within the limits below it
 wins on two or three cores, and where there are many, several recipes fill them.

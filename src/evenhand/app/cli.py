@@ -167,7 +167,11 @@ def compare(
         most = settings.epochs or experiment.load_problem(settings.source).epochs
     console = table.console()
     say = progress.saying(console)
-    say(f"{len(jobs)} runs of up to {most} epochs each, kept in {folder}")
+    rates = ", ".join(f"{rate:g}" for rate in settings.rates)
+    say(
+        f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
+        f"kept in {folder}"
+    )
     problem = experiment.load_problem(settings.source)
     say(progress.told_memory(experiment.state_bytes(asked.recipes, problem, settings)))
     if told := progress.told_stacks(experiment.read_manifest(folder).get("trained", {})):
