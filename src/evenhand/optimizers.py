@@ -1,9 +1,9 @@
 """Which optimizer a phase steps, and at which rate.
 
 One for the shared parameters (or one per slot, each with moments of its own: independent task
-steps), one for the tasks' own parameters with a parameter group per task (or one per task), one
-for learned task weights. What rests has `.grad` None, and an optimizer leaves such parameters and
-their moments alone, so no momentum, decay or statistics move them.
+steps), one for all tasks' own parameters (or one per task), one for learned task weights. What
+rests has `.grad` None, and an optimizer leaves such parameters and their moments alone, so no
+momentum, decay or statistics move them.
 
 The rate of an optimizer follows its own schedule; what a plateau takes off multiplies whatever
 the schedule says.
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -93,10 +94,12 @@ def diminishing(power: float = 0.75, over: float = 1.0) -> Rate:
 class _Part:
     """An optimizer, the schedule of its rate, and how far a plateau has reduced that."""
 
-    def __init__(self, make: Factory | Scheduled, groups: Groups) -> None:
+    def __init__(
+        self, make: Factory | Scheduled, parameters: list[Tensor], tasks: Iterable[str] = ()
+    ) -> None:
         self.factory = make.optimizer if isinstance(make, Scheduled) else make
-        self.tasks = {group["task"] for group in groups if "task" in group}
-        self.optimizer = self.factory(groups)
+        self.tasks = frozenset(tasks)
+        self.optimizer = self.factory([{"params": parameters}])
         self.schedule: LRScheduler | None = None
         self.every = ""
         if isinstance(make, Scheduled):
@@ -162,9 +165,9 @@ class Optimizers:
     Args:
         blocks: whose each parameter is.
         shared: makes the optimizer of the shared parameters.
-        own: makes the optimizer of the tasks' own parameters; each task is a parameter group
-            whose "task" entry is its name. Or, for each task, what makes the optimizer of its
-            parameters. By default as `shared`.
+        own: makes the optimizer of all tasks' own parameters, one parameter group (a fused
+            optimizer pays for each). Or, for each task, what makes the optimizer of its own. By
+            default as `shared`.
         weights: makes the optimizer of learned task weights. By default as `shared`.
         learned: the learned task weights.
         slots: how many optimizers the shared parameters have; phase.slot says which one steps.
@@ -186,24 +189,23 @@ class Optimizers:
         slots: int = 1,
     ) -> None:
         trunk = [p for p in blocks.shared if p.requires_grad]
-        heads: Groups = [
-            {"params": [p for p in parameters if p.requires_grad], "task": task}
+        heads = {
+            task: [p for p in parameters if p.requires_grad]
             for task, parameters in blocks.own.items()
-        ]
-        heads = [group for group in heads if group["params"]]
+        }
         scalars = list(learned)
         self.shared, self.slots = shared, slots
         self.own = shared if own is None else own
         self.weights = weights or shared
-        self._shared = [_Part(shared, [{"params": trunk}]) for _ in range(slots if trunk else 0)]
-        self._own = _own_parts(self.own, heads, set(blocks.own))
-        self._weights = _Part(self.weights, [{"params": scalars}]) if scalars else None
+        self._shared = [_Part(shared, trunk) for _ in range(slots if trunk else 0)]
+        self._own = _own_parts(self.own, heads)
+        self._weights = _Part(self.weights, scalars) if scalars else None
         alone = len(self._shared) == 1
         parts = {"shared" if alone else f"shared.{k}": p for k, p in enumerate(self._shared)}
         alone = len(self._own) == 1
         parts |= {"own" if alone else f"own.{min(p.tasks)}": p for p in self._own}
         self._parts = parts
-        self._parameters = [*trunk, *(p for group in heads for p in group["params"]), *scalars]
+        self._parameters = [*trunk, *chain(*heads.values()), *scalars]
         if self._weights is not None:
             self._parts["weights"] = self._weights
 
@@ -289,16 +291,18 @@ class Optimizers:
 
 
 def _own_parts(
-    make: Factory | Scheduled | Mapping[str, Factory | Scheduled], heads: Groups, tasks: set[str]
+    make: Factory | Scheduled | Mapping[str, Factory | Scheduled],
+    heads: Mapping[str, list[Tensor]],
 ) -> list[_Part]:
-    if not isinstance(make, Mapping):
-        return [_Part(make, heads)] if heads else []
-    if set(make) != tasks:
+    if isinstance(make, Mapping) and set(make) != set(heads):
         raise ValueError(
             f"own= has optimizers for {', '.join(sorted(make))}, "
-            f"but the tasks are {', '.join(sorted(tasks))}: give one for each"
+            f"but the tasks are {', '.join(sorted(heads))}: give one for each"
         )
-    return [_Part(make[group["task"]], [group]) for group in heads]
+    moving = {task: parameters for task, parameters in heads.items() if parameters}
+    if isinstance(make, Mapping):
+        return [_Part(make[task], parameters, [task]) for task, parameters in moving.items()]
+    return [_Part(make, [*chain(*moving.values())], moving)] if moving else []
 
 
 def _held(optimizer: Optimizer) -> int:
