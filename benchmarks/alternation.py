@@ -1,6 +1,7 @@
 """What alternate training costs per step, in time and memory, relative to plain training.
 
     python benchmarks/alternation.py [--rounds 41] [--out FILE]
+    python benchmarks/alternation.py --table    writes the table of docs/schedules.md
 
 The two networks of Bellavia, Della Santa & Papini (arXiv 2312.16340): the multilayer perceptron
 of their synthetic experiment (batch 256) and the Conv1D network of their experiment on wireless
@@ -69,6 +70,7 @@ from evenhand.training import Training
 from evenhand.work import Meter
 
 OUT = Path(__file__).parent / "results" / "alternation.json"
+PAGE = Path(__file__).parents[1] / "docs" / "schedules.md"
 BY_HAND = {"sgd": partial(SGD, lr=1e-3, momentum=0.9), "adam": partial(Adam, lr=1e-3)}
 IN_THE_TOOL = {name: partial(make, lr=1e-3) for name, make in experiment.OPTIMIZERS.items()}
 BATCHES = 8
@@ -356,7 +358,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of alternate training.")
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
+    if arguments.table:
+        fill_page()
+        return
     torch.set_num_threads(1)
     kept = keep_freed_memory()
     load = os.getloadavg()[0]
@@ -381,6 +387,38 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(arguments.out)
+
+
+# The page's table ------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- table of benchmarks/alternation.py -->", "<!-- end of the table -->"
+
+
+def page_table(written: Mapping[str, Any]) -> str:
+    """The phases as Markdown, a line each: products, time in the loop and by hand, memory."""
+    columns = ["relative to a plain step", "products"]
+    columns += [cell for name in BY_HAND for cell in (f"{name}: here", "by hand", "memory")]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for network, result in written["networks"].items():
+        for phase in ("shared", "own", "own, cached"):
+            cells = [f"{network}, {phase}", f"{result['optimizers']['sgd']['products'][phase]:.3f}"]
+            for name in BY_HAND:
+                found = result["optimizers"][name]
+                for variant in (phase, f"{phase}, by hand"):
+                    cells.append(f"{found['time'][variant]['median']:.3f}")
+                cells.append(f"{found['memory'][phase]:.2f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fill_page() -> None:
+    """Write the committed results' table between the page's markers."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{PAGE.name} has no markers {BEGIN} and {END}")
+    lines = page_table(json.loads(OUT.read_text()))
+    PAGE.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,21 @@
+"""What the documents quote of the benchmarks is what the committed results say."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "page"),
+    [("step", "table", "README.md"), ("alternation", "page_table", "docs/schedules.md")],
+)
+def test_tables_are_those_of_the_results(name, table, page, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
+    results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    block = f"{script['BEGIN']}\n{script[table](results)}\n{script['END']}"
+    assert block in (ROOT / page).read_text()
