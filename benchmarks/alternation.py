@@ -13,8 +13,9 @@ tool gets them (its optimizers are torch's fused ones): `joint` (everything move
 and `own, cached`, which reads the trunk's features from memory; `fill` is the pass through the data
 set that puts them there, per batch. Per epoch, SAT-SG costs the mean of `shared` and `own`; ATE-SG
 with E epochs of either kind the mean of `shared` and `own, cached`, and 1/(2E) of `fill`. Each of
-these three phases is there by hand too: a loop that freezes what rests and has nothing around it.
-`plain, fused` says what the optimizer alone brings.
+these three phases is there by hand too: a loop that freezes what rests and has nothing around it,
+with torch's optimizer as it comes (`by hand`) and with the tool's (`fused`). What lies between the
+last and the project's own loop is the test of every gradient for NaN, and bookkeeping.
 
 `products` is the same ratio in floating-point operations of matrix products and convolutions. In
 the perceptron these are nearly all of a step's time, and no loop can bring them below shared 0.778,
@@ -215,6 +216,11 @@ VARIANTS: Mapping[str, Callable[[Problem, str], Step]] = {
     "own, cached, by hand": lambda problem, name: by_hand(
         problem, BY_HAND[name], "own", cached=True
     ),
+    "shared, fused": lambda problem, name: by_hand(problem, IN_THE_TOOL[name], "shared"),
+    "own, fused": lambda problem, name: by_hand(problem, IN_THE_TOOL[name], "own"),
+    "own, cached, fused": lambda problem, name: by_hand(
+        problem, IN_THE_TOOL[name], "own", cached=True
+    ),
 }
 PER = {"fill": BATCHES}  # how many batches a call covers
 
@@ -397,14 +403,15 @@ BEGIN, END = "<!-- table of benchmarks/alternation.py -->", "<!-- end of the tab
 def page_table(written: Mapping[str, Any]) -> str:
     """The phases as Markdown, a line each: products, time in the loop and by hand, memory."""
     columns = ["relative to a plain step", "products"]
-    columns += [cell for name in BY_HAND for cell in (f"{name}: here", "by hand", "memory")]
+    for name in BY_HAND:
+        columns += [f"{name}: here", "by hand", "by hand, fused", "memory"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for network, result in written["networks"].items():
         for phase in ("shared", "own", "own, cached"):
             cells = [f"{network}, {phase}", f"{result['optimizers']['sgd']['products'][phase]:.3f}"]
             for name in BY_HAND:
                 found = result["optimizers"][name]
-                for variant in (phase, f"{phase}, by hand"):
+                for variant in (phase, f"{phase}, by hand", f"{phase}, fused"):
                     cells.append(f"{found['time'][variant]['median']:.3f}")
                 cells.append(f"{found['memory'][phase]:.2f}")
             lines.append("| " + " | ".join(cells) + " |")
