@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ledger import EXPECTED, RESULT
+
+from evenhand.records import write_atomically
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-from ledger import EXPECTED, RESULT  # noqa: E402
-
-from evenhand.records import write_atomically  # noqa: E402
-
 HEAD = """# The papers, reproduced
 
 Each folder has the experiment's details, our deviations and what comes out (`README.md`), the

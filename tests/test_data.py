@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from evenhand.data import SOURCES, Problem, Split, Stream, labelled, problem
-from evenhand.data.digits import FAINT
+from evenhand.data.digits import DIGITS, FAINT
 from evenhand.data.quadrants import HALF_SIDE
 
 
@@ -130,11 +130,12 @@ def test_left_and_right_of_a_pair_come_from_the_same_side(digits: Problem) -> No
         }
         for name, split in parts(digits).items()
     }
-    for name, split in parts(digits).items():
+    for (name, split), count in zip(parts(digits).items(), DIGITS, strict=True):
         left = left_digits(split)
-        # Three digits of four are also a right one, 1 − e^(−1,600/1,077) of them; what two sides
-        # share are left halves that happen to be equal in different digits.
-        assert len(left & halves[name]) > 0.7 * len(left)
+        # So many digits of a side are also a right one; what two sides share are left halves that
+        # happen to be equal in different digits.
+        share = 1 - math.exp(-len(split) / count)
+        assert len(left & halves[name]) == pytest.approx(share * len(left), rel=0.05)
         for other in halves.keys() - {name}:
             assert len(left & halves[other]) < 0.02 * len(left)
 

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import alternation
+import pictures
+from ledger import Ledger, key, summary
+
+from evenhand.experiment import load_problem
+
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-
-import alternation  # noqa: E402
-import pictures  # noqa: E402
-from ledger import Ledger, key, summary  # noqa: E402
-
-from evenhand.experiment import load_problem  # noqa: E402
-
 PAPER = "Bellavia, Della Santa & Papini, Optim. Methods Softw. 2026, arXiv 2312.16340"
 
 WAY = 0.15, 0.045

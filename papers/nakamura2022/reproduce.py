@@ -13,14 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import and_xor
+import figure6
+import multimnist
+from ledger import Ledger
+
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-
-import and_xor  # noqa: E402
-import figure6  # noqa: E402
-import multimnist  # noqa: E402
-from ledger import Ledger  # noqa: E402
-
 PAPER = "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022) 43-53, arXiv 2204.06698"
 
 

@@ -12,13 +12,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from large import Setup, options, reproduce
+
+from evenhand.data import celeba, cityscapes, nyuv2
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from large import Setup, options, reproduce  # noqa: E402
-
-from evenhand.data import celeba, cityscapes, nyuv2  # noqa: E402
-
 PAPER = "Pascal, Michiardi, Bost, Huet & Zuluaga, arXiv 2109.11678"
 STATISTICS = "BatchNorm's running statistics in testing."
 SETUPS = {

@@ -20,16 +20,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import staged
+from ledger import Ledger, key, summary
+from matplotlib.figure import Figure
+
+from evenhand.app import figures
+from evenhand.experiment import load_problem
+
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-
-import staged  # noqa: E402
-from ledger import Ledger, key, summary  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from evenhand.app import figures  # noqa: E402
-from evenhand.experiment import load_problem  # noqa: E402
-
 PAPER = "Pascal, Michiardi, Bost, Huet & Zuluaga, arXiv 2109.11678"
 NAME = "MultiMNIST, eight tasks"
 CHOSEN = f"{NAME}, rates by validation"

@@ -14,13 +14,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from large import Setup, options, reproduce
+
+from evenhand.data import Problem, celeba, cityscapes
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from large import Setup, options, reproduce  # noqa: E402
-
-from evenhand.data import Problem, celeba, cityscapes  # noqa: E402
-
 PAPER = "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650"
 RATE = 5e-4
 """With Adam, as in the settings that the released code comes with; the paper chose per method."""

@@ -12,14 +12,15 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import multimnist
+import timing
+import toy
+from ledger import Ledger, key
+
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-
-import multimnist  # noqa: E402
-import timing  # noqa: E402
-import toy  # noqa: E402
-from ledger import Ledger, key  # noqa: E402
-
 PAPER = "Sener & Koltun, NeurIPS 2018, arXiv 1810.04650"
 
 

@@ -120,7 +120,7 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
     "adam": partial(torch.optim.Adam, fused=True),
 }
-"""Fused: one pass over the memory instead of several, in which Adam takes a quarter of the time."""
+"""Fused: one pass over the memory instead of several; ``benchmarks/alternation.py`` has both."""
 
 
 @dataclass(frozen=True)

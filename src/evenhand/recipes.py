@@ -387,7 +387,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "pbi",
         "down a ray of preferred losses, and towards it; θ = ½, so that no weight is negative",
-        "Zhang & Li, IEEE TEVC 11 (2007), MOEA/D, section II",
+        "Zhang & Li, IEEE TEVC 11 (2007), MOEA/D",
         joint(weighting=lambda: PBI(theta=0.5)),
     ),
     Recipe(
@@ -399,19 +399,19 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "sdmgrad",
         "min-norm point near a preferred direction, from independent batches",
-        "Xiao, Ban & Ji, NeurIPS 2023, arXiv 2305.18409, Algorithm 1",
+        "Xiao, Ban & Ji, NeurIPS 2023, arXiv 2305.18409",
         joint(aggregator=SDMGrad),
     ),
     Recipe(
         "modo",
         "min-norm point followed step by step, from independent batches",
-        "Chen, Fernando, Ying & Chen, NeurIPS 2023, arXiv 2305.20057, Algorithm 1",
+        "Chen, Fernando, Ying & Chen, NeurIPS 2023, arXiv 2305.20057",
         joint(aggregator=MoDo),
     ),
     Recipe(
         "moco",
         "min-norm point of averaged gradients, followed step by step",
-        "Fernando et al., ICLR 2023, arXiv 2210.12624, Algorithm 1",
+        "Fernando et al., ICLR 2023, arXiv 2210.12624",
         joint(aggregator=MoCo),
     ),
     Recipe(
@@ -441,7 +441,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "gradvac",
         "gradients turned to each other up to their usual cosines",
-        "Wang, Tsvetkov, Firat & Cao, ICLR 2021, arXiv 2010.05874, Algorithm 1",
+        "Wang, Tsvetkov, Firat & Cao, ICLR 2021, arXiv 2010.05874",
         joint(aggregator=GradVac),
     ),
     Recipe(
@@ -507,13 +507,13 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "multi-krum",
         "the mean of the gradients that have company",
-        "Blanchard et al., NeurIPS 2017, section 4",
+        "Blanchard et al., NeurIPS 2017",
         robust(lambda m, f: Krum(byzantine=f, selected=m - f)),
     ),
     Recipe(
         "trimmed-mean",
         "the mean of each coordinate without its extremes",
-        "Yin et al., ICML 2018, arXiv 1803.01498, Definition 2",
+        "Yin et al., ICML 2018, arXiv 1803.01498",
         robust(lambda m, f: TrimmedMean(trim=f)),
     ),
 )

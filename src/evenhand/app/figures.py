@@ -218,9 +218,8 @@ def legend(figure: Figure, handles: Mapping[str, Line2D]) -> None:
     """The names of the handles, beneath the panels."""
     width = figure.get_figwidth() * 72 - 20
     longest = max(map(len, handles))
-    most = max(1, int(width / (longest * 5.5 + 45)))
-    rows = math.ceil(len(handles) / most)
-    columns = max(1, math.ceil(len(handles) / max(1, rows)))  # rows of equal length
+    rows = math.ceil(len(handles) / max(1, int(width / (longest * 5.5 + 45))))
+    columns = math.ceil(len(handles) / rows)  # rows of equal length
     figure.legend(
         handles.values(),
         handles.keys(),

@@ -225,9 +225,10 @@ class _Walk:
 
 def square_root(a: Array) -> Array:
     """An R with RᵀR = A, negative eigenvalues cut off."""
+    factor: Array
     factor, info = lapack().dpotrf(a.T)
     if info == 0:
-        return factor  # type: ignore[no-any-return]
+        return factor
     values, vectors = np.linalg.eigh(a)
     return np.asarray((np.sqrt(np.maximum(values, 0.0)) * vectors).T)
 
@@ -254,20 +255,22 @@ def _factor(a: Array, face: Indices, e: Array | None, threshold: float = 4 * EPS
     if e is not None:
         g = e[face] / e[face].max()
         block += g[:, None] * g
+    factor: Array
     factor, info = lapack().dpotrf(block.T, overwrite_a=True)
     if info != 0 or factor.diagonal().min() ** 2 < threshold * len(face):
         return None
-    return factor  # type: ignore[no-any-return]
+    return factor
 
 
 def _on_face(factor: Array, q: Array, e: Array | None) -> Array:
     """The stationary point: A_FF y = q [+ μe, with eᵀy = 1]."""
     if len(q) == 0:
         return q
+    y: Array = lapack().dpotrs(factor, q)[0]
     if e is None:
-        return lapack().dpotrs(factor, q)[0]  # type: ignore[no-any-return]
-    y, z = lapack().dpotrs(factor, q)[0], lapack().dpotrs(factor, e)[0]
-    return y + (1 - e @ y) / (e @ z) * z  # type: ignore[no-any-return]
+        return y
+    z: Array = lapack().dpotrs(factor, e)[0]
+    return y + float((1 - e @ y) / (e @ z)) * z
 
 
 def _residual(a: Array, q: Array, e: Array | None, x: Array, face: Indices) -> tuple[Array, Array]:
