@@ -32,15 +32,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenhand.adaptive import alternate_adaptively
+from evenhand.autodiff.gradients import NonFiniteError
+from evenhand.comparison.folder import environment
+from evenhand.comparison.request import OPTIMIZERS
 from evenhand.data import Problem, problem
 from evenhand.data.digits import FEATURES
-from evenhand.experiment import OPTIMIZERS, environment
-from evenhand.gradients import NonFiniteError
 from evenhand.network import MultiTaskNetwork
-from evenhand.optimizers import Optimizers
-from evenhand.schedule import Schedule, alternate_epochs, alternate_steps, jointly
-from evenhand.training import Training, evaluate
+from evenhand.schedules import Schedule, alternate_epochs, alternate_steps, jointly
+from evenhand.schedules.adaptive import alternate_adaptively
+from evenhand.training.loop import Training, evaluate
+from evenhand.training.optimizers import Optimizers
 
 OUT = Path(__file__).parent / "results" / "adaptive.json"
 SCHEDULES: Mapping[str, Callable[[], Schedule]] = {

@@ -60,20 +60,21 @@ from torch.nn import functional
 from torch.optim import SGD, Adam
 from torch.profiler import ProfilerActivity, profile
 
-from evenhand import experiment
+from evenhand.comparison.folder import environment
+from evenhand.comparison.request import OPTIMIZERS
 from evenhand.data import Problem, Split, Task, quadrants
-from evenhand.features import FeatureMemory
 from evenhand.network import MultiTaskNetwork
-from evenhand.optimizers import Factory, Optimizers
-from evenhand.schedule import Block, Phase, Stateless
-from evenhand.tally import Tally
-from evenhand.training import Training
-from evenhand.work import Meter
+from evenhand.schedules import Block, Phase, Stateless
+from evenhand.training.epoch_statistics import Tally
+from evenhand.training.feature_cache import FeatureMemory
+from evenhand.training.flops import Meter
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Factory, Optimizers
 
 OUT = Path(__file__).parent / "results" / "alternation.json"
 PAGE = Path(__file__).parents[1] / "docs" / "schedules.md"
 BY_HAND = {"sgd": partial(SGD, lr=1e-3, momentum=0.9), "adam": partial(Adam, lr=1e-3)}
-IN_THE_TOOL = {name: partial(make, lr=1e-3) for name, make in experiment.OPTIMIZERS.items()}
+IN_THE_TOOL = {name: partial(make, lr=1e-3) for name, make in OPTIMIZERS.items()}
 BATCHES = 8
 LENGTHS = (1, 10, 100)
 SECONDS = 0.1  # of each variant in each round, at least
@@ -384,7 +385,7 @@ def main() -> None:
     result = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **experiment.environment(),
+        **environment(),
         "freed memory kept": kept,
         "load before": load,
         "rounds": arguments.rounds,

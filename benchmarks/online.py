@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from evenhand import Balancer, MultiTaskNetwork, OnlineMinNorm
-from evenhand.experiment import environment
+from evenhand.comparison.folder import environment
 from evenhand.linalg import min_norm
-from evenhand.records import write_atomically
+from evenhand.training.records import write_atomically
 
 OUT = Path(__file__).parent / "results" / "online.json"
 INPUTS, SAMPLES, WIDTH, EVERY = 32, 4096, 64, 10

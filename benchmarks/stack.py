@@ -3,7 +3,7 @@
     python benchmarks/stack.py [--rounds 5] [--members 3 9 30]
 
 Process CPU time on one thread, single runs and stack in turns, medians over the rounds. The numbers
-are those in the docstring of `evenhand.stacked`, whose `drawback` draws the line.
+are those in the docstring of `evenhand.ensemble.training`, whose `drawback` draws the line.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch.nn import functional
 
 import evenhand as eh
 from evenhand import data
-from evenhand.ensemble import Stack, StackedSGD
-from evenhand.work import Meter
+from evenhand.ensemble.network import Stack
+from evenhand.ensemble.optimizers import StackedSGD
+from evenhand.training.flops import Meter
 
 Network = Callable[[Sequence[str]], eh.MultiTaskNetwork]
 Losses = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]

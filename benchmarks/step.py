@@ -48,10 +48,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenhand import MGDA, Balancer, Every, MultiTaskNetwork, OnlineMinNorm
-from evenhand.chunking import Jacobian
-from evenhand.experiment import environment
+from evenhand.autodiff.chunking import Jacobian
+from evenhand.comparison.folder import environment
 from evenhand.linalg import min_norm
-from evenhand.records import write_atomically
+from evenhand.training.records import write_atomically
 
 OUT = Path(__file__).parent / "results" / "step.json"
 README = Path(__file__).parent.parent / "README.md"

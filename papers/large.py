@@ -17,11 +17,13 @@ from typing import Any
 
 from ledger import Ledger, key, summary
 
+from evenhand.comparison.job import Job
+from evenhand.comparison.plan import training
+from evenhand.comparison.request import Settings
 from evenhand.data import Problem
-from evenhand.experiment import Job, Settings, training
 from evenhand.recipes import recipe
-from evenhand.records import Record
-from evenhand.training import Training, evaluate
+from evenhand.training.loop import Training, evaluate
+from evenhand.training.records import Record
 
 Rows = dict[str, dict[str, list[float | None]]]
 

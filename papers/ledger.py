@@ -34,8 +34,8 @@ from typing import Any
 
 import torch
 
-from evenhand.experiment import environment
-from evenhand.records import write_atomically
+from evenhand.comparison.folder import environment
+from evenhand.training.records import write_atomically
 
 Cell = Mapping[str, Any]
 RUNS, RESULT, EXPECTED = "runs.jsonl", "result.json", "expected.json"

@@ -14,11 +14,13 @@ from typing import Any
 
 from ledger import Ledger, key, summary
 
+from evenhand.autodiff.gradients import NonFiniteError
+from evenhand.comparison.job import Job
+from evenhand.comparison.plan import training
+from evenhand.comparison.request import Settings, load_problem
 from evenhand.data import Problem
-from evenhand.experiment import Job, Settings, load_problem, training
-from evenhand.gradients import NonFiniteError
 from evenhand.recipes import recipe
-from evenhand.training import evaluate
+from evenhand.training.loop import evaluate
 
 Rows = dict[str, dict[str, list[float | None]]]
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from ledger import EXPECTED, RESULT
 
-from evenhand.records import write_atomically
+from evenhand.training.records import write_atomically
 
 HERE = Path(__file__).parent
 HEAD = """# The papers, reproduced

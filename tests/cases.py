@@ -9,8 +9,9 @@ from functools import partial
 import torch
 
 import evenhand as eh
-from evenhand import Aggregator, Weighting, schedule
-from evenhand.schedule import Schedule
+from evenhand import Aggregator, Weighting
+from evenhand import schedules as schedule
+from evenhand.schedules import Schedule
 
 
 @dataclass(frozen=True)

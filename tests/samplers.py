@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from evenhand import Aggregator, Clock, MultiTaskNetwork, Phase, TaskGradients, Weighting
+from evenhand.autodiff.gradients import Place
 from evenhand.data import Batch, Problem, Split, Stream, Task
-from evenhand.gradients import Place
-from evenhand.schedule import Schedule, mixed_seed
+from evenhand.schedules import Schedule, mixed_seed
 from evenhand.weighting.base import Method
 
 NAMES = tuple(f"t{i}" for i in range(40))

@@ -28,22 +28,16 @@ from evenhand import MultiTaskNetwork, data
 from evenhand.app import config, diagnostics, figures, findings, landscape, methods, progress, table
 from evenhand.app.cli import app
 from evenhand.app.findings import Findings, Run
+from evenhand.comparison.compare import Comparison, finished
+from evenhand.comparison.folder import RESULT
+from evenhand.comparison.job import Job, Result
+from evenhand.comparison.plan import training
+from evenhand.comparison.pool import run_jobs
+from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.statistics import Row, rows
 from evenhand.data import Problem, Source, Split, Task
-from evenhand.experiment import (
-    RESULT,
-    Comparison,
-    Job,
-    Result,
-    Row,
-    Settings,
-    finished,
-    load_problem,
-    rows,
-    run_jobs,
-    training,
-)
 from evenhand.recipes import RECIPES, recipe
-from evenhand.records import Record
+from evenhand.training.records import Record
 
 RECIPES_ASKED = "single-task,sg,mgda,ate-sg,uncertainty,db-mtl"
 ASKED = (

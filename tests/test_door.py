@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand import MGDA, Balancer, Equal, MultiTaskNetwork
-from evenhand.gradients import Door
+from evenhand.autodiff.gradients import Door
 
 RANKS = 2
 

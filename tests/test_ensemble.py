@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import evenhand as eh
-from evenhand.ensemble import Stack, StackedSGD
+from evenhand.ensemble.network import Stack
+from evenhand.ensemble.optimizers import StackedSGD
 
 RATES = (0.3, 0.1, 0.03, 0.1)
 TASKS = ("a", "b")

@@ -31,16 +31,18 @@ from evenhand import (
     Phase,
     TaskGradients,
     Weighting,
-    checkpoint,
     resting,
 )
-from evenhand.experiment import Job, Settings, training
-from evenhand.gradients import Matrices, Place, norms, times
-from evenhand.optimizers import Optimizers
+from evenhand.autodiff.gradients import Matrices, Place, norms, times
+from evenhand.comparison.job import Job
+from evenhand.comparison.plan import training
+from evenhand.comparison.request import Settings
 from evenhand.recipes import RECIPES
-from evenhand.records import Record
-from evenhand.stopping import relative, total
-from evenhand.training import Training
+from evenhand.training import checkpoint
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers
+from evenhand.training.records import Record
+from evenhand.training.stopping import relative, total
 from evenhand.weighting.base import Method, Needs
 from samplers import (
     DEGENERATE,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork, TaskGradients
 from evenhand.aggregation import Aggregator
-from evenhand.layers import Convolution, Embedding, Linear, layers
+from evenhand.autodiff.factors import Convolution, Embedding, Linear, layers
 from samplers import chance, flat_grad, plain_jacobian
 
 TASKS = ("a", "b", "c", "d", "e")

@@ -28,8 +28,10 @@ from torchmetrics.classification import (
 from typer.testing import CliRunner
 
 from evenhand.app.cli import app
+from evenhand.comparison.job import Job
+from evenhand.comparison.plan import training
+from evenhand.comparison.request import Settings
 from evenhand.data import celeba, cityscapes, nyuv2, pictures, problem, unet
-from evenhand.experiment import Job, Settings, training
 
 PAPERS = Path(__file__).parent.parent / "papers"
 ATTRIBUTES = ("5_o_Clock_Shadow", "Bald", "Young")

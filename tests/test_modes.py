@@ -18,7 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenhand import MGDA, Balancer, Equal, MultiTaskNetwork, OnlineMinNorm, TaskGradients
 from evenhand import chunking as timing
-from evenhand.experiment import Job, Settings, load_problem, training
+from evenhand.comparison.job import Job
+from evenhand.comparison.plan import training
+from evenhand.comparison.request import Settings, load_problem
 from evenhand.linalg import min_norm
 from evenhand.network import Outputs
 from evenhand.weighting.base import Weighting

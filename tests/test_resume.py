@@ -13,14 +13,15 @@ import pytest
 import torch
 
 import evenhand as eh
-from evenhand import alternate_epochs, checkpoint
+from evenhand import alternate_epochs
 from evenhand.data import Stream
-from evenhand.optimizers import Optimizers, Scheduled
 from evenhand.recipes import Composition
-from evenhand.records import RecordFile
-from evenhand.schedule import in_groups, nested
-from evenhand.stopping import EarlyStopping, Plateau
-from evenhand.training import Training
+from evenhand.schedules import in_groups, nested
+from evenhand.training import checkpoint
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers, Scheduled
+from evenhand.training.records import RecordFile
+from evenhand.training.stopping import EarlyStopping, Plateau
 from samplers import mixed, same
 
 FOREVER = 10**6

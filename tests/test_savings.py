@@ -18,11 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork
 from evenhand.data import Problem, Split, Stream
-from evenhand.features import FeatureMemory
 from evenhand.network import resting
-from evenhand.optimizers import Optimizers
-from evenhand.records import Record, oscillation
-from evenhand.schedule import (
+from evenhand.schedules import (
     Phase,
     Schedule,
     alternate_epochs,
@@ -31,8 +28,11 @@ from evenhand.schedule import (
     nested,
     one_by_one,
 )
-from evenhand.training import Training
-from evenhand.work import Meter
+from evenhand.training.feature_cache import FeatureMemory
+from evenhand.training.flops import Meter
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers
+from evenhand.training.records import Record, oscillation
 from samplers import mixed, same, snapshot, two_scales
 
 SHARED, OWN = Phase(("a", "b"), moves=("shared",)), Phase(("a", "b"), moves=("own",))
@@ -245,7 +245,7 @@ def test_the_memory_is_given_back_when_the_trunk_moves() -> None:
 
 
 def test_it_is_said_once_what_features_in_memory_save(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "evenhand.features"):
+    with caplog.at_level(logging.INFO, "evenhand.training.feature_cache"):
         run(prepared(alternate_epochs(1, 2)))
     assert [r.getMessage() for r in caplog.records] == [
         "features of the resting trunk are kept (0.00115 of at most 1074 MB): one pass through the "

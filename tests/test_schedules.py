@@ -18,12 +18,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork
-from evenhand.adaptive import alternate_adaptively
 from evenhand.data import Problem, Split, Stream
 from evenhand.network import resting
-from evenhand.optimizers import Factory, Optimizers, Scheduled, diminishing
-from evenhand.records import Record, RecordFile
-from evenhand.schedule import (
+from evenhand.schedules import (
     BLOCKS,
     Clock,
     Phase,
@@ -37,8 +34,11 @@ from evenhand.schedule import (
     nested,
     one_by_one,
 )
-from evenhand.stopping import EarlyStopping, Plateau, loss_of, metric_of, relative, total
-from evenhand.training import Training
+from evenhand.schedules.adaptive import alternate_adaptively
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Factory, Optimizers, Scheduled, diminishing
+from evenhand.training.records import Record, RecordFile
+from evenhand.training.stopping import EarlyStopping, Plateau, loss_of, metric_of, relative, total
 from samplers import REGRESSION, mixed, same, snapshot, two_scales
 
 ABC = ("a", "b", "c")

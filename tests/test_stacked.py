@@ -20,27 +20,22 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenhand as eh
-from evenhand import data, experiment
+from evenhand import data
+from evenhand.autodiff.gradients import NonFiniteError
+from evenhand.comparison.compare import compare, finished
+from evenhand.comparison.folder import MANIFEST, RESULT, STACKED
+from evenhand.comparison.job import Job, Result
+from evenhand.comparison.plan import training
+from evenhand.comparison.request import Settings, load_problem
 from evenhand.data import Problem, Source, Split, Task
-from evenhand.ensemble import Stack, Stacked, StackedAdam, StackedSGD, stacked
-from evenhand.experiment import (
-    MANIFEST,
-    RESULT,
-    STACKED,
-    Job,
-    Result,
-    Settings,
-    compare,
-    load_problem,
-    training,
-)
-from evenhand.gradients import NonFiniteError
+from evenhand.ensemble.network import Stack, Stacked
+from evenhand.ensemble.optimizers import StackedAdam, StackedSGD, stacked
+from evenhand.ensemble.training import StackedTraining, drawback, obstacle
 from evenhand.network import MultiTaskNetwork
-from evenhand.optimizers import Optimizers, Scheduled
-from evenhand.records import Record, RecordFile
-from evenhand.stacked import StackedTraining, drawback, obstacle
-from evenhand.stopping import Plateau
-from evenhand.training import Training
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers, Scheduled
+from evenhand.training.records import Record, RecordFile
+from evenhand.training.stopping import Plateau
 from samplers import same
 
 SETTINGS = Settings("points", seeds=(0, 1, 2), rates=(0.003, 0.01), epochs=3, observe_every=2)
@@ -499,7 +494,7 @@ def _compared(
 
 def test_compare_sees_no_difference(tmp_path) -> None:
     heard = {mode: _compared(tmp_path / mode, stack=mode) for mode in ("auto", "never")}
-    one, other = (experiment.finished(tmp_path / mode) for mode in heard)
+    one, other = (finished(tmp_path / mode) for mode in heard)
     for left, right in zip(one.results, other.results, strict=True):
         assert left.job == right.job
         assert (left.status, left.epoch, left.tasks) == (right.status, right.epoch, right.tasks)
@@ -553,7 +548,7 @@ def test_a_comparison_that_was_stopped_goes_on(taken, tmp_path) -> None:
     if taken is not None:
         shutil.rmtree(tmp_path / "stopped" / taken)
     _compared(tmp_path / "stopped", ["mgda"], **settings)
-    one, other = (experiment.finished(tmp_path / name) for name in ("whole", "stopped"))
+    one, other = (finished(tmp_path / name) for name in ("whole", "stopped"))
     for left, right in zip(one.results, other.results, strict=True):
         assert replace(left, seconds=0) == replace(right, seconds=0)
         pairs = zip(one.records(left), other.records(right), strict=True)

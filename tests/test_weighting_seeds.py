@@ -26,7 +26,7 @@ from evenhand import (
     Uncertainty,
     Weighting,
 )
-from evenhand.ensemble import Stack
+from evenhand.ensemble.network import Stack
 from evenhand.recipes import grid, recipe
 from samplers import inputs, losses_of, plain_jacobian, same, small_network, snapshot
 

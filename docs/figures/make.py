@@ -7,11 +7,12 @@ python docs/figures/make.py DIR
 import sys
 from pathlib import Path
 
-from evenhand import data, experiment
+from evenhand import data
 from evenhand.app import figures
 from evenhand.app.findings import Findings
+from evenhand.comparison.compare import finished
 
-comparison = experiment.finished(Path(sys.argv[1]))
+comparison = finished(Path(sys.argv[1]))
 findings = Findings.of(comparison, data.problem(comparison.settings.source))
 with figures.style():
     figure = figures.trade_offs(findings)

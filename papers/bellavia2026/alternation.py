@@ -15,14 +15,14 @@ import torch
 from staged import with_few
 from torch.optim import SGD
 
+from evenhand.comparison.request import load_problem
 from evenhand.data import Problem
-from evenhand.experiment import load_problem
 from evenhand.network import MultiTaskNetwork
-from evenhand.optimizers import Optimizers
-from evenhand.records import Record
-from evenhand.schedule import alternate_epochs, jointly
-from evenhand.stopping import EarlyStopping, Plateau, total
-from evenhand.training import Training
+from evenhand.schedules import alternate_epochs, jointly
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers
+from evenhand.training.records import Record
+from evenhand.training.stopping import EarlyStopping, Plateau, total
 
 METHODS = {"ATE-SG, E = 1": 1, "ATE-SG, E = 10": 10, "ATE-SG, E = 100": 100, "SG": 0}
 """The epochs of a phase of either kind; none for plain training."""

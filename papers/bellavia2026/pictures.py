@@ -11,9 +11,9 @@ from alternation import METHODS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evenhand import records
 from evenhand.app import figures
 from evenhand.data.quadrants import load
+from evenhand.training import records
 
 Runs = Sequence[tuple[dict[str, Any], dict[str, Any]]]
 LOOKS = dict(zip(METHODS, zip(figures.PALETTE, figures.DASHES, strict=False), strict=False))

@@ -23,7 +23,7 @@ import alternation
 import pictures
 from ledger import Ledger, key, summary
 
-from evenhand.experiment import load_problem
+from evenhand.comparison.request import load_problem
 
 HERE = Path(__file__).parent
 PAPER = "Bellavia, Della Santa & Papini, Optim. Methods Softw. 2026, arXiv 2312.16340"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import evenhand as eh
-from evenhand.ensemble import Stack, StackedSGD
+from evenhand.ensemble.network import Stack
+from evenhand.ensemble.optimizers import StackedSGD
 
 INPUTS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 TARGETS = {

@@ -28,7 +28,7 @@ from ledger import Ledger, key, summary
 from matplotlib.figure import Figure
 
 from evenhand.app import figures
-from evenhand.experiment import load_problem
+from evenhand.comparison.request import load_problem
 
 HERE = Path(__file__).parent
 PAPER = "Pascal, Michiardi, Bost, Huet & Zuluaga, arXiv 2109.11678"

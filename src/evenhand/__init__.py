@@ -1,12 +1,11 @@
 """Evenhand: train one network on many tasks so that every task gets its due."""
 
 from evenhand import aggregation, weighting
-from evenhand.adaptive import alternate_adaptively
 from evenhand.aggregation import *  # noqa: F403
+from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
 from evenhand.balancer import Balance, Balancer
-from evenhand.gradients import NonFiniteError, TaskGradients
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
-from evenhand.schedule import (
+from evenhand.schedules import (
     Clock,
     Phase,
     alternate_epochs,
@@ -16,6 +15,7 @@ from evenhand.schedule import (
     nested,
     one_by_one,
 )
+from evenhand.schedules.adaptive import alternate_adaptively
 from evenhand.weighting import *  # noqa: F403
 
 __version__ = "0.1.0"

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation import Aggregator
-from evenhand.chunking import Chunking, Jacobian
-from evenhand.differentiation import Graph, Update
-from evenhand.gradients import (
+from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.autodiff.factors import Factored
+from evenhand.autodiff.gradients import (
     Door,
     Matrices,
     NonFiniteError,
@@ -30,11 +30,11 @@ from evenhand.gradients import (
     cosines,
     norms,
 )
-from evenhand.layers import Factored
+from evenhand.autodiff.ownership import Sharing
+from evenhand.autodiff.passes import Graph, Update
 from evenhand.linalg.solution import SEVERITY
 from evenhand.network import Blocks, Nest, Outputs, leaves
-from evenhand.schedule import BLOCKS, Clock, Phase
-from evenhand.sharing import Sharing
+from evenhand.schedules import BLOCKS, Clock, Phase
 from evenhand.weighting.base import Method, Weighting, put, take
 
 
@@ -93,8 +93,8 @@ class Balancer(nn.Module):
             `state_dict` then remembers. They differ in the last bits, and not every operation
             can be vectorised.
         factored: whether the tasks' gradients by the weights of linear layers, convolutions and
-            embeddings are kept as factors and never formed (see `evenhand.layers`): "auto",
-            where the shapes say that it takes less arithmetic; "never"; or "always".
+            embeddings are kept as factors and never formed (`evenhand.autodiff.factors`):
+            "auto", where the shapes say that it takes less arithmetic; "never"; or "always".
 
     State (histories, learned weights, names of tasks, the last weights) is in `state_dict`;
     learned weights are `parameters()`, for an optimizer of the user's choice.

@@ -1,7 +1,7 @@
 """Who is shared: the parameters all tasks move, and those that belong to one task.
 
 Being shared is a property of the model, not of a batch. `MultiTaskNetwork` knows it by
-construction; for any other model it is read off the autograd graph (`sharing.py`). `resting` is
+construction; for any other model it is read off the autograd graph (`autodiff/ownership.py`). `resting` is
 the context in which a forward pass costs only what its phase moves.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evenhand.schedule import Phase
+from evenhand.schedules import Phase
 
 Nest = Any
 """A tensor, or lists, tuples and mappings of tensors (a feature pyramid)."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
-from evenhand.adaptive import alternate_adaptively
 from evenhand.aggregation import (
     DBMTL,
     Aggregator,
@@ -22,7 +21,7 @@ from evenhand.aggregation import (
     MoCo,
     TrimmedMean,
 )
-from evenhand.schedule import (
+from evenhand.schedules import (
     Schedule,
     alternate_epochs,
     alternate_steps,
@@ -30,6 +29,7 @@ from evenhand.schedule import (
     jointly,
     one_by_one,
 )
+from evenhand.schedules.adaptive import alternate_adaptively
 from evenhand.weighting import (
     CRMOGM,
     DWA,

@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Method
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evenhand.aggregation.base import Aggregator
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 
 
 class GradDrop(Aggregator):

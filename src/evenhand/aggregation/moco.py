@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evenhand.aggregation.tracking import Tracking
-from evenhand.gradients import TaskGradients
+from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import put, take
 from evenhand.weighting.shares import redistribute
 

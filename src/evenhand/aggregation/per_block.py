@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation.base import Aggregator
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Method, Weighting
 
 Choose = Callable[[tuple[Tensor, ...]], Iterable[Tensor]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evenhand.aggregation.base import Aggregator
-from evenhand.gradients import TaskGradients
+from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import put, take
 from evenhand.weighting.per_coordinate import like_gradients, nothing
 

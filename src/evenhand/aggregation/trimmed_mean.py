@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evenhand.aggregation.base import Aggregator
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 
 
 class TrimmedMean(Aggregator):

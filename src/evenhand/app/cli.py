@@ -10,9 +10,14 @@ from typing import Annotated
 import typer
 
 import evenhand
-from evenhand import data, experiment
+from evenhand import data
 from evenhand.app import config, progress, table
-from evenhand.experiment import RESULT, Comparison, Job
+from evenhand.comparison.compare import Comparison, finished, prepare
+from evenhand.comparison.folder import RESULT, read_manifest
+from evenhand.comparison.job import Job
+from evenhand.comparison.plan import state_bytes
+from evenhand.comparison.pool import run_jobs
+from evenhand.comparison.request import load_problem
 from evenhand.recipes import recipe
 
 app = typer.Typer(
@@ -163,8 +168,8 @@ def compare(
     with _refusing():
         asked = config.read(file, given)
         settings, folder = asked.settings(), asked.folder()
-        jobs = experiment.prepare(settings, asked.recipes, folder, asked.resume)
-        most = settings.epochs or experiment.load_problem(settings.source).epochs
+        jobs = prepare(settings, asked.recipes, folder, asked.resume)
+        most = settings.epochs or load_problem(settings.source).epochs
     console = table.console()
     say = progress.saying(console)
     rates = ", ".join(f"{rate:g}" for rate in settings.rates)
@@ -172,13 +177,13 @@ def compare(
         f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
         f"kept in {folder}"
     )
-    problem = experiment.load_problem(settings.source)
-    say(progress.told_memory(experiment.state_bytes(asked.recipes, problem, settings)))
-    if told := progress.told_stacks(experiment.read_manifest(folder).get("trained", {})):
+    problem = load_problem(settings.source)
+    say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
+    if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
         say(told)
     try:
         with progress.shown(console, jobs, most) as listener:
-            experiment.run_jobs(jobs, settings, folder, listener, asked.workers)
+            run_jobs(jobs, settings, folder, listener, asked.workers)
     except KeyboardInterrupt:
         again = config.command(settings, asked.recipes, folder)
         _complain(
@@ -186,7 +191,7 @@ def compare(
             f"Go on with:\n{again} --workers {asked.workers} --resume"
         )
         raise typer.Exit(130) from None
-    _present(experiment.finished(folder))
+    _present(finished(folder))
 
 
 def _finished(jobs: list[Job], folder: Path) -> int:
@@ -198,7 +203,7 @@ def _present(comparison: Comparison) -> None:
     from evenhand.app import report
     from evenhand.app.findings import Findings
 
-    findings = Findings.of(comparison, experiment.load_problem(comparison.settings.source))
+    findings = Findings.of(comparison, load_problem(comparison.settings.source))
     console = table.console()
     console.print(table.comparison(findings, console.width))
     typer.echo(report.write(findings))
@@ -266,5 +271,5 @@ def report(
 ) -> None:
     """Make table and report of a comparison again."""
     with _refusing():
-        comparison = experiment.finished(folder)
+        comparison = finished(folder)
     _present(comparison)

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from evenhand import data
-from evenhand.experiment import Settings
+from evenhand.comparison.request import Settings
 from evenhand.recipes import RECIPES, recipe
 
 EVERYTHING = "all"

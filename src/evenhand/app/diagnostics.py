@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from evenhand.app import figures
 from evenhand.app.figures import Series
 from evenhand.app.findings import Findings, Run
-from evenhand.records import Record
+from evenhand.training.records import Record
 
 MOST = 6
 """Recipes whose phases are drawn."""

@@ -29,8 +29,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from evenhand.app.findings import Findings, Run, arrow
-from evenhand.experiment import BASELINE, REFERENCE
-from evenhand.records import Record
+from evenhand.comparison.request import BASELINE, REFERENCE
+from evenhand.training.records import Record
 
 INK = "#5a5a5b"
 """Text, axes and marks of no recipe: read on white and black, and replaced by the page's own."""

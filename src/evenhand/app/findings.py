@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from evenhand.aggregation import Aggregator
+from evenhand.comparison.compare import Comparison
+from evenhand.comparison.job import Result
+from evenhand.comparison.request import BASELINE, REFERENCE
+from evenhand.comparison.statistics import Row
 from evenhand.data.problem import Problem, Task
-from evenhand.experiment import BASELINE, REFERENCE, Comparison, Result, Row
 from evenhand.recipes import recipe
-from evenhand.records import Record
+from evenhand.training.records import Record
 
 
 @dataclass(frozen=True)

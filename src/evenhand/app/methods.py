@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import get_args
 
-from evenhand.gradients import Place
+from evenhand.autodiff.gradients import Place
 from evenhand.recipes import Composition, Recipe
-from evenhand.schedule import Clock, Phase
+from evenhand.schedules import Clock, Phase
 from evenhand.weighting.base import Method, Needs
 
 TASKS = ("a", "b", "c")

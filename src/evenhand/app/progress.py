@@ -17,8 +17,9 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from evenhand.experiment import AS_ONE, MANIFEST, Job, Listener, Result
-from evenhand.records import Record
+from evenhand.comparison.folder import AS_ONE, MANIFEST
+from evenhand.comparison.job import Job, Listener, Result
+from evenhand.training.records import Record
 
 EVERY = 30.0
 """Seconds between lines about a run that is not finished."""

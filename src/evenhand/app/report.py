@@ -13,9 +13,11 @@ import jinja2
 from evenhand.app import diagnostics, figures
 from evenhand.app.config import command
 from evenhand.app.findings import Cell, Column, Findings, columns, joined, notes
-from evenhand.experiment import REFERENCE, Comparison, read_manifest
+from evenhand.comparison.compare import Comparison
+from evenhand.comparison.folder import read_manifest
+from evenhand.comparison.request import REFERENCE
 from evenhand.recipes import recipe
-from evenhand.records import write_atomically
+from evenhand.training.records import write_atomically
 
 REPORT = "report.html"
 

@@ -48,7 +48,7 @@ from evenhand.data.pictures import (
 )
 from evenhand.data.problem import Problem, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedule import mixed_seed
+from evenhand.schedules import mixed_seed
 
 PAGE = "https://www.cityscapes-dataset.com"
 HEIGHT = 128

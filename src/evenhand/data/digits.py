@@ -43,7 +43,7 @@ from torch.nn import functional
 
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedule import mixed_seed
+from evenhand.schedules import mixed_seed
 
 SIDE = 8
 OFFSET = 4

@@ -33,7 +33,7 @@ from torch.nn import functional
 from evenhand.data import mnist
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedule import mixed_seed
+from evenhand.schedules import mixed_seed
 
 MEAN, DEVIATION = 0.1307, 0.3081
 VALIDATION = 10_000

@@ -38,7 +38,7 @@ from evenhand.data.mnist import folder
 from evenhand.data.pictures import Array, Averaged, Overlap, Pictures, Sample
 from evenhand.data.problem import Problem, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedule import mixed_seed
+from evenhand.schedules import mixed_seed
 
 PAGE = "https://github.com/lorenmt/mtan"
 CLASSES = 13

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedule import mixed_seed
+from evenhand.schedules import mixed_seed
 
 T = TypeVar("T")
 Batch = tuple[Any, Mapping[str, Tensor]]

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedule import mixed_seed
+from evenhand.schedules import mixed_seed
 
 HALF_SIDE = 2.0
 SIZES = [5_600, 1_400, 3_000]

@@ -24,7 +24,7 @@ from evenhand.aggregation import Aggregator
 from evenhand.balancer import Balancer
 from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import RECIPES, Composition, recipe
-from evenhand.schedule import Clock, Phase
+from evenhand.schedules import Clock, Phase
 from evenhand.weighting import Weighting
 
 TASKS = ("1", "2")

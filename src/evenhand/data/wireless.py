@@ -32,7 +32,7 @@ from torch.nn import functional
 from evenhand.data.mnist import folder
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedule import mixed_seed
+from evenhand.schedules import mixed_seed
 
 KINDS = (
     ("AM-DSB", "AM radio"),

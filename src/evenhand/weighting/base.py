@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from evenhand.gradients import PLACES, Place, TaskGradients
+from evenhand.autodiff.gradients import PLACES, Place, TaskGradients
 from evenhand.linalg.solution import TOLERANCE, Solution
 
 Needs = Literal["nothing", "losses", "product", "norms", "gramian", "jacobian"]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients
-from evenhand.schedule import Clock
+from evenhand.autodiff.gradients import TaskGradients
+from evenhand.schedules import Clock
 from evenhand.weighting.base import Weighting, Wrapper, put, take
 
 

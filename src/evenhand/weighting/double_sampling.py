@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Weighting
 
 

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import nash_weights
 from evenhand.weighting.base import Weighting
 

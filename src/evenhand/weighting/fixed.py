@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients
+from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
 
 

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients
+from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.positive import positive
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import put, take
 from evenhand.weighting.learned import Learned
 

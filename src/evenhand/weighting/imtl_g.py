@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients, cosines, norms
+from evenhand.autodiff.gradients import TaskGradients, cosines, norms
 from evenhand.weighting.base import Weighting
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Weighting, put, take
 from evenhand.weighting.double_sampling import check, cross_gramian
 from evenhand.weighting.shares import redistribute

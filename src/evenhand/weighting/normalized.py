@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients
+from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Needs, Weighting, Wrapper, put, take
 
 SCALES: dict[str, tuple[Needs, Callable[[TaskGradients], Tensor]]] = {

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients, cosines, norms
+from evenhand.autodiff.gradients import TaskGradients, cosines, norms
 from evenhand.weighting.base import Weighting
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients
+from evenhand.autodiff.gradients import TaskGradients
 
 SMALLEST = 1e-12
 """Below this a loss counts as this: a task that is solved has a weight, and a finite one."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Weighting
 
 

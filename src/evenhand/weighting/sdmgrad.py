@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evenhand.gradients import Place, TaskGradients
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import put, take
 from evenhand.weighting.double_sampling import check, cross_gramian
 from evenhand.weighting.preference import Preferring

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients, norms
+from evenhand.autodiff.gradients import TaskGradients, norms
 from evenhand.linalg import Solution, project_cone
 from evenhand.weighting.base import Needs, Weighting, Wrapper, put, take
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from evenhand.gradients import TaskGradients
+from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.learned import Learned
 
 FACTORS = {"regression": 0.5, "classification": 1.0}

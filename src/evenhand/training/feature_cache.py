@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from evenhand.data.problem import Batch, Split, Stream, gathered
 from evenhand.network import Blocks, MultiTaskNetwork, Nest, Outputs, Resting, resting
-from evenhand.schedule import Phase
+from evenhand.schedules import Phase
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
-from evenhand.rows import Filled, Stacked
+from evenhand.autodiff.rows import Filled, Stacked
 
 Factored = Literal["auto", "never", "always"]
 """Where gradients by layers' weights are kept as factors: where that takes less arithmetic, nowhere

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from evenhand.rows import Rows
+from evenhand.autodiff.rows import Rows
 
 Jacobian = Literal["looped", "batched", "measured"] | int
 GAIN = 0.95

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evenhand.autodiff.gradients import TaskGradients
 from evenhand.balancer import Balance
-from evenhand.gradients import TaskGradients
-from evenhand.records import oscillation
-from evenhand.schedule import Phase
+from evenhand.schedules import Phase
+from evenhand.training.records import oscillation
 
 
 class Tally:

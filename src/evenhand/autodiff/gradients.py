@@ -9,7 +9,7 @@ a *place*:
     a callable        (shared parameters) -> those of them to look at
 
 `TaskGradients` is the view that methods get. In training the source behind it is the autograd
-graph (`differentiation.py`), which takes each pass once; `Matrices` is the source for those who
+graph (`passes.py`), which takes each pass once; `Matrices` is the source for those who
 have the numbers already. What ranks must agree on passes the one `Door`.
 """
 
@@ -22,7 +22,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from evenhand.schedule import Clock
+from evenhand.schedules import Clock
 
 Place = (
     Literal["parameters", "representation", "last_layer"]

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, Reading
-from evenhand.schedule import Phase
+from evenhand.schedules import Phase
 
 
 class Sharing:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evenhand.records import Record
+from evenhand.training.records import Record
 
 Monitor = Callable[[Record, Record], float]
 """(record, the first record) -> the quantity to minimise."""

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenhand import checkpoint
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Samples, Stream, labelled
-from evenhand.features import GIBIBYTE, FeatureMemory
 from evenhand.network import MultiTaskNetwork, Nest, Outputs, Rest, Resting, leaves
-from evenhand.optimizers import Optimizers
-from evenhand.records import Record, RecordFile
-from evenhand.schedule import Clock, Phase, Schedule, jointly, mixed_seed
-from evenhand.stopping import EarlyStopping, Monitor, Plateau, relative
-from evenhand.tally import Tally
-from evenhand.work import Meter
+from evenhand.schedules import Clock, Phase, Schedule, jointly, mixed_seed
+from evenhand.training import checkpoint
+from evenhand.training.epoch_statistics import Tally
+from evenhand.training.feature_cache import GIBIBYTE, FeatureMemory
+from evenhand.training.flops import Meter
+from evenhand.training.optimizers import Optimizers
+from evenhand.training.records import Record, RecordFile
+from evenhand.training.stopping import EarlyStopping, Monitor, Plateau, relative
 
 Forward = Callable[[Nest, Sequence[str]], Outputs]
 """(inputs, tasks) -> outputs: the network's, or the heads' where the features are in memory."""

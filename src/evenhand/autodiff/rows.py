@@ -6,7 +6,7 @@ meaning, each holding what costs least:
     Few        the m tensors as autograd made them, while m is small: nothing is copied
     Stacked    one tensor [m, ...]: Gramian and combination are matrix products
     Heads      by the features of linear heads, δ_i W_i, kept as the factors δ_i and W_i
-    Product    by a layer's weight, δ_iᵀ A, likewise (`layers.py`), where rows are few
+    Product    by a layer's weight, δ_iᵀ A, likewise (`factors.py`), where rows are few
     Scattered  by an embedding's table, likewise, the rows that a batch looks up
 
 A task's gradient by all targets is a `Row`, None where the task does not reach a target. Leading
@@ -22,7 +22,7 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
-from evenhand.gradients import Row
+from evenhand.autodiff.gradients import Row
 
 FEW = 3
 """Up to so many tasks tensors are kept as they come: the inner products of pairs cost less than

@@ -2,7 +2,7 @@
 
 `StackedTraining` is given ordinary trainings that differ in seeds, initial weights and learning
 rates, and gives for each of them the records that it would have given alone. Their networks are a
-stack (`ensemble.py`); a training loop over the stack carries out the phases, so it needs neither
+stack (`network.py`); a training loop over the stack carries out the phases, so it needs neither
 methods nor schedules of its own. What lies between epochs (validation, early stopping, the best
 weights) is each member's, as if it were alone: its network's parameters are views of the stack's.
 
@@ -53,19 +53,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from evenhand import checkpoint
+from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Split, Stream, labelled
-from evenhand.ensemble import Stack, StackedOptimizer, stacked
-from evenhand.gradients import NonFiniteError
+from evenhand.ensemble.network import Stack
+from evenhand.ensemble.optimizers import StackedOptimizer, stacked
 from evenhand.network import Outputs
-from evenhand.optimizers import Factory, Optimizers, Scheduled
-from evenhand.records import Record, RecordFile
-from evenhand.schedule import Clock, Phase, in_step
-from evenhand.stopping import EarlyStopping
-from evenhand.tally import Tally
-from evenhand.training import Forward, Training, kind_of
-from evenhand.work import Meter
+from evenhand.schedules import Clock, Phase, in_step
+from evenhand.training import checkpoint
+from evenhand.training.epoch_statistics import Tally
+from evenhand.training.flops import Meter
+from evenhand.training.loop import Forward, Training, kind_of
+from evenhand.training.optimizers import Factory, Optimizers, Scheduled
+from evenhand.training.records import Record, RecordFile
+from evenhand.training.stopping import EarlyStopping
 
 FINISHED = "finished"
 TIMED = 50

@@ -26,8 +26,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evenhand.records import Record
-from evenhand.schedule import BLOCKS, Block, Clock, Phase, Schedule
+from evenhand.schedules import BLOCKS, Block, Clock, Phase, Schedule
+from evenhand.training.records import Record
 
 
 def alternate_adaptively(longest: int = 100, memory: float = 0.8) -> Schedule:

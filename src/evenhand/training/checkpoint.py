@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenhand.records import write_atomically
+from evenhand.training.records import write_atomically
 
 FORMAT = "evenhand-1"
 

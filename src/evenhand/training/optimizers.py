@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from evenhand.network import Blocks
-from evenhand.schedule import Phase
+from evenhand.schedules import Phase
 
 Groups = list[dict[str, Any]]
 Factory = Callable[[Groups], Optimizer]

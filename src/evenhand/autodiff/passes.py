@@ -8,7 +8,7 @@ task's loss depends on what another head reads. Without features every pass runs
 parameters. Each pass is taken once and kept for whoever asks next.
 
 The m passes through the trunk are taken one by one or in chunks, vectorised (`chunk`); see
-`chunking.py`. To weights of layers with few rows they need not go all the way (`layers.py`). One
+`chunking.py`. To weights of layers with few rows they need not go all the way (`factors.py`). One
 product G w = J (Jᵀw) costs no m passes: Jᵀv is linear in v, so with the pass
 that makes d = Jᵀw differentiable, one more gives ∂⟨Jᵀv, d⟩/∂v = J d. Z takes the place of v where
 there are features: the pass gives the change of Z along d, and ∂L_i/∂Z turn it into all (J d)_i.
@@ -33,11 +33,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from evenhand.gradients import Door, NonFiniteError, Place, Row, all_finite, norms, times
-from evenhand.layers import Factored, layers, may_pay
+from evenhand.autodiff.factors import Factored, layers, may_pay
+from evenhand.autodiff.gradients import Door, NonFiniteError, Place, Row, all_finite, norms, times
+from evenhand.autodiff.rows import Filled, Heads, Rows, beside, fill, plain_column
 from evenhand.network import Blocks, Reading
-from evenhand.rows import Filled, Heads, Rows, beside, fill, plain_column
-from evenhand.schedule import Phase
+from evenhand.schedules import Phase
 
 
 @dataclass

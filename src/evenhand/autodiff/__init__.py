@@ -1,0 +1,1 @@
+"""Per-task gradients: the validated call, the passes of autograd, whose a parameter is."""

@@ -1,0 +1,95 @@
+"""The folder of a comparison: its manifest, and whose it is."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from evenhand.comparison.request import Settings
+from evenhand.training.records import write_atomically
+
+MANIFEST, RESULT = "manifest.json", "result.json"
+
+
+AS_ONE = "runs as one"
+"""What the manifest says after their number."""
+
+
+STACKED = "stack.safetensors"
+"""The checkpoint of runs that are trained as one, in their group's folder until all are done."""
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What the comparison in the folder `out` was asked, and where it was made.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{out} holds no comparison: no readable {MANIFEST}") from error
+    return manifest
+
+
+def claim(
+    out: Path,
+    settings: Settings,
+    recipes: Sequence[str],
+    resume: bool,
+    chosen: Mapping[str, Any],
+) -> None:
+    """Take the folder `out` for a comparison, or find that it is the one to go on with.
+
+    Raises:
+        ValueError: `out` holds something else.
+    """
+    asked = {"settings": asdict(settings), "recipes": list(recipes)}
+    asked = json.loads(json.dumps(asked))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: choose a folder")
+    if not out.exists() or not any(out.iterdir()):
+        out.mkdir(parents=True, exist_ok=True)
+        manifest = {**asked, **chosen, **environment()}
+        write_atomically(out / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
+        return
+    if not resume:
+        raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
+    before = read_manifest(out)
+    then, now = (
+        {"recipes": m["recipes"], "stack": "never", **m["settings"]} for m in (before, asked)
+    )  # before there were stacks, there was none
+    differing = [
+        f"{key} was {then.get(key)}, now {now[key]}" for key in now if then.get(key) != now[key]
+    ]
+    if differing:
+        raise ValueError(f"{out} holds another comparison: {'; '.join(differing)}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for manifests."""
+    from evenhand import __version__
+
+    return {
+        "versions": {
+            "evenhand": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }

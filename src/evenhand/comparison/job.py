@@ -1,0 +1,85 @@
+"""One run of a comparison, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from evenhand.training.records import Record
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network's training: a recipe, which of its networks, a seed and a rate."""
+
+    recipe: str
+    label: str
+    seed: int
+    rate: float
+
+    @property
+    def group(self) -> str:
+        """The folder, inside the comparison's, of the runs that differ in seed and rate alone."""
+        return f"{self.recipe}-{self.label}" if self.label else self.recipe
+
+    @property
+    def folder(self) -> str:
+        """The run's folder inside the comparison's."""
+        return f"{self.group}/seed{self.seed}-lr{self.rate:g}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended.
+
+    Attributes:
+        tasks: what the network was trained on.
+        status: "finished", or "diverged: …" with the reason.
+        epoch: the best epoch by the monitored quantity.
+        monitored: its value there; infinite for a diverged run.
+        validation, test: each task's metric with the best epoch's weights.
+        seconds: wall time of an epoch's training steps, the median over epochs that move the same
+            parameters, averaged over all of them.
+    """
+
+    job: Job
+    tasks: tuple[str, ...]
+    status: str
+    epoch: int = 0
+    monitored: float = math.inf
+    validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = math.nan
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        values: dict[str, Any] = json.loads(text)
+        return cls(**{**values, "job": Job(**values["job"]), "tasks": tuple(values["tasks"])})
+
+
+Listener = Callable[[Job, Record | Result], None]
+"""Called with every record of a running job, and with its result."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Runs that are trained together: one, or several as one.
+
+    Attributes:
+        jobs: the runs.
+        why: for a single run, why it is not one of a stack.
+    """
+
+    jobs: tuple[Job, ...]
+    why: str = ""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether they are trained as one."""
+        return not self.why

@@ -1,0 +1,118 @@
+"""Which networks are trained for a request, and which of them as one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from evenhand.balancer import Balancer
+from evenhand.comparison.job import Job, Unit
+from evenhand.comparison.request import OPTIMIZERS, Settings, load_problem
+from evenhand.data.problem import Problem
+from evenhand.ensemble.training import drawback, obstacle
+from evenhand.recipes import Composition, recipe
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers
+from evenhand.training.stopping import EarlyStopping
+
+
+def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[Job]:
+    """Every network to train, seeds outermost, so that an early stop leaves whole seeds.
+
+    Raises:
+        ValueError: a recipe is unknown, asked for twice, or cannot serve the problem's tasks.
+    """
+    if not recipes or len(set(recipes)) != len(recipes):
+        raise ValueError(f"recipes={', '.join(recipes)}: must be one or more different names")
+    labels = [
+        (name, label) for name in recipes for label in recipe(name).compose(tuple(problem.tasks))
+    ]
+    return [
+        Job(name, label, seed, rate)
+        for seed in settings.seeds
+        for rate in settings.rates
+        for name, label in labels
+    ]
+
+
+def units(todo: Sequence[Job], settings: Settings) -> list[Unit]:
+    """The jobs, in order, those of a recipe as one where that is asked for or pays.
+
+    The choice depends on `todo` and `settings` alone: on no timing, and not on what is finished.
+
+    Raises:
+        ValueError: stacks are asked for, and a recipe's runs cannot be one.
+    """
+    groups: dict[str, list[Job]] = defaultdict(list)
+    for job in todo:
+        groups[job.group].append(job)
+    reasons = {name: _why_single(group, settings) for name, group in groups.items()}
+    found: dict[tuple[Job, ...], Unit] = {}
+    for job in todo:
+        why = reasons[job.group]
+        unit = Unit((job,) if why else tuple(groups[job.group]), why)
+        found[unit.jobs] = unit
+    return list(found.values())
+
+
+def _why_single(group: Sequence[Job], settings: Settings) -> str:
+    """Why the runs of a group are trained one by one, or "" if they are one."""
+    if settings.stack == "never":
+        return "not asked for"
+    problem = load_problem(settings.source)
+    two = [training(job, problem, settings) for job in group[:2]]
+    if settings.stack == "auto" and (why := drawback(two[0], len(group))):
+        return why
+    why = obstacle(two)
+    if why and settings.stack == "always":
+        raise ValueError(f"stack=always: the runs of {group[0].group} cannot be one: {why}")
+    return why
+
+
+def composition(job: Job, problem: Problem) -> Composition:
+    """What `job` trains, made afresh."""
+    return recipe(job.recipe).compose(tuple(problem.tasks))[job.label]
+
+
+def training(job: Job, problem: Problem, settings: Settings) -> Training:
+    """The training that `job` stands for."""
+    parts = composition(job, problem)
+    torch.manual_seed(job.seed)
+    network = problem.network(parts.tasks)
+    balancer = Balancer(
+        parts.weighting, parts.aggregator, tasks=parts.tasks, jacobian=settings.jacobian
+    )
+    optimizers = Optimizers(
+        network.blocks(),
+        partial(OPTIMIZERS[settings.optimizer], lr=job.rate),
+        weights=partial(OPTIMIZERS["adam"], lr=settings.weights_rate),
+        learned=balancer.parameters(),
+        slots=len(parts.schedule.slots(len(parts.tasks))) if parts.own_moments else 1,
+    )
+    return Training(
+        problem,
+        network,
+        optimizers,
+        balancer,
+        parts.schedule,
+        tasks=parts.tasks,
+        epochs=settings.epochs or problem.epochs,
+        seed=job.seed,
+        stopping=EarlyStopping(settings.patience),
+        replacement=parts.replacement,
+        observe_every=settings.observe_every,
+        count_work=True,
+    )
+
+
+def state_bytes(recipes: Sequence[str], problem: Problem, settings: Settings) -> dict[str, int]:
+    """The memory that the optimizers of a network of each recipe will keep, known beforehand."""
+    found = {}
+    for name in recipes:
+        labels = recipe(name).compose(tuple(problem.tasks))
+        runs = (training(Job(name, label, 0, 1e-3), problem, settings) for label in labels)
+        found[name] = max(sum(run.optimizers.planned_state_bytes().values()) for run in runs)
+    return found

@@ -1,0 +1,1 @@
+"""Many seeds and rates of a small network, trained as one."""
