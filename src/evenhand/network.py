@@ -1,8 +1,8 @@
 """Who is shared: the parameters all tasks move, and those that belong to one task.
 
 Being shared is a property of the model, not of a batch. `MultiTaskNetwork` knows it by
-construction; for any other model it is read off the autograd graph (`autodiff/ownership.py`). `resting` is
-the context in which a forward pass costs only what its phase moves.
+construction; for any other model it is read off the autograd graph (`autodiff/ownership.py`).
+`resting` is the context in which a forward pass costs only what its phase moves.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class Settings:
         optimizer: "sgd" (momentum 0.9) or "adam".
         weights_rate: learning rate of learned task weights (Adam).
         observe_every: steps between looks at the tasks' gradients.
-        stack: train the runs of a recipe as one (`ensemble/training.py`): "auto" where it can be and pays,
-            "never", or "always". What was chosen is in the manifest, with the reason.
+        stack: train the runs of a recipe as one (`ensemble/training.py`): "auto" where it can be
+            and pays, "never", or "always". What was chosen is in the manifest, with the reason.
         jacobian: how tasks' gradients are taken, see `Balancer`.
     """
 
