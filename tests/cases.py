@@ -9,8 +9,7 @@ from functools import partial
 import torch
 
 import evenhand as eh
-from evenhand import Aggregator, Weighting
-from evenhand import schedules as schedule
+from evenhand import Aggregator, Weighting, schedules
 from evenhand.schedules import Schedule
 
 
@@ -98,13 +97,13 @@ CASES: tuple[Case, ...] = (
 
 
 SCHEDULES: Mapping[str, Callable[[], Schedule]] = {
-    "jointly": schedule.jointly,
-    "alternate-steps": schedule.alternate_steps,
-    "alternate-epochs": lambda: schedule.alternate_epochs(shared=1, own=1),
-    "one-by-one": lambda: schedule.one_by_one("random"),
-    "groups": lambda: schedule.in_groups(2, redraw="epoch"),
-    "nested": lambda: schedule.nested(
-        schedule.alternate_epochs(1, 1), schedule.in_groups(2), within=("shared",)
+    "jointly": schedules.jointly,
+    "alternate-steps": schedules.alternate_steps,
+    "alternate-epochs": lambda: schedules.alternate_epochs(shared=1, own=1),
+    "one-by-one": lambda: schedules.one_by_one("random"),
+    "groups": lambda: schedules.in_groups(2, redraw="epoch"),
+    "nested": lambda: schedules.nested(
+        schedules.alternate_epochs(1, 1), schedules.in_groups(2), within=("shared",)
     ),
 }
 

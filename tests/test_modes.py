@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenhand import MGDA, Balancer, Equal, MultiTaskNetwork, OnlineMinNorm, TaskGradients
-from evenhand import chunking as timing
+from evenhand.autodiff import chunking as timing
 from evenhand.comparison.job import Job
 from evenhand.comparison.plan import training
 from evenhand.comparison.request import Settings, load_problem
