@@ -450,7 +450,7 @@ def excused(difference: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the library that runs; with a + if it was changed since."""
+    """The commit of the library that runs; with a + if the working tree differs from it."""
     folder = Path(evenhand.__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
