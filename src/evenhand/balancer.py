@@ -285,11 +285,10 @@ class Balancer(nn.Module):
             losses, shared, own, features, phase, clock, plus, scale, retain_graph, samples
         )
         update, balance, finish = self._solved(step, skips=scale is not None)
-        pairs = list(update.items())
-        del update
-        leaves, gradients = [leaf for leaf, _ in pairs], [g for _, g in pairs]
-        del pairs
-        self._delivered(leaves, gradients)
+        reached, gradients = update.given()
+        del update  # autograd keeps a tensor that nobody else holds, and copies any other
+        if reached:
+            deliver(reached, gradients)
         finish()
         if phase is not None:
             for leaf in step.sharing.frozen:
@@ -411,9 +410,8 @@ class Balancer(nn.Module):
         if bad and scale is None:
             raise NonFiniteError("loss", bad)
         _require_finite_plus(plus)
-        total = sum(loss.sum() for loss in present.values())
-        if plus is not None:
-            total = total + plus
+        terms = [loss.sum() for loss in present.values()] + ([] if plus is None else [plus])
+        total = reduce(torch.add, terms)
         torch.autograd.backward(
             total if scale is None else total * scale, retain_graph=retain_graph
         )
@@ -616,10 +614,6 @@ class Balancer(nn.Module):
         for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
             if method is not None and (balanced or not method.reads_gradients):
                 method.learn(seen)
-
-    def _delivered(self, leaves: list[Tensor], gradients: list[Tensor | None]) -> None:
-        if leaves:
-            deliver(leaves, gradients)
 
     def _commit(self, view: TaskGradients, balance: Balance) -> None:
         for method in self.methods:
