@@ -10,7 +10,7 @@ direction there, those of all micro-batches are kept, one behind the other, with
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ class Sums:
             keeps_features: whether its rows there are wanted themselves.
         """
         call = passes.call
+        unscale = 1.0 if call.scale is None else 1 / float(call.scale)
         weight = {
             k: 1.0 if counts is None else float(counts[task])
             for k, task in zip(call.index, call.tasks, strict=True)
@@ -84,12 +85,15 @@ class Sums:
             heads = passes.through_heads()
             self.features.append(passes.targets("representation"))
             rows = {k: list(heads.row(at)) for at, k in enumerate(call.index)}
-            self.deltas.append({k: _times(row, weight[k]) for k, row in rows.items()})
+            self.deltas.append({k: _times(row, weight[k] * unscale) for k, row in rows.items()})
         for leaf, k, g in passes.per_task():
-            self._add(leaf, k, g * weight[k] if counts is not None else g)
+            if not finite([g]):
+                raise NonFiniteError("gradient", [call.tasks[call.index.index(k)]])
+            by = weight[k] * unscale
+            self._add(leaf, k, g if by == 1 else g * by)
         for leaf, g in passes.gradient_of_plus():
             self.leaves[id(leaf)] = leaf
-            so_far = self.plus.get(id(leaf))
+            so_far, g = self.plus.get(id(leaf)), g * unscale
             self.plus[id(leaf)] = g if so_far is None else so_far + g
         for k, loss in zip(call.index, call.stacked.unbind(-1), strict=True):
             value = loss * weight[k]
@@ -111,7 +115,21 @@ class Sums:
         block = by.unsqueeze(-1) * part * by
         self.gramian[..., index.unsqueeze(-1), index] += block
 
-    def divided(self) -> None:
+    def copied(self) -> Sums:
+        """The same sums; adding to the copy leaves these as they are."""
+        return replace(
+            self,
+            losses=dict(self.losses),
+            counts=dict(self.counts),
+            leaves=dict(self.leaves),
+            gradients=dict(self.gradients),
+            plus=dict(self.plus),
+            gramian=None if self.gramian is None else self.gramian.clone(),
+            features=list(self.features),
+            deltas=[dict(delta) for delta in self.deltas],
+        )
+
+    def divide(self) -> None:
         """Divide the sums of counted losses by their counts."""
         for k, count in self.counts.items():
             self.losses[k] = self.losses[k] / count

@@ -298,6 +298,19 @@ class Ownership:
         self._warn(call, tasks, sharing)
         return sharing
 
+    def of_sums(self, call: Call, tasks: Sequence[str], masks: dict[Tensor, int]) -> Sharing:
+        """Whose the leaves are of several micro-batches, each of which was decided on already.
+
+        Args:
+            call: the tasks of all of them.
+            tasks: all tasks.
+            masks: which tasks reach each leaf; none do where `plus` alone does.
+        """
+        reached = {leaf: mask for leaf, mask in masks.items() if mask}
+        extra = [leaf for leaf, mask in masks.items() if not mask]
+        found = _Found(reached, set(), set(), set(), extra, (), [])
+        return self._sorted(call, tasks, reached, found)
+
     def _forget_named(self, reached: Iterable[Tensor]) -> None:
         """Forget what an earlier call named, if these losses reach none of it.
 
