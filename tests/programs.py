@@ -799,6 +799,76 @@ def delivered(
     return step.mixed(k, weights)
 
 
+# Wrappings ------------------------------------------------------------------------------------
+
+Heads = Mapping[str, Any]
+
+
+def _read(outputs: Heads) -> dict[str, Tensor]:
+    """The heads' outputs, without the features."""
+    return {name: y for name, y in outputs.items() if name != "features"}
+
+
+def _cat(outputs: Heads) -> Heads:
+    heads = _read(outputs)
+    joint = torch.cat(list(heads.values()), dim=-1)
+    pieces = joint.split([y.shape[-1] for y in heads.values()], dim=-1)
+    return dict(zip(heads, pieces, strict=True))
+
+
+class _Sink(torch.autograd.Function):
+    """The identity of all outputs at once, as wrappers for many processes have it."""
+
+    @staticmethod
+    def forward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(y.view_as(y) for y in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return gradients
+
+
+def _sink(outputs: Heads) -> Heads:
+    heads = _read(outputs)
+    return dict(zip(heads, _Sink.apply(*heads.values()), strict=True))
+
+
+def _flat(outputs: Heads) -> Heads:
+    """Flattened into one vector and taken apart by index, out of order."""
+    heads = _read(outputs)
+    joint = torch.cat([y.flatten() for y in reversed(heads.values())])
+    ends = dict(zip(reversed(heads), _ends(reversed(heads.values())), strict=True))
+    return {k: joint[ends[k] - y.numel() : ends[k]].view_as(y) for k, y in heads.items()}
+
+
+def _ends(tensors: Iterable[Tensor]) -> list[int]:
+    ends = [0]
+    for y in tensors:
+        ends.append(ends[-1] + y.numel())
+    return ends[1:]
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What stands between a network and its losses; whether heads meet there in the graph."""
+
+    join: Callable[[Heads], Heads]
+    meets: bool
+
+
+WRAPPINGS: Mapping[str, Wrapping] = {
+    "cloned": Wrapping(lambda o: {k: y.clone() for k, y in _read(o).items()}, False),
+    "cast": Wrapping(
+        lambda o: {k: y.to(torch.complex128).real for k, y in _read(o).items()}, False
+    ),
+    "rebuilt": Wrapping(lambda o: {k: y.view_as(y) for k, y in _read(o).items()}, False),
+    "cat": Wrapping(_cat, True),
+    "sink": Wrapping(_sink, True),
+    "flat": Wrapping(_flat, True),
+}
+
+
 # The drawing ----------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import Phase as Stage
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
@@ -27,10 +28,15 @@ from programs import (
     KINDS,
     METHODS,
     PLANTS,
+    WRAPPINGS,
+    Head,
+    Loss,
     Observer,
+    Part,
     Program,
     Step,
     World,
+    Wrapping,
     delivered,
     dense,
     gramian,
@@ -283,10 +289,13 @@ class Twin:
 def follow_weights_law(
     program: Program,
     call: Call,
-    join: Callable[[World], Callable[[object], object]] | None = None,
+    wrapping: Wrapping | None = None,
+    around: Callable[[nn.Module], nn.Module] | None = None,
     hooks: bool = False,
 ) -> None:
     world = World(program)
+    if around is not None:
+        world.runs = around(world.network)
     observer, twin = Observer(world), Twin(program)
     balancer = balancer_for(program, world)
     for number in range(program.steps):
@@ -298,15 +307,14 @@ def follow_weights_law(
             observer.account.moved(before, leaves)
         if world.version != version and "model" in program.route:
             balancer.know(world.network)
-        joined = join(world) if join else None
         step = observer.look()
-        meet = join is not None or getattr(world.network, "fused", False)
+        meet = (wrapping is not None and wrapping.meets) or getattr(world.network, "fused", False)
         clock = Clock(step=number)
         if program.method in AT_FEATURES:
             reads = [any(g is not None and g.any() for g in r) for r in step.at_features.values()]
             assume(all(reads))
         with Fired(leaves if hooks else []) as fired:
-            forward = world.forward(joined)
+            forward = world.forward(wrapping and wrapping.join)
             try:
                 with quietly():
                     balance = call(balancer, forward.losses, features=forward.told, clock=clock)
@@ -437,6 +445,85 @@ def test_the_hooks_of_leaves_fire_once(call: Call, data: st.DataObject) -> None:
     follow_weights_law(data.draw(programs()), call, hooks=True)
 
 
+# The same network in a wrapper ----------------------------------------------------------------
+
+APART = ("unlike names", "a loss over heads", "two views", "decay", "passing", "absent", "late")
+"""Kinds in which one head, at least, is one task's own, or which tell heads apart."""
+
+
+@both_ways
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@more
+@given(data=st.data())
+def test_the_same_network_in_a_wrapper(wrapping: str, call: Call, data: st.DataObject) -> None:
+    """The same weights and gradients; or an error, where heads meet in the graph."""
+    kind = data.draw(st.sampled_from(APART))
+    follow_weights_law(data.draw(programs(kind)), call, wrapping=WRAPPINGS[wrapping])
+
+
+@both_ways
+@pytest.mark.parametrize("wrapping", [name for name, w in WRAPPINGS.items() if w.meets])
+@pytest.mark.parametrize("method", ["mgda", "mgda-ub", "upgrad", "graddrop", "uncertainty"])
+def test_a_known_network_needs_no_refusal(method: str, wrapping: str, call: Call) -> None:
+    """Heads meet in the graph, but the network tells whose they are."""
+    program = Program(
+        kind="known",
+        seed=3,
+        heads=(Head(), Head("mlp"), Head()),
+        losses=(Loss((Part(0),)), Loss((Part(1),), size=3.0), Loss((Part(2),))),
+        names=("h0", "h1", "h2"),
+        network="multitask",
+        route="model+outputs",
+        method=method,
+    )
+    joined = WRAPPINGS[wrapping].join
+    world, twin = World(program), Twin(program)
+    observer = Observer(world)
+    balancer = balancer_for(program, world)
+    for number in range(2):
+        world.prepare(number)
+        step, forward = observer.look(), world.forward(joined)
+        clock = Clock(step=number)
+        with quietly():
+            balance = call(balancer, forward.losses, features=forward.told, clock=clock)
+        found = taken(step.leaves)
+        check_delivery(step, balance, found, isinstance(twin.aggregator, Aggregator), True)
+        check_weights(step, balance, twin, clock)
+        twin.learn(step, clock)
+        check_learned(balancer, twin)
+        descend(step.leaves, found)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one."""
+    place = tmp_path_factory.mktemp("gloo") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def in_ddp(network: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
+
+
+@both_ways
+@more
+@given(data=st.data())
+def test_the_same_network_in_ddp(one_process: None, call: Call, data: st.DataObject) -> None:
+    """Its reducer, which waits for every accumulation node, too."""
+    kind = data.draw(st.sampled_from(["unlike names", "decay", "losses on one head", "absent"]))
+    program = data.draw(programs(kind))
+    follow_weights_law(replace(program, fused=False), call, around=in_ddp)
+
+
+@few
+@given(data=st.data())
+def test_heads_that_meet_change_their_result_under_a_planted_bug(data: st.DataObject) -> None:
+    """To take every node that several tasks pass for shared gives heads other weights."""
+    shows_its_bug(data.draw(programs("unlike names")), "nodes")
+
+
 # Each kind would notice its bug ---------------------------------------------------------------
 
 
@@ -445,7 +532,10 @@ def test_the_hooks_of_leaves_fire_once(call: Call, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_each_kind_changes_its_result_under_a_planted_bug(kind: str, data: st.DataObject) -> None:
     """Somebody who decides ownership so wrongly leaves other gradients than the law says."""
-    program = data.draw(programs(kind))
+    shows_its_bug(data.draw(programs(kind)), KINDS[kind].plant)
+
+
+def shows_its_bug(program: Program, plant: str) -> None:
     world = World(program)
     observer = Observer(world)
     heads = {name: 1.0 + 0.1 * k for k, name in enumerate(program.names)}
@@ -454,14 +544,14 @@ def test_each_kind_changes_its_result_under_a_planted_bug(kind: str, data: st.Da
     for number in range(program.steps):
         before = world.leaves()
         world.prepare(number)
-        if KINDS[kind].plant == "this call" and len(before) == len(world.leaves()):
+        if plant == "this call" and len(before) == len(world.leaves()):
             observer.account.moved(before, world.leaves())
         step = observer.look()
         for k in range(len(step.leaves)):
             right = delivered(step, k, law(step, k), trunk, heads)
-            wrong = delivered(step, k, PLANTS[KINDS[kind].plant](step, k), trunk, heads)
+            wrong = delivered(step, k, PLANTS[plant](step, k), trunk, heads)
             if right is None or not right.numel():
                 continue
             apart = right if wrong is None else right - wrong
             worst = max(worst, float(apart.abs().max()) / max(step.size(k), 1e-300))
-    assert worst > 1e-3, f"the bug {KINDS[kind].plant!r} goes unseen"
+    assert worst > 1e-3, f"the bug {plant!r} goes unseen"
