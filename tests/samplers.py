@@ -506,7 +506,7 @@ class PlainTraining:
         self.network.trunk.train("shared" in phase.moves)
         for task in phase.tasks:
             self.network.head(task).train("own" in phase.moves)
-        outputs = self.network(batch[0], phase.tasks)
+        outputs = self.network(batch[0], tasks=phase.tasks)
         losses = self.problem.losses(outputs, batch[1])
         weights, direction = self.balanced(losses, outputs.features, phase, clock)
         own = {t: plain_jacobian([loss], self.blocks.own[t])[0] for t, loss in losses.items()}

@@ -491,13 +491,13 @@ def test_losses_with_derivatives_by_the_inputs(known) -> None:
 def test_an_absent_task_keeps_its_grad_and_its_state() -> None:
     network = small_network()
     balancer = Balancer(aggregator=Steps(), tasks=ALL, model=network)
-    outputs = network(inputs(), ["a", "c"])
+    outputs = network(inputs(), tasks=["a", "c"])
     balance = balancer.backward(losses_of(outputs), features=outputs.features)
     assert balance.tasks == ("a", "c")
     assert balancer.aggregator.count.tolist() == [1, 0, 1]
     assert all(p.grad is None for p in network.head("b").parameters())
     grads = [p.grad.clone() for p in network.head("c").parameters()]
-    outputs = network(inputs(), ["b"])
+    outputs = network(inputs(), tasks=["b"])
     balancer.backward(losses_of(outputs), features=outputs.features)
     assert balancer.aggregator.count.tolist() == [1, 1, 1]
     assert same([p.grad for p in network.head("c").parameters()], grads)
@@ -510,7 +510,7 @@ def test_a_loader_for_each_task() -> None:
     def losses() -> dict[str, Tensor]:
         sizes = {"a": 3, "b": 8}
         return {
-            task: losses_of(network(inputs(k, size), [task]), k)[task]
+            task: losses_of(network(inputs(k, size), tasks=[task]), k)[task]
             for k, (task, size) in enumerate(sizes.items())
         }
 
@@ -522,7 +522,7 @@ def test_a_loader_for_each_task() -> None:
 
 def test_features_of_a_loader_for_each_task() -> None:
     network = small_network(("a", "b"))
-    outputs = {"a": network(inputs(0, 3), ["a"]), "b": network(inputs(1, 8), ["b"])}
+    outputs = {"a": network(inputs(0, 3), tasks=["a"]), "b": network(inputs(1, 8), tasks=["b"])}
     losses = {task: losses_of(found)[task] for task, found in outputs.items()}
     features = {task: found.features for task, found in outputs.items()}
     balance = Balancer(aggregator=MGDA(at="representation")).backward(losses, features=features)

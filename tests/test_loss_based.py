@@ -381,10 +381,10 @@ def test_famo_in_a_loop_of_ones_own() -> None:
     history = []
     for _ in range(30):
         optimizer.zero_grad()
-        balance = balancer.backward(losses_of(network(inputs(), ["a", "b"])))
+        balance = balancer.backward(losses_of(network(inputs(), tasks=["a", "b"])))
         optimizer.step()
         with torch.no_grad():
-            balancer.updated(losses_of(network(inputs(), ["a", "b"])))
+            balancer.updated(losses_of(network(inputs(), tasks=["a", "b"])))
         history.append(balance.losses.log())
         assert float(balance.weights.sum()) == pytest.approx(1.0)
     assert bool((history[-1] < history[0]).all())
@@ -452,7 +452,7 @@ def test_epochs_come_from_the_clock(method: eh.Weighting) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
     for step in range(12):
         optimizer.zero_grad()
-        losses = losses_of(network(inputs(step % 3), ["a", "b"]), step % 3)
+        losses = losses_of(network(inputs(step % 3), tasks=["a", "b"]), step % 3)
         balance = balancer.backward(losses, clock=Clock(epoch=step // 3, step=step))
         optimizer.step()
         # LogSTCH promises of w_i L_i what DWA promises of w_i: first ones, then a sum of M.

@@ -10,32 +10,40 @@ so ``Balancer()`` is the plain sum of the losses.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation import Aggregator
+from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite
+from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.autodiff.delivery import deliver, delivered_by, keeps_graph
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
-    Door,
     Matrices,
     NonFiniteError,
+    Reducer,
     Source,
     TaskGradients,
     all_finite,
     cosines,
     norms,
 )
-from evenhand.autodiff.ownership import Sharing
-from evenhand.autodiff.passes import Graph, Update
+from evenhand.autodiff.hooks import without_hooks
+from evenhand.autodiff.ownership import Ownership, Sharing
+from evenhand.autodiff.passes import Passes, Update
 from evenhand.linalg.solution import SEVERITY
-from evenhand.network import Blocks, Nest, Outputs, leaves
+from evenhand.network import Blocks, Nest, Outputs, leaves, unwrapped
 from evenhand.schedules import BLOCKS, Clock, Phase
 from evenhand.weighting.base import Method, Weighting, put, take
+
+NonFinite = Literal["raise", "skip", "leave_out"]
+"""What becomes of a step in which a task's loss or gradient is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Balance:
         applied: False when the step was skipped: a gradient overflowed under loss scaling.
         status: the worst way a solve of this call ended, "optimal", "stationary", "inaccurate" or
             "unbounded" (see `linalg.Solution`).
+        left_out: tasks whose losses or gradients were not finite, where the step was skipped or
+            taken without them.
     """
 
     tasks: tuple[str, ...]
@@ -63,16 +73,27 @@ class Balance:
     cosines: Tensor | None = None
     applied: bool = True
     status: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One call: the graph, the view that methods get of it, and what moves."""
+class _Step:
+    """One call, as far as it is known before anything is differentiated.
 
-    graph: Graph
-    view: TaskGradients
-    phase: Phase
-    blocks: Blocks
+    Attributes:
+        call: the active tasks and their losses.
+        sharing: whose the leaves are that they reach.
+        clock: when.
+        features, outputs: the representation as the user gave it.
+        samples: losses on further batches.
+    """
+
+    call: Call
+    sharing: Sharing
+    clock: Clock
+    features: Sequence[Tensor]
+    outputs: Outputs | None
+    samples: Sequence[Mapping[str, Tensor]] | None
 
 
 class Balancer(nn.Module):
@@ -126,6 +147,7 @@ class Balancer(nn.Module):
         members: tuple[int, ...] = (),
         jacobian: Jacobian = "looped",
         factored: Factored = "auto",
+        nonfinite: NonFinite = "raise",
     ) -> None:
         super().__init__()
         if not isinstance(weighting, Weighting | None):
@@ -134,42 +156,52 @@ class Balancer(nn.Module):
             raise TypeError(f"aggregator={aggregator!r} is neither a Weighting nor an Aggregator")
         self.weighting = weighting
         self.aggregator = aggregator
-        self.door = Door()
+        self.reducer = Reducer()
         self.seed = seed
         self.members = torch.Size(members)
         self.chunking = Chunking(jacobian)
         if factored not in get_args(Factored):
             raise ValueError(f"factored={factored!r}: must be 'auto', 'never' or 'always'")
+        if nonfinite not in get_args(NonFinite):
+            raise ValueError(f"nonfinite={nonfinite!r}: must be 'raise', 'skip' or 'leave_out'")
         self.factored = factored
+        self.nonfinite = nonfinite
         self.tasks: tuple[str, ...] | None = None
         self._step = 0
         self._warned_of_epochs = False
-        self._sharing = Sharing()
+        self.last: Balance | None = None
+        self._ownership = Ownership()
+        self._absent = Absent()
+        self._catcher = Catcher()
+        self._told: set[str] = set()
         self.register_buffer("last_weights", torch.empty(0))
         if model is not None:
-            self.know(model)
+            self.attach(model)
         if tasks is not None:
             self.bind(tasks)
 
     @property
     def blocks(self) -> Blocks:
-        """Whose each parameter is, as far as known.
+        """Which block each parameter belongs to, as far as known.
 
         Raises:
             ValueError: no call has told yet.
         """
-        if self._sharing.ownership is None:
-            raise ValueError("what is shared is known only after the first backward, or by model=")
-        return self._sharing.ownership.blocks()
+        return self._ownership.blocks(self.tasks or ())
 
     @property
     def methods(self) -> list[Method]:
         """What the slots hold."""
         return [slot for slot in (self.weighting, self.aggregator) if slot is not None]
 
-    def know(self, model: nn.Module) -> None:
-        """Learn what `model` shares, if it is a `MultiTaskNetwork`, and its parameters' names."""
-        self._sharing.know(model)
+    def attach(self, model: nn.Module) -> None:
+        """Learn the model's structure, its parameters' order and names, whatever it is wrapped in.
+
+        The structure is known where there is one `MultiTaskNetwork` in it. The model does not
+        become a part of the balancer.
+        """
+        self._ownership.attach(model)
+        self._catcher.prepare(unwrapped(model))
 
     def bind(self, tasks: Sequence[str]) -> None:
         """Fix the names of all tasks, in order. Calls with the same names change nothing.
@@ -197,11 +229,11 @@ class Balancer(nn.Module):
 
     def backward(
         self,
-        losses: Mapping[str, Tensor],
+        losses: Mapping[str, Tensor | None],
         *,
         shared: Iterable[Tensor] | None = None,
         own: Mapping[str, Iterable[Tensor]] | None = None,
-        features: Nest | Outputs | None = None,
+        features: Nest | Outputs | nn.Module | None = None,
         plus: Tensor | None = None,
         samples: Sequence[Mapping[str, Tensor]] = (),
         phase: Phase | None = None,
@@ -211,23 +243,34 @@ class Balancer(nn.Module):
     ) -> Balance:
         """Add the balanced gradients to `.grad`, as `torch.Tensor.backward` adds.
 
+        A leaf that several tasks have reached, in this call or any before, gets Σ w_i ∂L_i/∂θ with
+        the trunk's weights; one that a single task has reached gets ∂L_i/∂θ, times the weighting's
+        w_i. With empty slots this is `torch.autograd.backward` of the losses' sum and nothing
+        else: its gradients are then not tested for NaN before they are added, only its losses are.
+
         Args:
-            losses: a scalar loss for each task that speaks, with its graph. A task without a
-                labelled sample in this batch is left out; its parameters keep their `.grad`.
-            shared: the shared parameters, where the balancer is not to find them itself.
-            own: each task's own parameters, likewise.
-            features: the shared representation Z, a tensor or a nest of tensors. With it one
-                pass through each head and few through the trunk do. The outputs of a
-                `MultiTaskNetwork` themselves tell more than their `features`: one pass then
-                serves all heads, and linear heads take part as the factors they are.
+            losses: a scalar loss for each task, with its graph. A task without a labelled sample in
+                this batch is left out, or None; its parameters keep their `.grad`. Names need not
+                be those of heads, and any number of losses may use a head, or of heads a loss.
+            shared: what is balanced, where that is not to be read off the graph. Whatever else
+                several tasks reach gets the plain sum of their gradients. It holds until another
+                is given.
+            own: with `shared`, all that a task may train beside it; tasks that are not named train
+                what they reach. ``own={"b": []}`` keeps all of b's out.
+            features: the shared representation Z: a tensor, a nest of tensors, the outputs of a
+                `MultiTaskNetwork`, or the module that makes it. With it one pass through each head
+                and few through the trunk do. Outputs tell more than their `features`: one pass
+                then serves all heads, and linear heads take part as the factors they are. A
+                module's outputs are caught by a hook, inside whatever wraps it; see `catch`.
             plus: a scalar that is nobody's task (a penalty); added without a weight.
             samples: losses on further independent batches, for methods that declare `batches`.
-            phase: who speaks and what moves; everything by default. What rests gets `.grad` None.
+            phase: which tasks are active and what trains; everything by default. What is frozen
+                gets `.grad` None.
             clock: when, for methods that draw at random; counted by the balancer by default.
             scale: the loss scale of mixed precision, ``scaler.scale(torch.ones(()))`` (a fresh
                 GradScaler must have scaled something before it steps). `.grad` is scaled, what
-                methods see is not. A gradient that overflows then leaves `.grad` infinite, for
-                the scaler to skip the step, and no history.
+                methods see is not. A loss or gradient that overflows then leaves `.grad` infinite,
+                for the scaler to skip the step, and no history.
             retain_graph: keep the graph for another backward.
 
         Raises:
@@ -235,35 +278,73 @@ class Balancer(nn.Module):
                 cannot be decided from this call.
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
         """
-        look = self._look(
+        if not self.methods and phase is None and shared is None and not self._watches_model:
+            _ = self._places(features, ())
+            return self._summed(losses, plus, scale, retain_graph)
+        step = self._step_of(
             losses, shared, own, features, phase, clock, plus, scale, retain_graph, samples
         )
-        try:
-            update, balance = self._balanced(look)
-        except NonFiniteError:
-            self._discard()
-            if scale is None:
-                raise
-            for parameter in look.blocks.moving(look.phase):
-                parameter.grad = torch.full_like(parameter, float("inf"))
-            return Balance(look.phase.tasks, look.view.losses, applied=False)
-        except BaseException:
-            self._discard()
-            raise
-        self._write(update, look.graph)
+        update, balance, finish = self._solved(step, skips=scale is not None)
+        pairs = list(update.items())
+        del update
+        leaves, gradients = [leaf for leaf, _ in pairs], [g for _, g in pairs]
+        del pairs
+        self._delivered(leaves, gradients)
+        finish()
         if phase is not None:
-            for parameter in look.blocks.resting(look.phase):
-                parameter.grad = None
-        self._commit(look.view, balance)
+            for leaf in step.sharing.frozen:
+                leaf.grad = None
         return balance
 
-    def gradients(
+    def loss(
         self,
-        losses: Mapping[str, Tensor],
+        losses: Mapping[str, Tensor | None],
         *,
         shared: Iterable[Tensor] | None = None,
         own: Mapping[str, Iterable[Tensor]] | None = None,
-        features: Nest | Outputs | None = None,
+        features: Nest | Outputs | nn.Module | None = None,
+        plus: Tensor | None = None,
+        samples: Sequence[Mapping[str, Tensor]] = (),
+        phase: Phase | None = None,
+        clock: Clock | None = None,
+    ) -> Tensor:
+        """A scalar; whoever calls `.backward()` on it gives `.grad` what `backward` would.
+
+        So it is what a trainer's `training_step` or `compute_loss` returns. Weights are found
+        inside that backward pass; `last` then tells them. The incoming gradient g is the loss
+        scale, or 1/k of gradient accumulation: `.grad` gets g times the balanced gradients, and
+        methods see what they would see without it. A step whose losses or gradients are not finite
+        leaves `.grad` infinite where g > 1, which only a loss scale is, for its scaler to skip the
+        step; else it raises `NonFiniteError` before anything is added.
+
+        Its value is the losses' sum, with the weighting's weights where losses alone decide
+        them, and `plus`. Under `no_grad` it is that value, and nothing is remembered. A second
+        backward (after ``retain_graph=True``) gives the same again and advances no history.
+
+        The passes through the graph of the losses are taken inside, and free it at the end; terms
+        that are added outside may share parameters with it. One that shares the graph itself goes
+        into `plus=`.
+
+        Args and errors are those of `backward`.
+        """
+        if not torch.is_grad_enabled():
+            return self._value({t: v for t, v in losses.items() if v is not None}, plus, None)
+        step = self._step_of(
+            losses, shared, own, features, phase, clock, plus, None, False, samples
+        )
+        present = dict(zip(step.call.tasks, step.call.losses, strict=True))
+        value = self._value(present, plus, step)
+        leaves = step.sharing.trained
+        learned = [w for w in self.parameters() if w.requires_grad]
+        return delivered_by(_Deferred(self, step, [*leaves, *learned]), value, [*leaves, *learned])
+
+    def gradients(
+        self,
+        losses: Mapping[str, Tensor | None],
+        *,
+        shared: Iterable[Tensor] | None = None,
+        own: Mapping[str, Iterable[Tensor]] | None = None,
+        features: Nest | Outputs | nn.Module | None = None,
         phase: Phase | None = None,
         clock: Clock | None = None,
     ) -> TaskGradients:
@@ -273,14 +354,25 @@ class Balancer(nn.Module):
         that backward.
         """
         clock = clock or self._now()
-        return self._look(losses, shared, own, features, phase, clock, None, None, True, None).view
+        step = self._step_of(losses, shared, own, features, phase, clock, None, None, True, None)
+        return self._view_of(step)[1]
+
+    def catch(self, module: nn.Module) -> None:
+        """Catch what `module` returns from now on, so that ``features=module`` finds it.
+
+        ``features=module`` does this by itself, and so finds all outputs but those that were made
+        before the first call; a balancer that was given ``model=`` finds those too.
+        """
+        self._catcher.catch(module)
 
     def updated(self, losses: Mapping[str, Tensor], clock: Clock | None = None) -> None:
         """Tell methods that declare `after` the losses after the update, on the same batch."""
-        speaking = [task for task in self.tasks or () if task in losses]
+        tasks = self.tasks or ()
         clock = clock or self._now()
-        values = torch.stack([losses[task] for task in speaking], dim=-1)
-        view = self._view(Matrices(None, None), speaking, values, clock, ())
+        present = {task: losses[task].detach() for task in tasks if task in losses}
+        index = tuple(tasks.index(task) for task in present)
+        call = Call(tuple(present), index, tuple(present.values()), _stacked(present))
+        view = self._view(Matrices(None, None), call, clock, ())
         weighted = view.scaled(take(self.last_weights, view).to(view.losses))
         for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
             if method is not None:
@@ -300,89 +392,200 @@ class Balancer(nn.Module):
 
     # The steps of a backward ------------------------------------------------------------------
 
-    def _look(
+    @property
+    def _watches_model(self) -> bool:
+        """Whether an empty balancer still has to find parameters that no task reaches."""
+        return self._ownership.watches
+
+    def _summed(
         self,
-        losses: Mapping[str, Tensor],
+        losses: Mapping[str, Tensor | None],
+        plus: Tensor | None,
+        scale: float | Tensor | None,
+        retain_graph: bool,
+    ) -> Balance:
+        """One backward pass of the losses' sum."""
+        present = self._present(losses, None)
+        stacked = _stacked(present)
+        bad = not_finite(stacked, list(present))
+        if bad and scale is None:
+            raise NonFiniteError("loss", bad)
+        _require_finite_plus(plus)
+        total = sum(loss.sum() for loss in present.values())
+        if plus is not None:
+            total = total + plus
+        torch.autograd.backward(
+            total if scale is None else total * scale, retain_graph=retain_graph
+        )
+        self._step += 1
+        ones = torch.ones_like(stacked)
+        self.last = Balance(tuple(present), stacked, ones, ones, applied=not bad)
+        return self.last
+
+    def _step_of(
+        self,
+        losses: Mapping[str, Tensor | None],
         shared: Iterable[Tensor] | None,
         own: Mapping[str, Iterable[Tensor]] | None,
-        features: Nest | Outputs | None,
+        features: Nest | Outputs | nn.Module | None,
         phase: Phase | None,
         clock: Clock | None,
         plus: Tensor | None,
         scale: float | Tensor | None,
         retain_graph: bool,
         samples: Sequence[Mapping[str, Tensor]] | None,
-    ) -> _Look:
-        speaking, stacked = self._speaking(losses, phase)
-        if plus is not None and not all_finite(plus):
-            raise NonFiniteError("value", ["plus="])
-        free = phase is None
-        phase = Phase(tuple(speaking), BLOCKS if phase is None else phase.moves)
+    ) -> _Step:
+        present = self._present(losses, phase)
         if clock is None:
             self._warn_of_epochs()
             clock = self._now()
-        outputs = features if isinstance(features, Outputs) else Outputs({}, features)
-        nest = [] if outputs.features is None else leaves(outputs.features)
-        places = list(dict.fromkeys(z for z in nest if z.requires_grad))
-        self._sharing.name(shared, own)
-        reads = self.aggregator is not None or any(m.reads_gradients for m in self.methods)
-        blocks, usable = self._sharing.decide(
-            speaking,
-            places,
-            phase,
-            self.tasks or (),
-            needed=reads or not free,
-            readings=outputs.readings,
-        )
-        if not blocks.shared and len(self.tasks or ()) > 1 and self.aggregator is not None:
-            raise ValueError("no parameter is shared by several tasks: name them with shared=")
-        graph = Graph(
-            list(speaking.values()),
-            stacked,
-            phase,
-            blocks,
-            usable,
-            readings=self._sharing.readings(speaking, outputs) if usable else (),
+        if self.nonfinite == "leave_out":
+            bad = not_finite(_stacked(present), list(present))
+            if len(bad) < len(present):
+                present = {task: loss for task, loss in present.items() if task not in bad}
+        tasks = self.tasks or ()
+        stacked = _stacked(present)
+        call = Call(
+            tasks=tuple(present),
+            index=tuple(tasks.index(task) for task in present),
+            losses=tuple(present.values()),
+            stacked=stacked,
+            trains=BLOCKS if phase is None else phase.moves,
+            phase=phase is not None,
             plus=plus,
             scale=scale,
-            door=self.door,
+            retain=retain_graph,
+        )
+        if self.last_weights.device != stacked.device:
+            self.to(stacked.device)
+        self._ownership.name(shared, own)
+        outputs = features if isinstance(features, Outputs) else None
+        places = self._places(features, call.losses)
+        sharing = self._shared_by(call, places, outputs)
+        return _Step(call, sharing, clock, places, outputs, samples)
+
+    def _places(
+        self, features: Nest | Outputs | nn.Module | None, losses: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The tensors of the representation that require gradients."""
+        if isinstance(features, nn.Module):
+            return self._catcher.outputs(features, losses, needed=self._needs_features)
+        self._catcher.settle(None)
+        nest = features.features if isinstance(features, Outputs) else features
+        if isinstance(features, Outputs) and nest is None and self._needs_features:
+            raise ValueError(
+                "features= are outputs that a wrapper has rebuilt, and they do not know what they "
+                "came from: give the module, features=network.trunk"
+            )
+        return list(dict.fromkeys(z for z in leaves(nest) if z.requires_grad))
+
+    def _shared_by(
+        self, call: Call, features: Sequence[Tensor], outputs: Outputs | None
+    ) -> Sharing:
+        probe = Passes(replace(call, retain=True, plus=None, scale=None), Sharing()).nonzero
+        sharing = self._ownership.decide(call, self.tasks or (), features, outputs, probe)
+        several = len(self.tasks or ()) > 1 and len(call.tasks) > 1
+        if self.aggregator is not None and several and not sharing.balanced and not call.phase:
+            self._tell(
+                "nothing shared",
+                "no parameter is reached by several of the losses "
+                f"{', '.join(call.tasks)}, so the aggregator has nothing to balance in such a "
+                "step: is the trunk frozen, or its output detached? This is said once",
+            )
+        return sharing
+
+    def _view_of(self, step: _Step) -> tuple[Passes, TaskGradients]:
+        """The passes of a step, and the view that methods get of them."""
+        passes = Passes(
+            step.call,
+            step.sharing,
+            reducer=self.reducer,
             chunk=self.chunking,
             factored=self.factored,
-            retain_graph=retain_graph,
             retain_trunk=isinstance(self.aggregator, Aggregator)
             and self.aggregator.at == "representation",
         )
-        further = [] if samples is None else self._further(samples, phase, blocks, clock)
-        return _Look(graph, self._view(graph, phase.tasks, stacked, clock, further), phase, blocks)
+        further = [] if step.samples is None else self._further(step)
+        return passes, self._view(passes, step.call, step.clock, further)
 
-    def _balanced(self, look: _Look) -> tuple[Update, Balance]:
-        graph, view, phase = look.graph, look.view, look.phase
+    def _solved(self, step: _Step, skips: bool) -> tuple[Update, Balance, Callable[[], None]]:
+        """The update of a step, what it did, and what is to be done once it stands.
+
+        Args:
+            step: the step.
+            skips: whether a scaler stands by, which skips a step whose gradients are infinite.
+        """
+        call = step.call
+        with without_hooks(step.sharing.trained):
+            while True:
+                try:
+                    require_finite(call.stacked, call.tasks, "loss")
+                    _require_finite_plus(call.plus)
+                    passes, view = self._view_of(step)
+                    update, balance = self._balanced(passes, view)
+                except NonFiniteError as error:
+                    self._discard()
+                    less = self._without(step, error.tasks)
+                    if skips:
+                        return self._skipped(step, torch.inf)
+                    if self.nonfinite == "skip":
+                        return self._skipped(step, None, error.tasks)
+                    if self.nonfinite == "raise" or less is None:
+                        raise
+                    step = less
+                except BaseException:
+                    self._discard()
+                    raise
+                else:
+                    return update, balance, partial(self._commit, view, balance)
+
+    def _without(self, step: _Step, tasks: Sequence[str]) -> _Step | None:
+        """The same step in which these tasks are absent; None if none is left."""
+        if len(tasks) >= len(step.call.tasks):
+            return None
+        call = step.call.without(tasks)
+        return replace(step, call=call, sharing=self._shared_by(call, step.features, step.outputs))
+
+    def _skipped(
+        self, step: _Step, value: float | None, tasks: Sequence[str] = ()
+    ) -> tuple[Update, Balance, Callable[[], None]]:
+        """A step that changes nothing; gradients are `value`, or there are none."""
+        leaves = step.sharing.trained
+        filled = [None if value is None else torch.full_like(p, value) for p in leaves]
+        balance = Balance(step.call.tasks, step.call.stacked, applied=False, left_out=tuple(tasks))
+
+        def finish() -> None:
+            self.last = balance
+
+        return Update(leaves, filled), balance, finish
+
+    def _balanced(self, passes: Passes, view: TaskGradients) -> tuple[Update, Balance]:
         solving = [m for m in self.modules() if isinstance(m, Method)]
         for method in solving:
             method.status = None
-        trunk_moves = "shared" in phase.moves and bool(graph.shared)
-        weights = self._weights(view, trunk_moves)
+        balanced = bool(passes.shared)
+        weights = self._weights(view, balanced)
         weighted = view if weights is None else view.scaled(weights)
         trunk = weights
         aggregator = self.aggregator
-        if aggregator is not None and aggregator.reads_gradients and not trunk_moves:
+        if aggregator is not None and aggregator.reads_gradients and not balanced:
             aggregator = None  # one that reads losses goes on, though its weights move nothing
         match aggregator:
             case None:
-                update = graph.in_span(None, weights)
+                update = passes.in_span(None, weights)
             case Weighting() as combine:
                 trunk = combine(weighted)
                 if weights is not None:
                     trunk = trunk * weights
-                update = graph.in_span(trunk, weights)
+                update = passes.in_span(trunk, weights)
             case Aggregator() as merge:
                 trunk = None
-                update = graph.off_span(merge(weighted), merge.at, weights)
-        graph.require_finite(update)
-        self._learn(view, weighted, trunk_moves)
-        gramian = graph.known_gramian(*(method.at for method in self.methods))
+                update = passes.off_span(merge(weighted), merge.at, weights)
+        passes.require_finite(update)
+        self._learn(view, weighted, balanced)
+        gramian = passes.known_gramian(*(method.at for method in self.methods))
         ones = torch.ones_like(view.losses)
-        if not trunk_moves:
+        if not balanced:
             trunk = None
         elif self.aggregator is None and trunk is None:
             trunk = ones
@@ -401,34 +604,22 @@ class Balancer(nn.Module):
         )
         return update, balance
 
-    def _weights(self, view: TaskGradients, trunk_moves: bool) -> Tensor | None:
+    def _weights(self, view: TaskGradients, balanced: bool) -> Tensor | None:
         if self.weighting is None:
             return None
-        if self.weighting.reads_gradients and not trunk_moves:
+        if self.weighting.reads_gradients and not balanced:
             return take(self.last_weights, view).to(view.losses)
         weights: Tensor = self.weighting(view)
         return weights
 
-    def _learn(self, view: TaskGradients, weighted: TaskGradients, trunk_moves: bool) -> None:
+    def _learn(self, view: TaskGradients, weighted: TaskGradients, balanced: bool) -> None:
         for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
-            if method is not None and (trunk_moves or not method.reads_gradients):
+            if method is not None and (balanced or not method.reads_gradients):
                 method.learn(seen)
 
-    def _write(self, update: Update, graph: Graph) -> None:
-        taken: set[int] = set()
-        for parameters, row in graph.pairs(update):
-            for parameter, gradient in zip(parameters, row, strict=True):
-                if gradient is None:
-                    continue
-                if parameter.grad is not None:
-                    parameter.grad.add_(gradient)
-                    continue
-                # Autograd may hand out views and one tensor twice; `.grad` must be memory of its
-                # own, since clipping and optimizers write to it.
-                aliased = gradient.data_ptr() in taken or gradient.stride() != parameter.stride()
-                own = torch.empty_like(parameter).copy_(gradient) if aliased else gradient
-                taken.add(own.data_ptr())
-                parameter.grad = own
+    def _delivered(self, leaves: list[Tensor], gradients: list[Tensor | None]) -> None:
+        if leaves:
+            deliver(leaves, gradients)
 
     def _commit(self, view: TaskGradients, balance: Balance) -> None:
         for method in self.methods:
@@ -436,53 +627,42 @@ class Balancer(nn.Module):
         self._step = view.clock.step + 1
         if self.weighting is not None and balance.weights is not None:  # else they are ones
             self.last_weights = put(self.last_weights, view, balance.weights.detach())
+        self.last = balance
 
     def _discard(self) -> None:
         for method in self.methods:
             method.discard()
 
+    def _value(
+        self, losses: Mapping[str, Tensor], plus: Tensor | None, step: _Step | None
+    ) -> Tensor:
+        """What `loss` is worth: the losses' sum, with the weights that losses alone decide."""
+        values = [loss.detach().sum() for loss in losses.values()]
+        if plus is not None:
+            values.append(plus.detach())
+        return torch.stack([value.to(values[0]) for value in values]).sum()
+
     # Tasks ------------------------------------------------------------------------------------
 
-    def _speaking(
-        self, losses: Mapping[str, Tensor], phase: Phase | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses that count in this call, in the order of all tasks, checked; and stacked."""
+    def _present(
+        self, losses: Mapping[str, Tensor | None], phase: Phase | None
+    ) -> dict[str, Tensor]:
+        """The losses that count in this call, in the order of all tasks, checked."""
         if self.tasks is None:
             self._refuse_late_parameters()
             self.bind(tuple(losses))
-        tasks = self.tasks or ()
-        unknown = [t for t in (*losses, *(phase.tasks if phase else ())) if t not in tasks]
-        if unknown:
-            raise ValueError(
-                f"unknown task {unknown[0]!r}: the tasks are {', '.join(tasks)}; "
-                "they are fixed by tasks= or the first call"
-            )
-        admitted = tasks if phase is None else phase.tasks
-        speaking = {task: losses[task] for task in tasks if task in losses and task in admitted}
-        if not speaking:
-            raise ValueError(f"none of the tasks {', '.join(admitted)} has a loss in this call")
-        for task, loss in speaking.items():
-            if loss.shape != self.members and not (loss.numel() == 1 and not self.members):
-                wanted = f"of shape {tuple(self.members)}" if self.members else "a scalar"
-                raise ValueError(
-                    f"the loss of {task!r} has shape {tuple(loss.shape)}; it must be {wanted}: "
-                    "take its mean or sum"
-                )
-            if loss.shape != self.members:
-                speaking[task] = loss.reshape(self.members)
-            if not loss.requires_grad:
-                raise ValueError(
-                    f"the loss of {task!r} has no graph: was it computed under no_grad, or "
-                    "from parameters that are frozen or at rest?"
-                )
-        stacked = torch.stack(list(speaking.values()), dim=-1)
-        if not all_finite(stacked):
-            finite = stacked.isfinite().reshape(-1, len(speaking)).all(0)
-            flags = zip(speaking, finite.tolist(), strict=True)
-            raise NonFiniteError("loss", [task for task, ok in flags if not ok])
-        if self.last_weights.device != stacked.device:
-            self.to(stacked.device)
-        return speaking, stacked
+        with_graph = self._absent.sorted_out(losses)
+        return active(with_graph, self.tasks or (), phase, self.members)
+
+    def _tell(self, key: str, message: str) -> None:
+        """Warn of something once."""
+        if key not in self._told:
+            self._told.add(key)
+            warnings.warn(message, stacklevel=6)
+
+    @property
+    def _needs_features(self) -> bool:
+        return any(m.at == "representation" for m in self.modules() if isinstance(m, Method))
 
     def _now(self) -> Clock:
         return Clock(step=self._step, seed=self.seed)
@@ -506,73 +686,62 @@ class Balancer(nn.Module):
             )
 
     def _view(
-        self,
-        source: Source,
-        speaking: Sequence[str],
-        losses: Tensor,
-        clock: Clock,
-        samples: Sequence[TaskGradients],
+        self, source: Source, call: Call, clock: Clock, samples: Sequence[TaskGradients]
     ) -> TaskGradients:
-        place = {task: k for k, task in enumerate(self.tasks or ())}
         return TaskGradients(
             source,
-            self.door.mean(losses.detach()),
-            tasks=speaking,
-            index=torch.tensor([place[task] for task in speaking], device=losses.device),
-            total=len(place),
+            self.reducer.mean(call.stacked),
+            tasks=call.tasks,
+            index=torch.tensor(call.index, device=call.stacked.device),
+            total=len(self.tasks or ()),
             clock=clock,
             samples=samples,
         )
 
-    def _further(
-        self,
-        samples: Sequence[Mapping[str, Tensor]],
-        phase: Phase,
-        blocks: Blocks,
-        clock: Clock,
-    ) -> list[TaskGradients]:
+    def _further(self, step: _Step) -> list[TaskGradients]:
         """Views of the further batches that some method declares."""
+        call, samples = step.call, step.samples or ()
         wanted = max((method.batches for method in self.methods), default=1) - 1
-        if "shared" in phase.moves and len(samples) < wanted:
+        if "shared" in call.trains and len(samples) < wanted:
             raise ValueError(
                 f"this method wants {wanted} further independent batch(es) per step: pass their "
                 f"losses as samples=[{{task: loss, …}}, …]"
             )
         views = []
         for sample in samples[:wanted]:
-            silent = [task for task in phase.tasks if task not in sample]
+            silent = [task for task in call.tasks if task not in sample]
             if silent:
                 raise ValueError(
-                    f"{silent[0]!r} speaks in this call, but has no loss on a further batch: the "
-                    "tasks of samples= must be those of the losses"
+                    f"{silent[0]!r} is active in this call, but has no loss on a further batch: "
+                    "the tasks of samples= must be those of the losses"
                 )
-            losses = [sample[task] for task in phase.tasks]
-            stacked = torch.stack(losses, dim=-1)
-            graph = Graph(
-                losses,
-                stacked,
-                phase,
-                blocks,
-                None,
-                door=self.door,
+            losses = {task: sample[task] for task in call.tasks}
+            other = replace(
+                call, losses=tuple(losses.values()), stacked=_stacked(losses), plus=None
+            )
+            passes = Passes(
+                other,
+                Sharing(balanced=step.sharing.balanced, alone=[[] for _ in call.tasks]),
+                reducer=self.reducer,
                 chunk=self.chunking,
                 factored=self.factored,
             )
-            views.append(self._view(graph, phase.tasks, stacked, clock, ()))
+            views.append(self._view(passes, other, step.clock, ()))
         return views
 
     # Saving -----------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
-        state = {"tasks": list(self.tasks or ()), "step": self._step, **self._sharing.state()}
-        return {**state, "chunk": self.chunking.measured}
+        tasks = self.tasks or ()
+        state = {"tasks": list(tasks), "step": self._step, "chunk": self.chunking.measured}
+        return {**state, **self._ownership.state(tasks)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` gave."""
         self._step = state["step"]
         self.chunking.measured = state["chunk"]
-        self._sharing.load_state(state)
+        self._ownership.load_state(state, self.tasks or ())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Bound first, so that the buffers that the state is to be loaded into exist.
@@ -580,3 +749,63 @@ class Balancer(nn.Module):
         if saved["tasks"]:
             self.bind(saved["tasks"])
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _Deferred:
+    """Finds the update of a step when the scalar of `Balancer.loss` is differentiated."""
+
+    def __init__(self, balancer: Balancer, step: _Step, leaves: Sequence[Tensor]) -> None:
+        self._balancer = balancer
+        self._step: _Step | None = step
+        self._places = {id(leaf): k for k, leaf in enumerate(leaves)}
+        self._given: list[Tensor | None] | None = None
+        self._scale = 1.0
+
+    def __call__(self, gradient: Tensor) -> Sequence[Tensor | None]:
+        scale = float(gradient)
+        if self._given is not None:  # a second backward of the same scalar
+            ratio = scale / self._scale
+            return [None if g is None else g * ratio for g in self._given]
+        if self._step is None:
+            raise RuntimeError(
+                "this scalar was differentiated already and its graph is gone: the first backward "
+                "needs retain_graph=True"
+            )
+        keep = keeps_graph()
+        step, self._step = self._step, None
+        call = replace(step.call, scale=None if scale == 1 else gradient, retain=keep)
+        found: list[Tensor | None] = [None] * len(self._places)
+        try:
+            update, _, finish = self._balancer._solved(replace(step, call=call), skips=scale > 1)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(SHARED_GRAPH) from error
+        for leaf, g in update.items():
+            found[self._places[id(leaf)]] = g
+        del update
+        finish()
+        if keep:
+            self._given, self._scale = found, scale
+        return found
+
+
+SHARED_GRAPH = (
+    "the graph of these losses was differentiated before: a term that was added to Balancer.loss "
+    "and shares their graph belongs into its argument plus=, or keep the graph with "
+    "backward(retain_graph=True)"
+)
+
+
+def _stacked(losses: Mapping[str, Tensor]) -> Tensor:
+    """The losses' values, [..., m]."""
+    values = [loss.detach() for loss in losses.values()]
+    if len({(v.dtype, v.device) for v in values}) > 1:
+        wide = reduce(torch.promote_types, (v.dtype for v in values))
+        values = [v.to(values[0].device, wide) for v in values]
+    return torch.stack(values, dim=-1)
+
+
+def _require_finite_plus(plus: Tensor | None) -> None:
+    if plus is not None and not all_finite(plus):
+        raise NonFiniteError("value", ["plus="])
