@@ -73,7 +73,7 @@ both_ways = pytest.mark.parametrize("call", [by_backward, by_loss], ids=["backwa
 
 def balancer_for(program: Program, world: World) -> Balancer:
     weighting, aggregator = METHODS[program.method](program.names, program.known)
-    learned = weighting is not None and weighting.learned
+    learned = weighting is not None and weighting.traits.learned
     return Balancer(
         weighting,
         aggregator,
@@ -156,7 +156,7 @@ def follow_sum_law(program: Program, call: Call, hooks: bool = False) -> None:
         version = world.version
         (balancer,) = world.prepare(step, [balancer])
         if world.version != version and "model" in program.route:
-            balancer.know(world.network)
+            balancer.attach(world.network)
         leaves = world.leaves()
         watched = (leaves, list(world.trunk.layers)) if hooks else ([], [])
         with Fired(*watched) as expected_count, quietly():
@@ -306,7 +306,7 @@ def follow_weights_law(
         if any((c.step, c.what) in ((number, "copy"), (number, "assign")) for c in program.changes):
             observer.account.moved(before, leaves)
         if world.version != version and "model" in program.route:
-            balancer.know(world.network)
+            balancer.attach(world.network)
         step = observer.look()
         meet = (wrapping is not None and wrapping.meets) or getattr(world.network, "fused", False)
         clock = Clock(step=number)
@@ -335,7 +335,7 @@ def follow_weights_law(
         twin.learn(step, clock)
         check_learned(balancer, twin)
         descend(leaves, found)
-        if any(method.after for method in twin.methods):
+        if any(method.traits.after for method in twin.methods):
             after = {name: loss.detach() for name, loss in world.forward().losses.items()}
             balancer.updated(after, clock)
             twin.updated(step, after, clock)

@@ -939,7 +939,8 @@ class _Deferred:
         call = replace(step.call, scale=None if scale == 1 else gradient, retain=keep)
         found: list[Tensor | None] = [None] * len(self._places)
         try:
-            solved = self._balancer._solved(replace(step, call=call), skips=scale > 1)
+            with torch.enable_grad():  # sums of losses are made here, and differentiated
+                solved = self._balancer._solved(replace(step, call=call), skips=scale > 1)
         except RuntimeError as error:
             if "second time" not in str(error):
                 raise
