@@ -244,7 +244,7 @@ class Trunk(nn.Module):
         first = x
         for layer in self.layers:
             first, x = x, layer(x)
-        return {"last": x, "others": [x * first.detach().cos()]} if self.nested else x
+        return {"last": x.sin(), "others": [x * first.detach().cos()]} if self.nested else x
 
 
 def _tensor(features: Any) -> Tensor:

@@ -575,8 +575,8 @@ def test_all_outputs_that_the_losses_reach_are_used() -> None:
     run = Run("mgda-ub", route="module")
     run.step()
     world, x = run.world, run.world.inputs()
-    world.network(x)  # makes the balancer's first call below find a hook, if one is needed
     balancer = Balancer(aggregator=MGDA(at="representation"))
+    balancer.catch(world.trunk)
     for _ in range(2):
         zs = [world.trunk(x), world.trunk(-x)]
         a = world.heads[0](zs[0]).square().mean() + world.heads[0](zs[1]).sum()
@@ -743,6 +743,7 @@ def test_accumulating_replays_dropout_and_updates_batch_statistics_once() -> Non
     spread = gramian[0, 0] + gramian[1, 1] - 2 * gramian[0, 1]
     share = float(((gramian[1, 1] - gramian[0, 1]) / spread).clamp(0, 1))
     balancer = Balancer(aggregator=MGDA(at="representation"))
+    balancer.catch(trunk)
     for k, part in enumerate(x.chunk(2)):
         torch.manual_seed(10 + k)
         if k == 0:

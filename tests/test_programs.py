@@ -74,14 +74,23 @@ both_ways = pytest.mark.parametrize("call", [by_backward, by_loss], ids=["backwa
 def balancer_for(program: Program, world: World) -> Balancer:
     weighting, aggregator = METHODS[program.method](program.names, program.known)
     learned = weighting is not None and weighting.learned
-    return Balancer(
+    balancer = Balancer(
         weighting,
         aggregator,
         tasks=program.names if program.named or learned else None,
-        model=world.network if program.route in ("model", "model+outputs") else None,
         jacobian=program.jacobian,
         factored=program.factored,
     )
+    tell(balancer, program, world)
+    return balancer
+
+
+def tell(balancer: Balancer, program: Program, world: World) -> None:
+    """What a user tells a balancer of a network before the first forward pass."""
+    if program.route in ("model", "model+outputs"):
+        balancer.attach(world.network)
+    if program.route == "module":
+        balancer.catch(world.trunk)
 
 
 @contextmanager
@@ -148,15 +157,13 @@ def descend(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Non
 
 def follow_sum_law(program: Program, call: Call, hooks: bool = False) -> None:
     world = World(program)
-    balancer = Balancer(
-        tasks=program.names if program.named else None,
-        model=world.network if program.route in ("model", "model+outputs") else None,
-    )
+    balancer = Balancer(tasks=program.names if program.named else None)
+    tell(balancer, program, world)
     for step in range(program.steps):
         version = world.version
         (balancer,) = world.prepare(step, [balancer])
-        if world.version != version and "model" in program.route:
-            balancer.know(world.network)
+        if world.version != version:
+            tell(balancer, program, world)
         leaves = world.leaves()
         watched = (leaves, list(world.trunk.layers)) if hooks else ([], [])
         with Fired(*watched) as expected_count, quietly():
@@ -305,8 +312,8 @@ def follow_weights_law(
         leaves = world.leaves()
         if any((c.step, c.what) in ((number, "copy"), (number, "assign")) for c in program.changes):
             observer.account.moved(before, leaves)
-        if world.version != version and "model" in program.route:
-            balancer.know(world.network)
+        if world.version != version:
+            tell(balancer, program, world)
         step = observer.look()
         meet = (wrapping is not None and wrapping.meets) or getattr(world.network, "fused", False)
         clock = Clock(step=number)
