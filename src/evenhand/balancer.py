@@ -10,15 +10,16 @@ so ``Balancer()`` is the plain sum of the losses.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation import Aggregator
+from evenhand.autodiff.accumulation import Accumulated, Sums
 from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
@@ -37,10 +38,10 @@ from evenhand.autodiff.gradients import (
 from evenhand.autodiff.hooks import without_hooks
 from evenhand.autodiff.ownership import Ownership, Sharing
 from evenhand.autodiff.passes import Passes, Update
-from evenhand.linalg.solution import SEVERITY
 from evenhand.network import Blocks, Nest, Outputs, leaves, unwrapped
 from evenhand.schedules import BLOCKS, Clock, Phase
-from evenhand.weighting.base import Method, Weighting, put, take
+from evenhand.weighting.base import Gradients, Method, Outcome, Weighting, warn_of, worst
+from evenhand.weighting.state import Held, State, put, take
 
 NonFinite = Literal["raise", "skip", "leave_out"]
 """What becomes of a step in which a task's loss or gradient is NaN or infinite."""
@@ -85,7 +86,8 @@ class _Step:
         sharing: whose the leaves are that they reach.
         clock: when.
         features, outputs: the representation as the user gave it.
-        samples: losses on further batches.
+        samples: losses on further batches; None where nobody is to see any.
+        counts: how many labels each loss is the mean of, or None.
     """
 
     call: Call
@@ -94,6 +96,38 @@ class _Step:
     features: Sequence[Tensor]
     outputs: Outputs | None
     samples: Sequence[Mapping[str, Tensor]] | None
+    counts: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a slot's method made of a call, and the gradients of its learned weights."""
+
+    outcome: Outcome
+    gradients: Gradients
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """What a step comes to: nothing is changed yet.
+
+    Attributes:
+        update: the gradients of the network's leaves.
+        learned: those of the learned weights.
+        balance: what to tell.
+        state: the methods' next state; None for a step that is skipped.
+        clock: when it was.
+    """
+
+    update: Update
+    learned: Gradients
+    balance: Balance
+    state: State | None
+    clock: Clock
+
+
+Gradients_of = Passes | Accumulated
+"""Where an update comes from: the passes of one batch, or the sums of several."""
 
 
 class Balancer(nn.Module):
@@ -134,8 +168,6 @@ class Balancer(nn.Module):
         (torch.Size([3, 2]), tensor([1., 1.]))
     """
 
-    last_weights: Tensor
-
     def __init__(
         self,
         weighting: Weighting | None = None,
@@ -174,7 +206,9 @@ class Balancer(nn.Module):
         self._absent = Absent()
         self._catcher = Catcher()
         self._told: set[str] = set()
-        self.register_buffer("last_weights", torch.empty(0))
+        self._sums: list[Sums] | None = None  # of micro-batches so far: theirs, and of samples
+        self._spoiled: NonFiniteError | None = None
+        self.states = Held({})
         if model is not None:
             self.attach(model)
         if tasks is not None:
@@ -192,7 +226,31 @@ class Balancer(nn.Module):
     @property
     def methods(self) -> list[Method]:
         """What the slots hold."""
-        return [slot for slot in (self.weighting, self.aggregator) if slot is not None]
+        return list(self._slots.values())
+
+    @property
+    def _slots(self) -> dict[str, Method]:
+        slots = {"weighting": self.weighting, "aggregator": self.aggregator}
+        return {name: method for name, method in slots.items() if method is not None}
+
+    @property
+    def last_weights(self) -> Tensor:
+        """The weights of the weighting slot in each task's last call, [..., M], float64."""
+        return self.states.get_buffer("last_weights")
+
+    def reset(self) -> None:
+        """Begin again: all histories and learned weights as they were before the first call.
+
+        The tasks, who has reached which parameter, and what was timed are still known.
+        """
+        if self.tasks is not None:
+            self.states.reset(self._first_state(len(self.tasks)))
+        self._step = 0
+        self._sums = self._spoiled = self.last = None
+
+    def _first_state(self, total: int) -> State:
+        last = torch.ones(*self.members, total, dtype=torch.float64)
+        return {"last_weights": last} | {n: m.init(total) for n, m in self._slots.items()}
 
     def attach(self, model: nn.Module) -> None:
         """Learn the model's structure, its parameters' order and names, whatever it is wrapped in.
@@ -218,12 +276,11 @@ class Balancer(nn.Module):
                 f"not to {', '.join(tasks)}"
             )
         if self.tasks is None:
-            self.tasks = tasks
-            self.last_weights = torch.ones(*self.members, len(tasks), dtype=torch.float64)
             for method in self.methods:
-                method.bind(tasks)
-            for scalar in self.parameters():  # learned weights: every member has its own
-                scalar.data = scalar.data.expand(self.members).clone()
+                method.require(tasks)
+            self.tasks = tasks
+            self.states = Held(self._first_state(len(tasks)))
+            self.states.expand(self.members)  # learned weights: every member has its own
 
     # What a user calls ------------------------------------------------------------------------
 
@@ -239,6 +296,7 @@ class Balancer(nn.Module):
         phase: Phase | None = None,
         clock: Clock | None = None,
         scale: float | Tensor | None = None,
+        counts: Mapping[str, float] | None = None,
         retain_graph: bool = False,
     ) -> Balance:
         """Add the balanced gradients to `.grad`, as `torch.Tensor.backward` adds.
@@ -271,6 +329,7 @@ class Balancer(nn.Module):
                 GradScaler must have scaled something before it steps). `.grad` is scaled, what
                 methods see is not. A loss or gradient that overflows then leaves `.grad` infinite,
                 for the scaler to skip the step, and no history.
+            counts: after `accumulate` with counts, how many labels each loss is the mean of.
             retain_graph: keep the graph for another backward.
 
         Raises:
@@ -278,19 +337,22 @@ class Balancer(nn.Module):
                 cannot be decided from this call.
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
         """
-        if not self.methods and phase is None and shared is None and not self._watches_model:
+        if self._is_plain(phase, shared, counts):
             _ = self._places(features, ())
             return self._summed(losses, plus, scale, retain_graph)
         step = self._step_of(
-            losses, shared, own, features, phase, clock, plus, scale, retain_graph, samples
+            losses, shared, own, features, phase, clock, plus, scale, retain_graph, samples, counts
         )
-        update, balance, finish = self._solved(step, skips=scale is not None)
-        pairs = list(update.items())
-        del update
-        leaves, gradients = [leaf for leaf, _ in pairs], [g for _, g in pairs]
-        del pairs
-        self._delivered(leaves, gradients)
-        finish()
+        solved = self._solved(step, skips=scale is not None)
+        reached, gradients = solved.update.given()
+        for weight, gradient in solved.learned.items():
+            reached.append(weight)
+            gradients.append(gradient if scale is None else gradient * scale)
+        # Autograd keeps a tensor that nobody else holds, and copies any other.
+        solved = replace(solved, update=Update([], []), learned={})
+        if reached:
+            deliver(reached, gradients)
+        balance = self._stands(solved)
         if phase is not None:
             for leaf in step.sharing.frozen:
                 leaf.grad = None
@@ -307,6 +369,7 @@ class Balancer(nn.Module):
         samples: Sequence[Mapping[str, Tensor]] = (),
         phase: Phase | None = None,
         clock: Clock | None = None,
+        counts: Mapping[str, float] | None = None,
     ) -> Tensor:
         """A scalar; whoever calls `.backward()` on it gives `.grad` what `backward` would.
 
@@ -330,13 +393,58 @@ class Balancer(nn.Module):
         if not torch.is_grad_enabled():
             return self._value({t: v for t, v in losses.items() if v is not None}, plus, None)
         step = self._step_of(
-            losses, shared, own, features, phase, clock, plus, None, False, samples
+            losses, shared, own, features, phase, clock, plus, None, False, samples, counts
         )
         present = dict(zip(step.call.tasks, step.call.losses, strict=True))
+        leaves = dict.fromkeys(step.sharing.trained)
+        for sums in self._sums or ():
+            leaves.update(dict.fromkeys(sums.leaves.values()))
+        leaves.update(dict.fromkeys(self.parameters()))
         value = self._value(present, plus, step)
-        leaves = step.sharing.trained
-        learned = [w for w in self.parameters() if w.requires_grad]
-        return delivered_by(_Deferred(self, step, [*leaves, *learned]), value, [*leaves, *learned])
+        return delivered_by(_Deferred(self, step, list(leaves)), value, list(leaves))
+
+    def accumulate(
+        self,
+        losses: Mapping[str, Tensor | None],
+        *,
+        shared: Iterable[Tensor] | None = None,
+        own: Mapping[str, Iterable[Tensor]] | None = None,
+        features: Nest | Outputs | nn.Module | None = None,
+        plus: Tensor | None = None,
+        samples: Sequence[Mapping[str, Tensor]] = (),
+        phase: Phase | None = None,
+        scale: float | Tensor | None = None,
+        counts: Mapping[str, float] | None = None,
+    ) -> None:
+        """Add the gradients of a micro-batch to those of the step that `backward` or `loss` ends.
+
+        Call it for all micro-batches but the last. What is handed over adds up: losses that are
+        means over k micro-batches of equal size are divided by k, as everywhere in torch; or
+        `counts` tells how many labels each loss is the mean of, here and in the last call, and
+        the step is then that of the means over all labels. There is one solve, and state, chance
+        and clock advance once. `.grad` is not touched before the last call.
+
+        The gradients of all tasks are kept until then (as many numbers as m times the trunk's).
+
+        Args and errors are those of `backward`. A micro-batch that is not finite ends the step:
+        all that was accumulated is dropped.
+        """
+        if self._is_plain(phase, shared, counts):
+            self._summed(losses, plus, scale, False)
+            self._step -= 1  # it is the last call that ends a step
+            return
+        step = self._step_of(
+            losses, shared, own, features, phase, None, plus, scale, False, samples, counts
+        )
+        with without_hooks(step.sharing.trained):
+            try:
+                self._require_finite_losses(step.call)
+                self._sums = self._with(step)
+            except NonFiniteError as error:
+                if scale is None and self.nonfinite != "skip":
+                    self._sums = None
+                    raise
+                self._spoiled = error
 
     def gradients(
         self,
@@ -354,7 +462,9 @@ class Balancer(nn.Module):
         that backward.
         """
         clock = clock or self._now()
-        step = self._step_of(losses, shared, own, features, phase, clock, None, None, True, None)
+        step = self._step_of(
+            losses, shared, own, features, phase, clock, None, None, True, None, None
+        )
         return self._view_of(step)[1]
 
     def catch(self, module: nn.Module) -> None:
@@ -374,28 +484,29 @@ class Balancer(nn.Module):
         call = Call(tuple(present), index, tuple(present.values()), _stacked(present))
         view = self._view(Matrices(None, None), call, clock, ())
         weighted = view.scaled(take(self.last_weights, view).to(view.losses))
-        for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
-            if method is not None:
-                method.updated(seen)
-                method.commit()
+        seen, state = {"weighting": view, "aggregator": weighted}, self.states.tree()
+        for name, method in self._slots.items():
+            state[name] = method.after(seen[name], state[name])
+        self.states.replace(state)
 
     def keep(self, members: Tensor) -> None:
         """Go on with the members of a stacked ensemble at these positions, [k], alone."""
         if len(self.members) != 1:
             raise ValueError("only a balancer made with members=(E,) has members to keep")
         self.members = torch.Size([len(members)])
-        self.last_weights = self.last_weights[members]
-        for scalar in self.parameters():
-            scalar.data, scalar.grad = scalar.data[members], None
-        for method in self.methods:
-            method.keep(members)
+        self.states.keep(members)
 
     # The steps of a backward ------------------------------------------------------------------
 
-    @property
-    def _watches_model(self) -> bool:
-        """Whether an empty balancer still has to find parameters that no task reaches."""
-        return self._ownership.watches
+    def _is_plain(
+        self,
+        phase: Phase | None,
+        shared: Iterable[Tensor] | None,
+        counts: Mapping[str, float] | None,
+    ) -> bool:
+        """Whether a call is one backward pass of the losses' sum, and nothing more."""
+        special = phase is not None or shared is not None or counts is not None
+        return not (self.methods or special or self._sums or self._ownership.watches)
 
     def _summed(
         self,
@@ -411,9 +522,8 @@ class Balancer(nn.Module):
         if bad and scale is None:
             raise NonFiniteError("loss", bad)
         _require_finite_plus(plus)
-        total = sum(loss.sum() for loss in present.values())
-        if plus is not None:
-            total = total + plus
+        terms = [loss.sum() for loss in present.values()] + ([] if plus is None else [plus])
+        total = reduce(torch.add, terms)
         torch.autograd.backward(
             total if scale is None else total * scale, retain_graph=retain_graph
         )
@@ -434,14 +544,17 @@ class Balancer(nn.Module):
         scale: float | Tensor | None,
         retain_graph: bool,
         samples: Sequence[Mapping[str, Tensor]] | None,
+        counts: Mapping[str, float] | None,
     ) -> _Step:
         present = self._present(losses, phase)
         if clock is None:
             self._warn_of_epochs()
             clock = self._now()
+        left_out: list[str] = []
         if self.nonfinite == "leave_out":
             bad = not_finite(_stacked(present), list(present))
             if len(bad) < len(present):
+                left_out = bad
                 present = {task: loss for task, loss in present.items() if task not in bad}
         tasks = self.tasks or ()
         stacked = _stacked(present)
@@ -455,6 +568,7 @@ class Balancer(nn.Module):
             plus=plus,
             scale=scale,
             retain=retain_graph,
+            left_out=tuple(left_out),
         )
         if self.last_weights.device != stacked.device:
             self.to(stacked.device)
@@ -462,7 +576,9 @@ class Balancer(nn.Module):
         outputs = features if isinstance(features, Outputs) else None
         places = self._places(features, call.losses)
         sharing = self._shared_by(call, places, outputs)
-        return _Step(call, sharing, clock, places, outputs, samples)
+        if counts is not None and (uncounted := [t for t in call.tasks if t not in counts]):
+            raise ValueError(f"counts= says nothing of {uncounted[0]!r}, which has a loss here")
+        return _Step(call, sharing, clock, places, outputs, samples, counts)
 
     def _places(
         self, features: Nest | Outputs | nn.Module | None, losses: Sequence[Tensor]
@@ -494,96 +610,162 @@ class Balancer(nn.Module):
             )
         return sharing
 
-    def _view_of(self, step: _Step) -> tuple[Passes, TaskGradients]:
-        """The passes of a step, and the view that methods get of them."""
-        passes = Passes(
-            step.call,
-            step.sharing,
+    def _view_of(self, step: _Step) -> tuple[Gradients_of, TaskGradients]:
+        """Where the update of a step comes from, and the view that methods get of it."""
+        if self._sums is not None or step.counts is not None:
+            return self._view_of_sums(step, self._with(step))
+        passes = self._passes(step.call, step.sharing)
+        samples = [self._sampled(step, sample) for sample in self._further(step)]
+        views = [self._view(other, other.call, step.clock, ()) for other in samples]
+        return passes, self._view(passes, step.call, step.clock, views)
+
+    def _passes(self, call: Call, sharing: Sharing) -> Passes:
+        return Passes(
+            call,
+            sharing,
             reducer=self.reducer,
             chunk=self.chunking,
             factored=self.factored,
-            retain_trunk=isinstance(self.aggregator, Aggregator)
-            and self.aggregator.at == "representation",
+            retain_trunk=self._merges_features,
         )
-        further = [] if step.samples is None else self._further(step)
-        return passes, self._view(passes, step.call, step.clock, further)
 
-    def _solved(self, step: _Step, skips: bool) -> tuple[Update, Balance, Callable[[], None]]:
-        """The update of a step, what it did, and what is to be done once it stands.
+    def _sampled(self, step: _Step, sample: Mapping[str, Tensor]) -> Passes:
+        """The passes of a further batch; its losses are looked at, and nothing else."""
+        losses = {task: sample[task] for task in step.call.tasks}
+        values = tuple(losses.values())
+        call = replace(step.call, losses=values, stacked=_stacked(losses), plus=None)
+        alone: list[list[Tensor]] = [[] for _ in call.tasks]
+        return self._passes(call, Sharing(balanced=step.sharing.balanced, alone=alone))
+
+    @property
+    def _merges_features(self) -> bool:
+        """Whether a direction is made at the representation, so that the trunk is needed later."""
+        aggregator = self.aggregator
+        return isinstance(aggregator, Aggregator) and aggregator.at == "representation"
+
+    # Micro-batches ----------------------------------------------------------------------------
+
+    def _with(self, step: _Step) -> list[Sums]:
+        """The sums of the micro-batches so far and of this one; those kept stay as they are."""
+        further = self._further(step)
+        total = len(self.tasks or ())
+        before = self._sums or [Sums(total) for _ in range(1 + len(further))]
+        if len(before) != 1 + len(further):
+            raise ValueError("samples= must have as many batches in every micro-batch")
+        passes = [self._passes(step.call, step.sharing)]
+        passes += [self._sampled(step, sample) for sample in further]
+        places = [m.at for m in self.modules() if isinstance(m, Method)]
+        at_features = "representation" in places
+        needs = [m.traits.needs for m in self.modules() if isinstance(m, Method)]
+        keeps = self._merges_features or (at_features and "jacobian" in needs)
+        found = []
+        for sums, there in zip(before, passes, strict=True):
+            found.append(sums.copied())
+            found[-1].add(there, step.counts, at_features, keeps)
+        return found
+
+    def _view_of_sums(self, step: _Step, found: list[Sums]) -> tuple[Accumulated, TaskGradients]:
+        """The same where the update comes from the sums of several micro-batches."""
+        for sums in found:
+            sums.divide()
+        tasks = self.tasks or ()
+        sources = []
+        for sums in found:
+            index = tuple(k for k in sums.index if tasks[k] not in step.call.left_out)
+            call = replace(
+                step.call,
+                tasks=tuple(tasks[k] for k in index),
+                index=index,
+                losses=(),
+                stacked=torch.stack([sums.losses[k] for k in index], dim=-1),
+                plus=None,
+            )
+            sharing = self._ownership.of_sums(call, tasks, sums.masks())
+            sources.append(Accumulated(sums, call, sharing))
+        main, *further = sources
+        views = [self._view(other, main.call, step.clock, ()) for other in further]
+        return main, self._view(main, main.call, step.clock, views)
+
+    # The solve --------------------------------------------------------------------------------
+
+    def _require_finite_losses(self, call: Call) -> None:
+        require_finite(call.stacked, call.tasks, "loss")
+        _require_finite_plus(call.plus)
+
+    def _solved(self, step: _Step, skips: bool) -> _Solved:
+        """What a step comes to.
 
         Args:
             step: the step.
             skips: whether a scaler stands by, which skips a step whose gradients are infinite.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite, and nothing was said of that.
         """
-        call = step.call
         with without_hooks(step.sharing.trained):
             while True:
                 try:
-                    require_finite(call.stacked, call.tasks, "loss")
-                    _require_finite_plus(call.plus)
-                    passes, view = self._view_of(step)
-                    update, balance = self._balanced(passes, view)
+                    if self._spoiled is not None:
+                        raise self._spoiled
+                    self._require_finite_losses(step.call)
+                    source, view = self._view_of(step)
+                    return self._balanced(source, view)
                 except NonFiniteError as error:
-                    self._discard()
-                    less = self._without(step, error.tasks)
                     if skips:
-                        return self._skipped(step, torch.inf)
+                        return self._skipped(step, torch.inf, error.tasks)
                     if self.nonfinite == "skip":
                         return self._skipped(step, None, error.tasks)
+                    less = self._without(step, error.tasks)
                     if self.nonfinite == "raise" or less is None:
+                        self._sums = self._spoiled = None
                         raise
                     step = less
-                except BaseException:
-                    self._discard()
-                    raise
-                else:
-                    return update, balance, partial(self._commit, view, balance)
 
     def _without(self, step: _Step, tasks: Sequence[str]) -> _Step | None:
         """The same step in which these tasks are absent; None if none is left."""
-        if len(tasks) >= len(step.call.tasks):
+        if len(set(step.call.tasks) - set(tasks)) == 0:
             return None
         call = step.call.without(tasks)
-        return replace(step, call=call, sharing=self._shared_by(call, step.features, step.outputs))
+        sharing = self._shared_by(call, step.features, step.outputs)
+        return replace(step, call=call, sharing=sharing)
 
-    def _skipped(
-        self, step: _Step, value: float | None, tasks: Sequence[str] = ()
-    ) -> tuple[Update, Balance, Callable[[], None]]:
+    def _skipped(self, step: _Step, value: float | None, tasks: Sequence[str]) -> _Solved:
         """A step that changes nothing; gradients are `value`, or there are none."""
         leaves = step.sharing.trained
         filled = [None if value is None else torch.full_like(p, value) for p in leaves]
+        learned: Gradients = {}
+        if value is not None:
+            learned = {w: torch.full_like(w, value) for w in self.parameters()}
         balance = Balance(step.call.tasks, step.call.stacked, applied=False, left_out=tuple(tasks))
+        return _Solved(Update(leaves, filled), learned, balance, None, step.clock)
 
-        def finish() -> None:
-            self.last = balance
-
-        return Update(leaves, filled), balance, finish
-
-    def _balanced(self, passes: Passes, view: TaskGradients) -> tuple[Update, Balance]:
-        solving = [m for m in self.modules() if isinstance(m, Method)]
-        for method in solving:
-            method.status = None
-        balanced = bool(passes.shared)
-        weights = self._weights(view, balanced)
+    def _balanced(self, source: Gradients_of, view: TaskGradients) -> _Solved:
+        balanced = bool(source.shared)
+        answers: dict[str, _Answer] = {}
+        weights: Tensor | None = None
+        if self.weighting is not None:
+            weights = take(self.last_weights, view).to(view.losses)
+            if balanced or not self.weighting.traits.reads_gradients:
+                answers["weighting"] = self._ask("weighting", view)
+                weights = answers["weighting"].outcome.value
         weighted = view if weights is None else view.scaled(weights)
         trunk = weights
         aggregator = self.aggregator
-        if aggregator is not None and aggregator.reads_gradients and not balanced:
+        if aggregator is not None and aggregator.traits.reads_gradients and not balanced:
             aggregator = None  # one that reads losses goes on, though its weights move nothing
-        match aggregator:
-            case None:
-                update = passes.in_span(None, weights)
-            case Weighting() as combine:
-                trunk = combine(weighted)
-                if weights is not None:
-                    trunk = trunk * weights
-                update = passes.in_span(trunk, weights)
-            case Aggregator() as merge:
+        if aggregator is None:
+            update = source.in_span(None, weights)
+        else:
+            answers["aggregator"] = self._ask("aggregator", weighted)
+            merged = answers["aggregator"].outcome.value
+            if isinstance(aggregator, Aggregator):
                 trunk = None
-                update = passes.off_span(merge(weighted), merge.at, weights)
-        passes.require_finite(update)
-        self._learn(view, weighted, balanced)
-        gramian = passes.known_gramian(*(method.at for method in self.methods))
+                update = source.off_span(merged, aggregator.at, weights)
+            else:
+                trunk = merged if weights is None else merged * weights
+                update = source.in_span(trunk, weights)
+        source.require_finite(update)
+        gramian = source.known_gramian(*(method.at for method in self.methods))
         ones = torch.ones_like(view.losses)
         if not balanced:
             trunk = None
@@ -596,42 +778,34 @@ class Balancer(nn.Module):
             trunk_weights=trunk,
             norms=None if gramian is None else norms(gramian),
             cosines=None if gramian is None else cosines(gramian),
-            status=max(
-                (method.status for method in solving if method.status is not None),
-                key=SEVERITY.index,
-                default=None,
-            ),
+            status=worst([s for answer in answers.values() for s in answer.outcome.solves]),
+            left_out=source.call.left_out,
         )
-        return update, balance
+        state = self.states.tree()
+        if weights is not None:
+            state["last_weights"] = put(state["last_weights"], view, weights.detach())
+        learned: Gradients = {}
+        for name, answer in answers.items():
+            state[name] = answer.outcome.state
+            learned |= answer.gradients
+            if name not in self._told and warn_of(self._slots[name], answer.outcome.solves):
+                self._told.add(name)
+        self.states.require(state)
+        return _Solved(update, learned, balance, state, view.clock)
 
-    def _weights(self, view: TaskGradients, balanced: bool) -> Tensor | None:
-        if self.weighting is None:
-            return None
-        if self.weighting.reads_gradients and not balanced:
-            return take(self.last_weights, view).to(view.losses)
-        weights: Tensor = self.weighting(view)
-        return weights
+    def _ask(self, slot: str, g: TaskGradients) -> _Answer:
+        """What the method in a slot makes of a call; it changes nothing."""
+        method, state = self._slots[slot], self.states.tree()[slot]
+        return _Answer(method.advance(g, state), method.learn(g, state))
 
-    def _learn(self, view: TaskGradients, weighted: TaskGradients, balanced: bool) -> None:
-        for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
-            if method is not None and (balanced or not method.reads_gradients):
-                method.learn(seen)
-
-    def _delivered(self, leaves: list[Tensor], gradients: list[Tensor | None]) -> None:
-        if leaves:
-            deliver(leaves, gradients)
-
-    def _commit(self, view: TaskGradients, balance: Balance) -> None:
-        for method in self.methods:
-            method.commit()
-        self._step = view.clock.step + 1
-        if self.weighting is not None and balance.weights is not None:  # else they are ones
-            self.last_weights = put(self.last_weights, view, balance.weights.detach())
-        self.last = balance
-
-    def _discard(self) -> None:
-        for method in self.methods:
-            method.discard()
+    def _stands(self, solved: _Solved) -> Balance:
+        """Take the next state over: the step is taken."""
+        self._sums = self._spoiled = None
+        self.last = solved.balance
+        if solved.state is not None:
+            self.states.replace(solved.state)
+            self._step = solved.clock.step + 1
+        return solved.balance
 
     def _value(
         self, losses: Mapping[str, Tensor], plus: Tensor | None, step: _Step | None
@@ -668,7 +842,7 @@ class Balancer(nn.Module):
         return Clock(step=self._step, seed=self.seed)
 
     def _warn_of_epochs(self) -> None:
-        counting = [type(method).__name__ for method in self.methods if method.counts_epochs]
+        counting = [type(method).__name__ for method in self.methods if method.traits.counts_epochs]
         if counting and not self._warned_of_epochs:
             self._warned_of_epochs = True
             warnings.warn(
@@ -678,7 +852,7 @@ class Balancer(nn.Module):
             )
 
     def _refuse_late_parameters(self) -> None:
-        late = [type(method).__name__ for method in self.methods if method.learned]
+        late = [type(method).__name__ for method in self.methods if method.traits.learned]
         if late:
             raise ValueError(
                 f"{late[0]} has learned weights, which an optimizer must know before the first "
@@ -698,16 +872,17 @@ class Balancer(nn.Module):
             samples=samples,
         )
 
-    def _further(self, step: _Step) -> list[TaskGradients]:
-        """Views of the further batches that some method declares."""
-        call, samples = step.call, step.samples or ()
-        wanted = max((method.batches for method in self.methods), default=1) - 1
+    def _further(self, step: _Step) -> Sequence[Mapping[str, Tensor]]:
+        """The further batches that some method declares."""
+        call, samples = step.call, step.samples
+        if samples is None:
+            return []
+        wanted = max((method.traits.batches for method in self.methods), default=1) - 1
         if "shared" in call.trains and len(samples) < wanted:
             raise ValueError(
                 f"this method wants {wanted} further independent batch(es) per step: pass their "
                 f"losses as samples=[{{task: loss, …}}, …]"
             )
-        views = []
         for sample in samples[:wanted]:
             silent = [task for task in call.tasks if task not in sample]
             if silent:
@@ -715,19 +890,7 @@ class Balancer(nn.Module):
                     f"{silent[0]!r} is active in this call, but has no loss on a further batch: "
                     "the tasks of samples= must be those of the losses"
                 )
-            losses = {task: sample[task] for task in call.tasks}
-            other = replace(
-                call, losses=tuple(losses.values()), stacked=_stacked(losses), plus=None
-            )
-            passes = Passes(
-                other,
-                Sharing(balanced=step.sharing.balanced, alone=[[] for _ in call.tasks]),
-                reducer=self.reducer,
-                chunk=self.chunking,
-                factored=self.factored,
-            )
-            views.append(self._view(passes, other, step.clock, ()))
-        return views
+        return samples[:wanted]
 
     # Saving -----------------------------------------------------------------------------------
 
@@ -776,15 +939,17 @@ class _Deferred:
         call = replace(step.call, scale=None if scale == 1 else gradient, retain=keep)
         found: list[Tensor | None] = [None] * len(self._places)
         try:
-            update, _, finish = self._balancer._solved(replace(step, call=call), skips=scale > 1)
+            solved = self._balancer._solved(replace(step, call=call), skips=scale > 1)
         except RuntimeError as error:
             if "second time" not in str(error):
                 raise
             raise RuntimeError(SHARED_GRAPH) from error
-        for leaf, g in update.items():
+        for leaf, g in solved.update.items():
             found[self._places[id(leaf)]] = g
-        del update
-        finish()
+        for weight, g in solved.learned.items():
+            found[self._places[id(weight)]] = g * gradient
+        self._balancer._stands(solved)
+        del solved  # autograd keeps a tensor that nobody else holds, and copies any other
         if keep:
             self._given, self._scale = found, scale
         return found

@@ -28,6 +28,7 @@ class Call:
         scale: what every loss, and `plus`, is multiplied by before it is differentiated: a loss
             scale, or the incoming gradient of a backward pass. None for 1.
         retain: whether the graph must outlive the call.
+        left_out: tasks that have a loss and are left out, since it or its gradient is not finite.
     """
 
     tasks: tuple[str, ...]
@@ -39,6 +40,7 @@ class Call:
     plus: Tensor | None = None
     scale: float | Tensor | None = None
     retain: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def members(self) -> torch.Size:
@@ -54,6 +56,7 @@ class Call:
             index=tuple(self.index[k] for k in keep),
             losses=tuple(self.losses[k] for k in keep),
             stacked=self.stacked[..., keep],
+            left_out=(*self.left_out, *tasks),
         )
 
 

@@ -9,7 +9,7 @@ terms that are added to the scalar add up as they do for any loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class _Delivery(torch.autograd.Function):
 def delivered_by(source: Source, value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     """A scalar of this value; `source` is asked when it is differentiated, once each time."""
     with torch.enable_grad():
-        return cast(Tensor, _Delivery.apply(source, value, *leaves))
+        apply: Callable[..., Tensor] = _Delivery.apply
+        return apply(source, value, *leaves)
 
 
 def deliver(leaves: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
@@ -45,7 +46,7 @@ def deliver(leaves: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
         gradients.clear()
         return given
 
-    delivered_by(handed_over, _ZERO, leaves).backward()
+    torch.autograd.backward(delivered_by(handed_over, _ZERO, leaves))
 
 
 _ZERO = torch.zeros(())

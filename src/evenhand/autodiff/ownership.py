@@ -152,6 +152,12 @@ class Structure:
         self._read()
 
     def _read(self) -> None:
+        self._slots = {
+            (module, name): parameter
+            for module in self.model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
         self.names: dict[Tensor, str] = {}
         for name, parameter in self.model.named_parameters():
             self.names[parameter] = plain_name(name)
@@ -161,10 +167,21 @@ class Structure:
         self.trunk = set() if known is None else set(known.shared)
         self.heads = set() if known is None else set(known.own_of(known.own))
 
-    def refresh(self, found: Iterable[Tensor]) -> None:
-        """Look again if one of these parameters is not known."""
-        if any(leaf not in self.names for leaf in found if isinstance(leaf, nn.Parameter)):
-            self._read()
+    def refresh(self, found: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Look again if one of these parameters is not known.
+
+        Returns the parameters that stand in another's place, each behind it: loading with
+        ``assign=True`` puts them there. A module that was replaced is another one.
+        """
+        if not any(leaf not in self.names for leaf in found if isinstance(leaf, nn.Parameter)):
+            return []
+        before = self._slots
+        self._read()
+        return [
+            (before[slot], parameter)
+            for slot, parameter in self._slots.items()
+            if slot in before and before[slot] is not parameter
+        ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         # The model itself is copied only where it is copied along.
@@ -269,7 +286,8 @@ class Ownership:
             self.attach(outputs.network, given=False)
         found = _Found.of(call, tasks, features, outputs)
         if self._structure is not None:
-            self._structure.refresh(found.reached)
+            for before, after in self._structure.refresh(found.reached):
+                self.union.add(after, self.union.of(before), self.union.seen(before))
         self._forget_named(found.reached)
         masks = self._told_apart(call, tasks, found, probe)
         for leaf, mask in masks.items():
@@ -279,6 +297,19 @@ class Ownership:
         sharing = self._sorted(call, tasks, masks, found)
         self._warn(call, tasks, sharing)
         return sharing
+
+    def of_sums(self, call: Call, tasks: Sequence[str], masks: dict[Tensor, int]) -> Sharing:
+        """Whose the leaves are of several micro-batches, each of which was decided on already.
+
+        Args:
+            call: the tasks of all of them.
+            tasks: all tasks.
+            masks: which tasks reach each leaf; none do where `plus` alone does.
+        """
+        reached = {leaf: mask for leaf, mask in masks.items() if mask}
+        extra = [leaf for leaf, mask in masks.items() if not mask]
+        found = _Found(reached, set(), set(), set(), extra, (), [])
+        return self._sorted(call, tasks, reached, found)
 
     def _forget_named(self, reached: Iterable[Tensor]) -> None:
         """Forget what an earlier call named, if these losses reach none of it.

@@ -20,19 +20,29 @@ a sum over members is every member's pass.
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import accumulate, chain, islice
-from typing import Any, cast
+from functools import cached_property
+from itertools import chain, islice
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from evenhand.autodiff.arithmetic import (
+    added,
+    batched,
+    chosen_targets,
+    cut,
+    differentiated_along,
+    doubly,
+    finite,
+    gradient,
+    shaped_like,
+    spans_among,
+    weighted_sum,
+)
 from evenhand.autodiff.call import Call, require_finite
 from evenhand.autodiff.factors import (
     Factored,
@@ -53,7 +63,7 @@ from evenhand.autodiff.gradients import (
 )
 from evenhand.autodiff.hooks import without_hooks
 from evenhand.autodiff.ownership import Sharing
-from evenhand.autodiff.rows import Column, Filled, Heads, Rows, beside, fill, numbers, plain_column
+from evenhand.autodiff.rows import Column, Filled, Heads, Rows, beside, fill, plain_column
 
 
 @dataclass
@@ -63,11 +73,16 @@ class Update:
     leaves: list[Tensor]
     gradients: list[Tensor | None]
 
+    def given(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The leaves that get a gradient, and these."""
+        found = list(self.items())
+        return [leaf for leaf, _ in found], [g for _, g in found]
+
     def items(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The leaves that get a gradient, each with it."""
-        for leaf, gradient in zip(self.leaves, self.gradients, strict=True):
-            if gradient is not None:
-                yield leaf, gradient
+        for leaf, g in zip(self.leaves, self.gradients, strict=True):
+            if g is not None:
+                yield leaf, g
 
 
 class Passes:
@@ -168,39 +183,13 @@ class Passes:
 
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
-        sizes = [numbers(p) // self._members.numel() for p in self.shared]
-        ends = accumulate(sizes)
-        columns = {
-            id(p): slice(end - size, end)
-            for p, size, end in zip(self.shared, sizes, ends, strict=True)
-        }
-        return [columns[id(target)] for target in self.targets(place)]
+        return spans_among(self.targets(place), self.shared, self._members)
 
     def targets(self, place: Place) -> list[Tensor]:
         """The tensors that `place` differentiates by."""
-        match place:
-            case "parameters":
-                return self.shared
-            case "representation":
-                return self._representation()
-            case "last_layer":
-                chosen = list(self.sharing.last_layer)
-            case _ if callable(place):
-                chosen = list(place(tuple(self.shared)))
-            case _:
-                raise ValueError(f"at={place!r} is no place a gradient can be taken")
-        if not chosen:
-            raise ValueError(
-                f"at={place!r}: the last shared layer of this model is not known; name it with "
-                "at=lambda shared: model.layer.parameters(), or use a MultiTaskNetwork"
-            )
-        foreign = [p for p in chosen if not any(p is s for s in self.shared)]
-        if foreign:
-            raise ValueError(
-                f"at={place!r} chose a parameter of shape {tuple(foreign[0].shape)} that is not "
-                "balanced: fewer than two tasks have reached it, or it is frozen"
-            )
-        return chosen
+        if place == "representation":
+            return self._representation()
+        return chosen_targets(place, self.shared, self.sharing.last_layer)
 
     def rows(self, place: Place) -> Rows:
         """g_i at `place` for every task."""
@@ -225,8 +214,8 @@ class Passes:
         """For each leaf, the mask of the tasks (by position among all) whose gradient is not 0."""
         masks = [0] * len(leaves)
         for k, loss in zip(self.call.index, self._each, strict=True):
-            for at, gradient in enumerate(_grad([loss], leaves)):
-                if gradient is not None and bool((gradient != 0).any()):
+            for at, g in enumerate(gradient([loss], leaves)):
+                if g is not None and bool((g.to_dense() != 0).any()):
                     masks[at] |= 1 << k
         return masks
 
@@ -289,7 +278,7 @@ class Passes:
 
     def _parts(
         self, inputs: Sequence[Tensor | GradientEdge], chunk: int, keep: bool
-    ) -> Iterator[tuple[int | slice, Row]]:
+    ) -> Generator[tuple[int | slice, Row], None, None]:
         """Pass by pass, which tasks it was of and what it found."""
         m = len(self.tasks)
         if chunk > 1:
@@ -332,7 +321,7 @@ class Passes:
                     stacks.append(stack)
         for i in range(0, m, chunk):
             part = slice(i, i + chunk)
-            yield part, _batched(outputs, inputs, [stack[part] for stack in stacks])
+            yield part, batched(outputs, inputs, [stack[part] for stack in stacks])
 
     def _representation(self) -> list[Tensor]:
         if not self._features:
@@ -352,7 +341,7 @@ class Passes:
             else:
                 m, beyond = len(self.tasks), self.sharing.beyond
                 columns = [plain_column(m, self._members) for _ in (*features, *beyond)]
-                with _cut(features), without_hooks(features):
+                with cut(features), without_hooks(features):
                     for i, row in enumerate(self._from_losses([*features, *beyond])):
                         fill(columns, i, row)
                 z, further = columns[: len(features)], columns[len(features) :]
@@ -367,7 +356,7 @@ class Passes:
         probes = [reading.probe for reading in self._readings]
         alone = self.sharing.alone if self._alone is None else [[] for _ in self.tasks]
         total = self._losses.sum()
-        gradients = iter(_grad([total], [*probes, *chain(*alone)], retain_graph=self._keep))
+        gradients = iter(gradient([total], [*probes, *chain(*alone)], retain_graph=self._keep))
         heads = list(islice(gradients, len(probes)))
         if self._alone is None:
             self._alone = [list(islice(gradients, len(mine))) for mine in alone]
@@ -388,7 +377,7 @@ class Passes:
         alone = self.sharing.alone if self._alone is None else [[] for _ in self.tasks]
         kept: list[Row] = []
         for loss, mine in zip(self._each, alone, strict=True):
-            row = _grad([loss], [*targets, *mine])
+            row = gradient([loss], [*targets, *mine])
             kept.append(row[len(targets) :])
             yield row[: len(targets)]
         if self._alone is None:
@@ -402,7 +391,7 @@ class Passes:
         if not pairs:
             return [None] * len(targets)
         outputs, gradients = zip(*pairs, strict=True)
-        return _grad(outputs, targets, gradients, retain_graph)
+        return gradient(outputs, targets, gradients, retain_graph)
 
     def _differentiable(self, weights: Tensor) -> tuple[Row, Tensor]:
         """The direction d = Σ w_i g_i, and the products g_i·d, from two passes for any m."""
@@ -415,10 +404,10 @@ class Passes:
             pairs = zip(self._features, mixed, strict=True)
             outputs = [z for z, d in pairs if d is not None]
             gradients = seeds = [d.detach().requires_grad_() for d in mixed if d is not None]
-        direction = _doubly(outputs, self.shared, gradients)
+        direction = doubly(outputs, self.shared, gradients)
         agreed = self._agreed([None if d is None else d.detach() for d in direction])
         changes = iter(
-            _along(
+            differentiated_along(
                 [d for d in direction if d is not None], seeds, [d for d in agreed if d is not None]
             )
         )
@@ -428,6 +417,40 @@ class Passes:
             along = [None if d is None else next(changes) for d in mixed]
             product = self.through_heads().against(along)
         return agreed, self._reducer.mean(product)
+
+    # What accumulation asks for ---------------------------------------------------------------
+
+    def per_task(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Every leaf, task (by position among all) and gradient ∂L_i/∂θ."""
+        common = [
+            (leaf, k, g)
+            for at, k in enumerate(self.call.index)
+            for leaf, g in self._common_of(at, k)
+        ]
+        if self._features is not None and self._combined_leaves:
+            self.through_heads()
+        alone = self._through_alone()
+        rows = self.rows("parameters")
+        for at, k in enumerate(self.call.index):
+            there = [*rows.targets, *self.sharing.alone[at]]
+            for leaf, g in zip(there, [*rows.row(at), *alone[at]], strict=True):
+                if g is not None:
+                    yield leaf, k, g
+        yield from common
+
+    def _common_of(self, at: int, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+        leaves = [leaf for leaf, mask in self.sharing.common if mask >> k & 1]
+        for leaf, g in zip(leaves, gradient([self._each[at]], leaves), strict=True):
+            if g is not None:
+                yield leaf, g
+
+    def gradient_of_plus(self) -> list[tuple[Tensor, Tensor]]:
+        """The leaves that `plus` reaches, each with its gradient."""
+        if self._plus is None:
+            return []
+        leaves = self.sharing.trained
+        found = gradient([self._plus], leaves, retain_graph=self._retain)
+        return [(leaf, g) for leaf, g in zip(leaves, found, strict=True) if g is not None]
 
     # What the update asks for -----------------------------------------------------------------
 
@@ -452,7 +475,7 @@ class Passes:
         """A direction [n] at `place` for balanced leaves; the others and `plus` as in `in_span`."""
         # A copy: the direction may be the method's own state, `.grad` is for others to write to.
         targets = self.targets(place)
-        row = _unflat(direction.clone(), targets, self._members, self._scale)
+        row = shaped_like(direction.clone(), targets, self._members, self._scale)
         if place == "representation":
             if self.sharing.beyond:
                 raise ValueError(
@@ -474,14 +497,14 @@ class Passes:
         leaves = self.sharing.trained
         whole = {id(leaf) for leaf, _ in self._partly}
         targets = [leaf for leaf in leaves if id(leaf) not in whole]
-        total = _weighted_sum(self._losses, weights)
+        total = weighted_sum(self._losses, weights)
         if self._plus is not None:
             total = total + self._plus
-        row = _grad([total], targets, retain_graph=self._retain or bool(whole))
+        row = gradient([total], targets, retain_graph=self._retain or bool(whole))
         found = {id(p): g for p, g in zip(targets, self._agreed(row), strict=True)}
-        for leaf, gradient in self._common(self._partly, weights):
-            extra = None if self._plus is None else _grad([self._plus], [leaf])[0]
-            found[id(leaf)] = _plus(gradient, extra)
+        for leaf, g in self._common(self._partly, weights):
+            extra = None if self._plus is None else gradient([self._plus], [leaf])[0]
+            found[id(leaf)] = added(g, extra)
         return Update(leaves, [found[id(leaf)] for leaf in leaves])
 
     def _update(self, balanced: Row, heads: Tensor | None) -> Update:
@@ -493,8 +516,8 @@ class Passes:
         row += [None] * len(sharing.extra)
         leaves = sharing.trained
         if self._plus is not None:
-            extra = self._agreed(_grad([self._plus], leaves, retain_graph=self._retain))
-            row = [_plus(g, e) for g, e in zip(row, extra, strict=True)]
+            extra = self._agreed(gradient([self._plus], leaves, retain_graph=self._retain))
+            row = [added(g, e) for g, e in zip(row, extra, strict=True)]
         return Update(leaves, row)
 
     @property
@@ -514,8 +537,8 @@ class Passes:
         for mask, leaves in by_mask.items():
             among = [at for at, k in enumerate(self.call.index) if mask >> k & 1]
             losses = torch.stack([self._each[at] for at in among], dim=-1)
-            total = _weighted_sum(losses, None if weights is None else weights[..., among])
-            row = self._agreed(_grad([total], leaves))
+            total = weighted_sum(losses, None if weights is None else weights[..., among])
+            row = self._agreed(gradient([total], leaves))
             found.update({id(leaf): g for leaf, g in zip(leaves, row, strict=True)})
         for leaf, _ in common:
             yield leaf, found[id(leaf)]
@@ -527,8 +550,8 @@ class Passes:
             return self._rows["parameters"].combined(weights)
         if self._features is not None:
             return self._combined_through(weights)
-        total = _weighted_sum(self._losses, weights)
-        return self._agreed(_grad([total], self._combined_leaves, None, self._keep))
+        total = weighted_sum(self._losses, weights)
+        return self._agreed(gradient([total], self._combined_leaves, None, self._keep))
 
     def _combined_through(self, weights: Tensor) -> Row:
         """Σ weights_i g_i by one pass through the trunk, and from rows for what lies round it."""
@@ -547,11 +570,11 @@ class Passes:
         if self._alone is None:
             # No leaf of one task is another's, so the gradient of the sum is every task's.
             alone = self.sharing.alone
-            gradients = iter(_grad([self._losses.sum()], [*chain(*alone)]))
+            gradients = iter(gradient([self._losses.sum()], [*chain(*alone)]))
             self._alone = [list(islice(gradients, len(mine))) for mine in alone]
         return self._alone
 
-    def _alone_scaled(self, weights: Tensor | None) -> list[Row]:
+    def _alone_scaled(self, weights: Tensor | None) -> Sequence[Row]:
         rows = [self._agreed(row) for row in self._through_alone()]
         if weights is None:
             return rows
@@ -570,13 +593,13 @@ class Passes:
         A task is named where the gradient of what it alone reaches is not finite; where only a sum
         is not, all that were summed are named.
         """
-        if _finite(update.gradients):
+        if finite(update.gradients):
             return
         position = {id(leaf): k for k, mine in enumerate(self.sharing.alone) for leaf in mine}
         guilty = {
             position[id(leaf)]
             for leaf, gradient in update.items()
-            if id(leaf) in position and not _finite([gradient])
+            if id(leaf) in position and not finite([gradient])
         }
         if guilty:
             raise NonFiniteError("gradient", [self.tasks[k] for k in sorted(guilty)])
@@ -584,133 +607,3 @@ class Passes:
 
     def _require_finite(self, values: Tensor) -> None:
         require_finite(values, self.tasks, "gradient")
-
-
-# Small arithmetic on lists of tensors ---------------------------------------------------------
-
-
-def _grad(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor | GradientEdge],
-    gradients: Sequence[Tensor] | None = None,
-    retain_graph: bool = True,
-) -> Row:
-    if not inputs:
-        return []
-    if gradients is None and outputs[0].ndim:
-        gradients = [torch.ones_like(output) for output in outputs]
-    targets = cast(Sequence[Tensor], inputs)  # it takes a mixture of both
-    row = torch.autograd.grad(
-        outputs, targets, gradients, retain_graph=retain_graph, allow_unused=True
-    )
-    return cast(Row, row)
-
-
-def _batched(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor | GradientEdge],
-    gradients: Sequence[Tensor],
-) -> Row:
-    """One pass on gradients [c, ...] by the outputs; what it returns is [c, ...] too."""
-    if not outputs:
-        return [None] * len(inputs)
-    try:
-        with warnings.catch_warnings():  # an operation without a rule of its own is looped over
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            row = torch.autograd.grad(
-                outputs,
-                cast(Sequence[Tensor], inputs),
-                gradients,
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
-    except RuntimeError as error:
-        raise ValueError(
-            "this network cannot be differentiated for several tasks at once; take "
-            f"Balancer(jacobian='looped'): {error}"
-        ) from error
-    return cast(Row, row)
-
-
-def _doubly(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None
-) -> Row:
-    """A pass that can be differentiated by `gradients`, or by what the outputs are made of."""
-    return cast(
-        Row,
-        torch.autograd.grad(outputs, inputs, gradients, create_graph=True, allow_unused=True),
-    )
-
-
-def _along(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Row:
-    """Differentiates what `_doubly` made."""
-    try:
-        return cast(Row, torch.autograd.grad(outputs, inputs, vectors, allow_unused=True))
-    except RuntimeError as error:
-        raise ValueError(
-            "the product J d needs operations whose backward pass can be differentiated, and one "
-            "of this network's cannot; fused attention is one: run the forward pass inside "
-            f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH). Torch says: {error}"
-        ) from error
-
-
-@contextmanager
-def _cut(features: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, gradients by the features stop there.
-
-    Of two levels of a pyramid, one made from the other, each then gets what reaches it directly;
-    the way from one to the other belongs to the trunk.
-    """
-    numbers: dict[Any, set[int]] = {}
-    for z in features if len(features) > 1 else ():
-        if z.grad_fn is not None:
-            numbers.setdefault(z.grad_fn, set()).add(z.output_nr)
-    handles = [node.register_prehook(partial(_without, which)) for node, which in numbers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _without(which: set[int], gradients: Row) -> tuple[Tensor | None, ...]:
-    return tuple(None if k in which else g for k, g in enumerate(gradients))
-
-
-def _weighted_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
-    return losses.sum() if weights is None else (losses * weights.to(losses.dtype)).sum()
-
-
-def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return other if one is None else one if other is None else one + other
-
-
-def _unflat(
-    vector: Tensor,
-    targets: Sequence[Tensor],
-    members: torch.Size,
-    scale: float | Tensor | None,
-) -> Row:
-    if scale is not None:
-        vector = vector * scale
-    pieces = torch.split(vector, [numbers(t) // members.numel() for t in targets], dim=-1)
-    return [_shaped(piece, t) for piece, t in zip(pieces, targets, strict=True)]
-
-
-def _shaped(piece: Tensor, target: Tensor) -> Tensor:
-    piece = piece.to(target.device)
-    if target.is_complex():
-        return torch.view_as_complex(piece.reshape(*target.shape, 2)).to(target.dtype)
-    return piece.reshape(target.shape).to(target.dtype)
-
-
-def _finite(row: Row) -> bool:
-    present = [g for g in row if g is not None]
-    if all(g.is_cpu for g in present):
-        return all(map(all_finite, present))
-    # Elsewhere one norm costs less than many sums. It is NaN or infinite if an entry is; should
-    # finite entries overflow it, they are tested after all.
-    if math.isfinite(nn.utils.get_total_norm(present).item()):
-        return True
-    return all(bool(g.isfinite().all()) for g in present)

@@ -237,7 +237,7 @@ class Sparse(Filled):
             return None
         numbers, rows = found
         shape = next(g.shape for g in self.entries if g is not None)
-        mixed = Stacked(len(rows), torch.Size(), rows).combined(weights)
+        mixed = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
         return torch.sparse_coo_tensor(
             numbers.unsqueeze(0), mixed, shape, is_coalesced=True, check_invariants=False
         )
