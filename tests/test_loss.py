@@ -30,6 +30,8 @@ from programs import (
 )
 from test_programs import balancer_for, exact, quietly, taken
 
+pytestmark = pytest.mark.filterwarnings("ignore:FAMO was not told")
+
 NAMES = ("a", "b", "c")
 IN_SPAN = tuple(name for name in METHODS if name != "graddrop")
 
@@ -364,12 +366,12 @@ def test_a_nan_inside_the_backward_leaves_everything_untouched(
     before = state(run.balancer)
     kept = [None if p.grad is None else p.grad.clone() for p in run.leaves]
     learned = [None if p.grad is None else p.grad.clone() for p in run.balancer.parameters()]
+    run.step(), control.step()
     fired: list[int] = []
     handles = []
     for k, leaf in enumerate(run.leaves):
         handles.append(leaf.register_hook(lambda _, k=k: fired.append(k)))
         handles.append(leaf.register_post_accumulate_grad_hook(lambda _, k=k: fired.append(k)))
-    run.step(), control.step()
     broken = run.world.trunk.layers[0] if where == "trunk" else run.world.heads[1]
     handle = broken.register_forward_hook(lambda module, args, out: Broken.apply(out))
     forward = run.forward()

@@ -21,8 +21,8 @@ from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from evenhand import Aggregator, Balance, Balancer, Clock, TaskGradients, Weighting
-from evenhand.weighting.base import Method
+from evenhand import Aggregator, Balance, Balancer, Clock, TaskGradients
+from evenhand.weighting.running import Running
 from programs import (
     AT_FEATURES,
     KINDS,
@@ -73,7 +73,7 @@ both_ways = pytest.mark.parametrize("call", [by_backward, by_loss], ids=["backwa
 
 def balancer_for(program: Program, world: World) -> Balancer:
     weighting, aggregator = METHODS[program.method](program.names, program.known)
-    learned = weighting is not None and weighting.learned
+    learned = weighting is not None and weighting.traits.learned
     balancer = Balancer(
         weighting,
         aggregator,
@@ -233,15 +233,20 @@ class Twin:
 
     def __init__(self, program: Program) -> None:
         self.names = program.names
-        self.weighting, self.aggregator = METHODS[program.method](program.names, program.known)
-        for method in self.methods:
-            method.bind(self.names)
+        slots = METHODS[program.method](program.names, program.known)
+        self.weighting, self.aggregator = (
+            None if method is None else Running(method, self.names) for method in slots
+        )
 
     @property
-    def methods(self) -> list[Method]:
-        return [m for m in (self.weighting, self.aggregator) if m is not None]
+    def running(self) -> list[Running]:
+        return [slot for slot in (self.weighting, self.aggregator) if slot is not None]
 
-    def view(self, step: Step, method: Method, clock: Clock, noise: float = 0.0) -> TaskGradients:
+    @property
+    def off_span(self) -> bool:
+        return self.aggregator is not None and isinstance(self.aggregator.method, Aggregator)
+
+    def view(self, step: Step, slot: Running, clock: Clock, noise: float = 0.0) -> TaskGradients:
         rows, positions = {
             "parameters": (step.rows, [k for k, shared in enumerate(step.balanced) if shared]),
             "representation": (step.at_features, range(100)),
@@ -249,16 +254,21 @@ class Twin:
                 step.rows,
                 [k for k, p in enumerate(step.leaves) for q in step.world.last_layer() if p is q],
             ),
-        }[method.at]
+        }[slot.method.at]
         width = len(next(iter(rows.values())))
         matrix = gramian(rows, [k for k in positions if k < width])
         chance = torch.Generator().manual_seed(0)
         shake = 1 + noise * torch.randn(len(matrix), generator=chance, dtype=matrix.dtype)
+        return self._of(step.losses, clock, gramian=shake[:, None] * matrix * shake)
+
+    def _of(
+        self, losses: Mapping[str, Tensor], clock: Clock, gramian: Tensor | None = None
+    ) -> TaskGradients:
         return TaskGradients.of(
-            gramian=shake[:, None] * matrix * shake,
-            losses=torch.stack(list(step.losses.values())),
-            tasks=list(step.losses),
-            index=torch.tensor([self.names.index(name) for name in step.losses]),
+            gramian=gramian,
+            losses=torch.stack(list(losses.values())),
+            tasks=list(losses),
+            index=torch.tensor([self.names.index(name) for name in losses]),
             total=len(self.names),
             clock=clock,
         )
@@ -267,30 +277,28 @@ class Twin:
         """What multiplies each task's gradient in the heads, and in the trunk."""
         heads = torch.ones(len(step.losses), dtype=torch.float64)
         if self.weighting is not None:
-            heads = self.weighting(self.view(step, self.weighting, clock, noise)).double()
+            seen = self.view(step, self.weighting, clock, noise)
+            heads = self.weighting.method.advance(seen, self.weighting.state).value.double()
         trunk = heads
-        if isinstance(self.aggregator, Weighting):
+        if self.aggregator is not None and not self.off_span:
             seen = self.view(step, self.aggregator, clock, noise).scaled(heads)
-            trunk = heads * self.aggregator(seen).double()
+            value = self.aggregator.method.advance(seen, self.aggregator.state).value
+            trunk = heads * value.double()
         return heads, trunk
 
     def learn(self, step: Step, clock: Clock) -> None:
-        for method in self.methods:
-            method.learn(self.view(step, method, clock))
-            method.commit()
+        """Go on to the next state, with gradients of what is learned."""
+        heads, _ = self.weights(step, clock)
+        for slot in self.running:
+            if slot.method.traits.reads_gradients and not any(step.balanced):
+                continue
+            if not (slot is self.aggregator and self.off_span):
+                seen = self.view(step, slot, clock)
+                slot(seen if slot is self.weighting else seen.scaled(heads))
 
-    def updated(self, step: Step, losses: Mapping[str, Tensor], clock: Clock) -> None:
-        for method in self.methods:
-            method.updated(
-                TaskGradients.of(
-                    losses=torch.stack(list(losses.values())),
-                    tasks=list(losses),
-                    index=torch.tensor([self.names.index(name) for name in losses]),
-                    total=len(self.names),
-                    clock=clock,
-                )
-            )
-            method.commit()
+    def updated(self, losses: Mapping[str, Tensor], clock: Clock) -> None:
+        for slot in self.running:
+            slot.after(self._of(losses, clock))
 
 
 def follow_weights_law(
@@ -333,7 +341,7 @@ def follow_weights_law(
                     raise
                 return
         found = taken(leaves)
-        check_delivery(step, balance, found, isinstance(twin.aggregator, Aggregator), meet)
+        check_delivery(step, balance, found, twin.off_span, meet)
         for k, leaf in enumerate(leaves if hooks else ()):
             wanted = int(step.reached(k) or (meet and found[k] is not None))
             counts = fired[f"hook of leaf {k}"], fired[f"accumulation of leaf {k}"]
@@ -342,10 +350,10 @@ def follow_weights_law(
         twin.learn(step, clock)
         check_learned(balancer, twin)
         descend(leaves, found)
-        if any(method.after for method in twin.methods):
+        if any(slot.method.traits.after for slot in twin.running):
             after = {name: loss.detach() for name, loss in world.forward().losses.items()}
             balancer.updated(after, clock)
-            twin.updated(step, after, clock)
+            twin.updated(after, clock)
 
 
 def check_delivery(
@@ -417,7 +425,7 @@ def check_weights(step: Step, balance: Balance, twin: Twin, clock: Clock) -> Non
 
 def check_learned(balancer: Balancer, twin: Twin) -> None:
     """Learned weights get the same gradients, and are moved alike."""
-    expected = [p for method in twin.methods for p in method.parameters()]
+    expected = [p for slot in twin.running for p in slot.parameters()]
     for one, other in zip(balancer.parameters(), expected, strict=True):
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None:
@@ -494,7 +502,7 @@ def test_a_known_network_needs_no_refusal(method: str, wrapping: str, call: Call
         with quietly():
             balance = call(balancer, forward.losses, features=forward.told, clock=clock)
         found = taken(step.leaves)
-        check_delivery(step, balance, found, isinstance(twin.aggregator, Aggregator), True)
+        check_delivery(step, balance, found, twin.off_span, True)
         check_weights(step, balance, twin, clock)
         twin.learn(step, clock)
         check_learned(balancer, twin)
