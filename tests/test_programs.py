@@ -356,6 +356,45 @@ def follow_weights_law(
             twin.updated(after, clock)
 
 
+def follow_accumulation(program: Program, call: Call) -> None:
+    """The weights law for batches that are handed over in two parts."""
+    world = World(program)
+    observer, twin = Observer(world), Twin(program)
+    balancer = balancer_for(program, world)
+    parts = (slice(0, 2), slice(2, None))
+    for number in range(program.steps):
+        note(f"step {number}")
+        version = world.version
+        world.prepare(number)
+        if world.version != version:
+            tell(balancer, program, world)
+        step, clock = observer.look(parts), Clock(step=number)
+        if program.method in AT_FEATURES:
+            reads = [any(g is not None and g.any() for g in r) for r in step.at_features.values()]
+            assume(all(reads))
+        assume(any(step.balanced))
+        with quietly():
+            world.part = parts[0]
+            forward = world.forward()
+            balancer.accumulate(forward.losses, features=forward.told)
+            assert all(leaf.grad is None for leaf in step.leaves)
+            world.part = parts[1]
+            forward = world.forward()
+            balance = call(balancer, forward.losses, features=forward.told, clock=clock)
+        world.part = slice(None)
+        found = taken(step.leaves)
+        meet = getattr(world.network, "fused", False)
+        check_delivery(step, balance, found, twin.off_span, meet)
+        check_weights(step, balance, twin, clock)
+        twin.learn(step, clock)
+        check_learned(balancer, twin)
+        descend(step.leaves, found)
+        if any(slot.method.traits.after for slot in twin.running):
+            after = {name: loss.detach() for name, loss in world.forward().losses.items()}
+            balancer.updated(after, clock)
+            twin.updated(after, clock)
+
+
 def check_delivery(
     step: Step, balance: Balance, found: Sequence[Tensor | None], off_span: bool, apart: bool
 ) -> None:
@@ -450,6 +489,18 @@ def test_the_weights_law_for_every_kind(kind: str, call: Call, data: st.DataObje
 @given(data=st.data())
 def test_the_weights_law_for_every_method(method: str, call: Call, data: st.DataObject) -> None:
     follow_weights_law(data.draw(programs(method=method)), call)
+
+
+ACCUMULATED = ("unlike names", "losses on one head", "late", "absent", "next fold", "scale")
+
+
+@both_ways
+@more
+@given(data=st.data())
+def test_the_weights_law_over_micro_batches(call: Call, data: st.DataObject) -> None:
+    """One solve over the whole batch, whatever the micro-batches are."""
+    program = data.draw(programs(data.draw(st.sampled_from(ACCUMULATED))))
+    follow_accumulation(program, call)
 
 
 @both_ways
