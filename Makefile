@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint same-bits demo clean
+.PHONY: help venv test programs lint same-bits demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,9 @@ RECENT := sys.version_info >= (3, 11)
 
 test: venv  ## run the tests and the examples in the docstrings
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
+
+programs: venv  ## hold the laws against many drawn programs (minutes; DRAWS=100 of each kind and method)
+	EVENHAND_PROGRAMS=$(or $(DRAWS),100) $(BIN)/pytest tests/test_programs.py -n auto --maxprocesses 8 --dist worksteal
 
 lint: venv  ## check style, formatting and types
 	$(BIN)/ruff check

@@ -99,6 +99,7 @@ class Program:
         dropped: what is left out at which step.
         rotate: whether heads change their pieces from step to step (a mixture of experts).
         route: how the balancer is told where the features are; see ROUTES.
+        turn: whether nothing is told at every other step.
         fused: whether a `MultiTaskNetwork` evaluates linear heads at once.
     """
 
@@ -118,6 +119,7 @@ class Program:
     rotate: bool = False
     steps: int = 2
     route: str = "none"
+    turn: bool = False
     fused: bool = False
     method: str = "mgda"
     jacobian: str | int = "looped"
@@ -244,7 +246,7 @@ class Trunk(nn.Module):
         first = x
         for layer in self.layers:
             first, x = x, layer(x)
-        return {"last": x, "others": [x * first.detach().cos()]} if self.nested else x
+        return {"last": x.sin(), "others": [x * first.detach().cos()]} if self.nested else x
 
 
 def _tensor(features: Any) -> Tensor:
@@ -371,6 +373,7 @@ class World:
         self.program = program
         self.version = 0
         self.step = 0
+        self.part = slice(None)  # of the batch, where it is taken in micro-batches
         self.build()
 
     def build(self) -> None:
@@ -495,12 +498,12 @@ class World:
     def inputs(self) -> Tensor:
         """x, [n, WIDTH], of this step."""
         chance = torch.Generator().manual_seed(17 * self.program.seed + self.step)
-        return torch.randn(SAMPLES, WIDTH, generator=chance, dtype=DTYPE)
+        return torch.randn(SAMPLES, WIDTH, generator=chance, dtype=DTYPE)[self.part]
 
     def target(self, k: int, width: int) -> Tensor:
         """What loss k wants, [n, width], of this step."""
         chance = torch.Generator().manual_seed(1 + 17 * self.program.seed + self.step + 1000 * k)
-        return torch.randn(SAMPLES, width, generator=chance, dtype=DTYPE)
+        return torch.randn(SAMPLES, width, generator=chance, dtype=DTYPE)[self.part]
 
     def forward(self, join: Callable[[Any], Any] | None = None) -> Forward:
         """The losses of this step, from a forward pass of its own.
@@ -527,6 +530,8 @@ class World:
             "outputs": outputs,
             "model+outputs": outputs,
         }[self.program.route]
+        if self.program.turn and self.step % 2:
+            told = None
         return Forward(losses, features, told)
 
     def forward_apart(self) -> Forward:
@@ -670,40 +675,55 @@ class Observer:
         self.account = Account()
         self.first: Account | None = None
 
-    def look(self) -> Step:
+    def look(self, parts: Sequence[slice] = (slice(None),)) -> Step:
         """What this step's losses reach, and the gradients; on a graph of its own.
 
-        No two heads meet in that graph: through a cat autograd would report zeros, not None, for
-        the heads that a loss does not read.
+        The losses are the sums over these parts of the batch. No two heads meet in that graph:
+        through a cat autograd would report zeros, not None, for the heads that a loss does not
+        read.
         """
         world = self.world
         leaves = world.leaves()
-        seen = world.forward_apart()
-        rows = gradients(seen.losses, leaves)
-        tensors = [z for z in _tensors(seen.features) if z.requires_grad]
+        losses: dict[str, Tensor] = {}
+        rows: dict[str, list[Tensor | None]] = {}
+        at_features: dict[str, list[Tensor | None]] = {}
         behind = [False] * len(leaves)
-        if tensors:
-            joint = torch.stack([z.sum() for z in tensors]).sum()
-            behind = [g is not None for g in gradients({"z": joint}, leaves)["z"]]
+        for world.part in parts:
+            seen = world.forward_apart()
+            tensors = [z for z in _tensors(seen.features) if z.requires_grad]
+            if tensors:
+                joint = torch.stack([z.sum() for z in tensors]).sum()
+                behind = [g is not None for g in gradients({"z": joint}, leaves)["z"]]
+            found, found_at_features = (gradients(seen.losses, of) for of in (leaves, tensors))
+            for name, loss in seen.losses.items():
+                losses[name] = losses.get(name, 0) + loss.detach()
+                before = rows.get(name, [None] * len(leaves))
+                rows[name] = [_plus(a, b) for a, b in zip(before, found[name], strict=True)]
+                at_features.setdefault(name, []).extend(found_at_features[name])
+        world.part = slice(None)
         self.account.enter(leaves, rows)
         now = Account()
         now.enter(leaves, rows)
         if self.first is None:
-            self.first = copy.copy(now)
+            self.first = now
         trunk = {id(p) for p in world.trunk.parameters()} if world.program.known else set()
         balanced = [len(self.account.who(p)) > 1 or id(p) in trunk for p in leaves]
         return Step(
             world,
             leaves,
-            {name: loss.detach() for name, loss in seen.losses.items()},
+            losses,
             rows,
-            gradients(seen.losses, tensors),
+            at_features,
             balanced,
             behind,
             self.account,
             self.first,
             now,
         )
+
+
+def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return one if other is None else other if one is None else one + other
 
 
 def _tensors(features: Any) -> list[Tensor]:
@@ -1132,6 +1152,8 @@ def programs(draw: st.DrawFn, kind: str | None = None, method: str | None = None
         jacobian=draw(st.sampled_from(["looped", "batched", 2])),
         factored=draw(st.sampled_from(["never", "always", "auto"])),
         named=draw(st.booleans()),
+        turn=method not in (*AT_FEATURES, "gradnorm") and draw(st.booleans()),
         fused=draw(st.booleans()),
+        frozen=(Change(99, "head", 2),) if len(heads) > 2 and draw(st.booleans()) else (),
     )
     return wanted.shape(program)

@@ -30,6 +30,8 @@ from programs import (
 )
 from test_programs import balancer_for, exact, quietly, taken
 
+pytestmark = pytest.mark.filterwarnings("ignore:FAMO was not told")
+
 NAMES = ("a", "b", "c")
 IN_SPAN = tuple(name for name in METHODS if name != "graddrop")
 
@@ -364,12 +366,12 @@ def test_a_nan_inside_the_backward_leaves_everything_untouched(
     before = state(run.balancer)
     kept = [None if p.grad is None else p.grad.clone() for p in run.leaves]
     learned = [None if p.grad is None else p.grad.clone() for p in run.balancer.parameters()]
+    run.step(), control.step()
     fired: list[int] = []
     handles = []
     for k, leaf in enumerate(run.leaves):
         handles.append(leaf.register_hook(lambda _, k=k: fired.append(k)))
         handles.append(leaf.register_post_accumulate_grad_hook(lambda _, k=k: fired.append(k)))
-    run.step(), control.step()
     broken = run.world.trunk.layers[0] if where == "trunk" else run.world.heads[1]
     handle = broken.register_forward_hook(lambda module, args, out: Broken.apply(out))
     forward = run.forward()
@@ -575,8 +577,8 @@ def test_all_outputs_that_the_losses_reach_are_used() -> None:
     run = Run("mgda-ub", route="module")
     run.step()
     world, x = run.world, run.world.inputs()
-    world.network(x)  # makes the balancer's first call below find a hook, if one is needed
     balancer = Balancer(aggregator=MGDA(at="representation"))
+    balancer.catch(world.trunk)
     for _ in range(2):
         zs = [world.trunk(x), world.trunk(-x)]
         a = world.heads[0](zs[0]).square().mean() + world.heads[0](zs[1]).sum()
@@ -743,6 +745,7 @@ def test_accumulating_replays_dropout_and_updates_batch_statistics_once() -> Non
     spread = gramian[0, 0] + gramian[1, 1] - 2 * gramian[0, 1]
     share = float(((gramian[1, 1] - gramian[0, 1]) / spread).clamp(0, 1))
     balancer = Balancer(aggregator=MGDA(at="representation"))
+    balancer.catch(trunk)
     for k, part in enumerate(x.chunk(2)):
         torch.manual_seed(10 + k)
         if k == 0:

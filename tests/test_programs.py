@@ -21,8 +21,8 @@ from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from evenhand import Aggregator, Balance, Balancer, Clock, TaskGradients, Weighting
-from evenhand.weighting.base import Method
+from evenhand import Aggregator, Balance, Balancer, Clock, TaskGradients
+from evenhand.weighting.running import Running
 from programs import (
     AT_FEATURES,
     KINDS,
@@ -74,14 +74,23 @@ both_ways = pytest.mark.parametrize("call", [by_backward, by_loss], ids=["backwa
 def balancer_for(program: Program, world: World) -> Balancer:
     weighting, aggregator = METHODS[program.method](program.names, program.known)
     learned = weighting is not None and weighting.traits.learned
-    return Balancer(
+    balancer = Balancer(
         weighting,
         aggregator,
         tasks=program.names if program.named or learned else None,
-        model=world.network if program.route in ("model", "model+outputs") else None,
         jacobian=program.jacobian,
         factored=program.factored,
     )
+    tell(balancer, program, world)
+    return balancer
+
+
+def tell(balancer: Balancer, program: Program, world: World) -> None:
+    """What a user tells a balancer of a network before the first forward pass."""
+    if program.route in ("model", "model+outputs"):
+        balancer.attach(world.network)
+    if program.route == "module":
+        balancer.catch(world.trunk)
 
 
 @contextmanager
@@ -148,15 +157,13 @@ def descend(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Non
 
 def follow_sum_law(program: Program, call: Call, hooks: bool = False) -> None:
     world = World(program)
-    balancer = Balancer(
-        tasks=program.names if program.named else None,
-        model=world.network if program.route in ("model", "model+outputs") else None,
-    )
+    balancer = Balancer(tasks=program.names if program.named else None)
+    tell(balancer, program, world)
     for step in range(program.steps):
         version = world.version
         (balancer,) = world.prepare(step, [balancer])
-        if world.version != version and "model" in program.route:
-            balancer.attach(world.network)
+        if world.version != version:
+            tell(balancer, program, world)
         leaves = world.leaves()
         watched = (leaves, list(world.trunk.layers)) if hooks else ([], [])
         with Fired(*watched) as expected_count, quietly():
@@ -226,15 +233,20 @@ class Twin:
 
     def __init__(self, program: Program) -> None:
         self.names = program.names
-        self.weighting, self.aggregator = METHODS[program.method](program.names, program.known)
-        for method in self.methods:
-            method.bind(self.names)
+        slots = METHODS[program.method](program.names, program.known)
+        self.weighting, self.aggregator = (
+            None if method is None else Running(method, self.names) for method in slots
+        )
 
     @property
-    def methods(self) -> list[Method]:
-        return [m for m in (self.weighting, self.aggregator) if m is not None]
+    def running(self) -> list[Running]:
+        return [slot for slot in (self.weighting, self.aggregator) if slot is not None]
 
-    def view(self, step: Step, method: Method, clock: Clock, noise: float = 0.0) -> TaskGradients:
+    @property
+    def off_span(self) -> bool:
+        return self.aggregator is not None and isinstance(self.aggregator.method, Aggregator)
+
+    def view(self, step: Step, slot: Running, clock: Clock, noise: float = 0.0) -> TaskGradients:
         rows, positions = {
             "parameters": (step.rows, [k for k, shared in enumerate(step.balanced) if shared]),
             "representation": (step.at_features, range(100)),
@@ -242,16 +254,21 @@ class Twin:
                 step.rows,
                 [k for k, p in enumerate(step.leaves) for q in step.world.last_layer() if p is q],
             ),
-        }[method.at]
+        }[slot.method.at]
         width = len(next(iter(rows.values())))
         matrix = gramian(rows, [k for k in positions if k < width])
         chance = torch.Generator().manual_seed(0)
         shake = 1 + noise * torch.randn(len(matrix), generator=chance, dtype=matrix.dtype)
+        return self._of(step.losses, clock, gramian=shake[:, None] * matrix * shake)
+
+    def _of(
+        self, losses: Mapping[str, Tensor], clock: Clock, gramian: Tensor | None = None
+    ) -> TaskGradients:
         return TaskGradients.of(
-            gramian=shake[:, None] * matrix * shake,
-            losses=torch.stack(list(step.losses.values())),
-            tasks=list(step.losses),
-            index=torch.tensor([self.names.index(name) for name in step.losses]),
+            gramian=gramian,
+            losses=torch.stack(list(losses.values())),
+            tasks=list(losses),
+            index=torch.tensor([self.names.index(name) for name in losses]),
             total=len(self.names),
             clock=clock,
         )
@@ -260,30 +277,28 @@ class Twin:
         """What multiplies each task's gradient in the heads, and in the trunk."""
         heads = torch.ones(len(step.losses), dtype=torch.float64)
         if self.weighting is not None:
-            heads = self.weighting(self.view(step, self.weighting, clock, noise)).double()
+            seen = self.view(step, self.weighting, clock, noise)
+            heads = self.weighting.method.advance(seen, self.weighting.state).value.double()
         trunk = heads
-        if isinstance(self.aggregator, Weighting):
+        if self.aggregator is not None and not self.off_span:
             seen = self.view(step, self.aggregator, clock, noise).scaled(heads)
-            trunk = heads * self.aggregator(seen).double()
+            value = self.aggregator.method.advance(seen, self.aggregator.state).value
+            trunk = heads * value.double()
         return heads, trunk
 
     def learn(self, step: Step, clock: Clock) -> None:
-        for method in self.methods:
-            method.learn(self.view(step, method, clock))
-            method.commit()
+        """Go on to the next state, with gradients of what is learned."""
+        heads, _ = self.weights(step, clock)
+        for slot in self.running:
+            if slot.method.traits.reads_gradients and not any(step.balanced):
+                continue
+            if not (slot is self.aggregator and self.off_span):
+                seen = self.view(step, slot, clock)
+                slot(seen if slot is self.weighting else seen.scaled(heads))
 
-    def updated(self, step: Step, losses: Mapping[str, Tensor], clock: Clock) -> None:
-        for method in self.methods:
-            method.updated(
-                TaskGradients.of(
-                    losses=torch.stack(list(losses.values())),
-                    tasks=list(losses),
-                    index=torch.tensor([self.names.index(name) for name in losses]),
-                    total=len(self.names),
-                    clock=clock,
-                )
-            )
-            method.commit()
+    def updated(self, losses: Mapping[str, Tensor], clock: Clock) -> None:
+        for slot in self.running:
+            slot.after(self._of(losses, clock))
 
 
 def follow_weights_law(
@@ -305,8 +320,8 @@ def follow_weights_law(
         leaves = world.leaves()
         if any((c.step, c.what) in ((number, "copy"), (number, "assign")) for c in program.changes):
             observer.account.moved(before, leaves)
-        if world.version != version and "model" in program.route:
-            balancer.attach(world.network)
+        if world.version != version:
+            tell(balancer, program, world)
         step = observer.look()
         meet = (wrapping is not None and wrapping.meets) or getattr(world.network, "fused", False)
         clock = Clock(step=number)
@@ -326,7 +341,7 @@ def follow_weights_law(
                     raise
                 return
         found = taken(leaves)
-        check_delivery(step, balance, found, isinstance(twin.aggregator, Aggregator), meet)
+        check_delivery(step, balance, found, twin.off_span, meet)
         for k, leaf in enumerate(leaves if hooks else ()):
             wanted = int(step.reached(k) or (meet and found[k] is not None))
             counts = fired[f"hook of leaf {k}"], fired[f"accumulation of leaf {k}"]
@@ -335,10 +350,49 @@ def follow_weights_law(
         twin.learn(step, clock)
         check_learned(balancer, twin)
         descend(leaves, found)
-        if any(method.traits.after for method in twin.methods):
+        if any(slot.method.traits.after for slot in twin.running):
             after = {name: loss.detach() for name, loss in world.forward().losses.items()}
             balancer.updated(after, clock)
-            twin.updated(step, after, clock)
+            twin.updated(after, clock)
+
+
+def follow_accumulation(program: Program, call: Call) -> None:
+    """The weights law for batches that are handed over in two parts."""
+    world = World(program)
+    observer, twin = Observer(world), Twin(program)
+    balancer = balancer_for(program, world)
+    parts = (slice(0, 2), slice(2, None))
+    for number in range(program.steps):
+        note(f"step {number}")
+        version = world.version
+        world.prepare(number)
+        if world.version != version:
+            tell(balancer, program, world)
+        step, clock = observer.look(parts), Clock(step=number)
+        if program.method in AT_FEATURES:
+            reads = [any(g is not None and g.any() for g in r) for r in step.at_features.values()]
+            assume(all(reads))
+        assume(any(step.balanced))
+        with quietly():
+            world.part = parts[0]
+            forward = world.forward()
+            balancer.accumulate(forward.losses, features=forward.told)
+            assert all(leaf.grad is None for leaf in step.leaves)
+            world.part = parts[1]
+            forward = world.forward()
+            balance = call(balancer, forward.losses, features=forward.told, clock=clock)
+        world.part = slice(None)
+        found = taken(step.leaves)
+        meet = getattr(world.network, "fused", False)
+        check_delivery(step, balance, found, twin.off_span, meet)
+        check_weights(step, balance, twin, clock)
+        twin.learn(step, clock)
+        check_learned(balancer, twin)
+        descend(step.leaves, found)
+        if any(slot.method.traits.after for slot in twin.running):
+            after = {name: loss.detach() for name, loss in world.forward().losses.items()}
+            balancer.updated(after, clock)
+            twin.updated(after, clock)
 
 
 def check_delivery(
@@ -410,7 +464,7 @@ def check_weights(step: Step, balance: Balance, twin: Twin, clock: Clock) -> Non
 
 def check_learned(balancer: Balancer, twin: Twin) -> None:
     """Learned weights get the same gradients, and are moved alike."""
-    expected = [p for method in twin.methods for p in method.parameters()]
+    expected = [p for slot in twin.running for p in slot.parameters()]
     for one, other in zip(balancer.parameters(), expected, strict=True):
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None:
@@ -435,6 +489,18 @@ def test_the_weights_law_for_every_kind(kind: str, call: Call, data: st.DataObje
 @given(data=st.data())
 def test_the_weights_law_for_every_method(method: str, call: Call, data: st.DataObject) -> None:
     follow_weights_law(data.draw(programs(method=method)), call)
+
+
+ACCUMULATED = ("unlike names", "losses on one head", "late", "absent", "next fold", "scale")
+
+
+@both_ways
+@more
+@given(data=st.data())
+def test_the_weights_law_over_micro_batches(call: Call, data: st.DataObject) -> None:
+    """One solve over the whole batch, whatever the micro-batches are."""
+    program = data.draw(programs(data.draw(st.sampled_from(ACCUMULATED))))
+    follow_accumulation(program, call)
 
 
 @both_ways
@@ -487,7 +553,7 @@ def test_a_known_network_needs_no_refusal(method: str, wrapping: str, call: Call
         with quietly():
             balance = call(balancer, forward.losses, features=forward.told, clock=clock)
         found = taken(step.leaves)
-        check_delivery(step, balance, found, isinstance(twin.aggregator, Aggregator), True)
+        check_delivery(step, balance, found, twin.off_span, True)
         check_weights(step, balance, twin, clock)
         twin.learn(step, clock)
         check_learned(balancer, twin)
