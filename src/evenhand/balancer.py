@@ -32,10 +32,11 @@ from evenhand.autodiff.gradients import (
 )
 from evenhand.autodiff.ownership import Sharing
 from evenhand.autodiff.passes import Graph, Update
-from evenhand.linalg.solution import SEVERITY
 from evenhand.network import Blocks, Nest, Outputs, leaves
 from evenhand.schedules import BLOCKS, Clock, Phase
-from evenhand.weighting.base import Method, Weighting, put, take
+from evenhand.weighting.base import Gradients, Method, Outcome, Weighting, warn_of, worst
+from evenhand.weighting.running import add_gradients
+from evenhand.weighting.state import Held, State, put, take
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,24 @@ class Balance:
     cosines: Tensor | None = None
     applied: bool = True
     status: str | None = None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a slot's method made of a call, and the gradients of its learned weights."""
+
+    outcome: Outcome
+    gradients: Gradients
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a call computed: the update, the next state, the gradients of learned weights."""
+
+    update: Update
+    balance: Balance
+    state: State
+    gradients: Gradients
 
 
 @dataclass(frozen=True)
@@ -113,8 +132,6 @@ class Balancer(nn.Module):
         (torch.Size([3, 2]), tensor([1., 1.]))
     """
 
-    last_weights: Tensor
-
     def __init__(
         self,
         weighting: Weighting | None = None,
@@ -144,8 +161,9 @@ class Balancer(nn.Module):
         self.tasks: tuple[str, ...] | None = None
         self._step = 0
         self._warned_of_epochs = False
+        self._warned_of_solves: set[str] = set()
         self._sharing = Sharing()
-        self.register_buffer("last_weights", torch.empty(0))
+        self.states = Held({})
         if model is not None:
             self.know(model)
         if tasks is not None:
@@ -165,7 +183,30 @@ class Balancer(nn.Module):
     @property
     def methods(self) -> list[Method]:
         """What the slots hold."""
-        return [slot for slot in (self.weighting, self.aggregator) if slot is not None]
+        return list(self._slots.values())
+
+    @property
+    def _slots(self) -> dict[str, Method]:
+        slots = {"weighting": self.weighting, "aggregator": self.aggregator}
+        return {name: method for name, method in slots.items() if method is not None}
+
+    @property
+    def last_weights(self) -> Tensor:
+        """The weights of the weighting slot in each task's last call, [..., M], float64."""
+        return self.states.get_buffer("last_weights")
+
+    def reset(self) -> None:
+        """Begin again: all histories and learned weights as they were before the first call.
+
+        The tasks, whose each parameter is, and what was timed are still known.
+        """
+        if self.tasks is not None:
+            self.states.reset(self._first_state(len(self.tasks)))
+        self._step = 0
+
+    def _first_state(self, total: int) -> State:
+        last = torch.ones(*self.members, total, dtype=torch.float64)
+        return {"last_weights": last} | {n: m.init(total) for n, m in self._slots.items()}
 
     def know(self, model: nn.Module) -> None:
         """Learn what `model` shares, if it is a `MultiTaskNetwork`, and its parameters' names."""
@@ -186,12 +227,11 @@ class Balancer(nn.Module):
                 f"not to {', '.join(tasks)}"
             )
         if self.tasks is None:
-            self.tasks = tasks
-            self.last_weights = torch.ones(*self.members, len(tasks), dtype=torch.float64)
             for method in self.methods:
-                method.bind(tasks)
-            for scalar in self.parameters():  # learned weights: every member has its own
-                scalar.data = scalar.data.expand(self.members).clone()
+                method.require(tasks)
+            self.tasks = tasks
+            self.states = Held(self._first_state(len(tasks)))
+            self.states.expand(self.members)  # learned weights: every member has its own
 
     # What a user calls ------------------------------------------------------------------------
 
@@ -239,23 +279,21 @@ class Balancer(nn.Module):
             losses, shared, own, features, phase, clock, plus, scale, retain_graph, samples
         )
         try:
-            update, balance = self._balanced(look)
+            step = self._balanced(look)
         except NonFiniteError:
-            self._discard()
             if scale is None:
                 raise
             for parameter in look.blocks.moving(look.phase):
                 parameter.grad = torch.full_like(parameter, float("inf"))
             return Balance(look.phase.tasks, look.view.losses, applied=False)
-        except BaseException:
-            self._discard()
-            raise
-        self._write(update, look.graph)
+        self._write(step.update, look.graph)
         if phase is not None:
             for parameter in look.blocks.resting(look.phase):
                 parameter.grad = None
-        self._commit(look.view, balance)
-        return balance
+        self.states.replace(step.state)
+        add_gradients(step.gradients)
+        self._step = look.view.clock.step + 1
+        return step.balance
 
     def gradients(
         self,
@@ -282,21 +320,17 @@ class Balancer(nn.Module):
         values = torch.stack([losses[task] for task in speaking], dim=-1)
         view = self._view(Matrices(None, None), speaking, values, clock, ())
         weighted = view.scaled(take(self.last_weights, view).to(view.losses))
-        for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
-            if method is not None:
-                method.updated(seen)
-                method.commit()
+        seen, state = {"weighting": view, "aggregator": weighted}, self.states.tree()
+        for name, method in self._slots.items():
+            state[name] = method.after(seen[name], state[name])
+        self.states.replace(state)
 
     def keep(self, members: Tensor) -> None:
         """Go on with the members of a stacked ensemble at these positions, [k], alone."""
         if len(self.members) != 1:
             raise ValueError("only a balancer made with members=(E,) has members to keep")
         self.members = torch.Size([len(members)])
-        self.last_weights = self.last_weights[members]
-        for scalar in self.parameters():
-            scalar.data, scalar.grad = scalar.data[members], None
-        for method in self.methods:
-            method.keep(members)
+        self.states.keep(members)
 
     # The steps of a backward ------------------------------------------------------------------
 
@@ -325,7 +359,7 @@ class Balancer(nn.Module):
         nest = [] if outputs.features is None else leaves(outputs.features)
         places = list(dict.fromkeys(z for z in nest if z.requires_grad))
         self._sharing.name(shared, own)
-        reads = self.aggregator is not None or any(m.reads_gradients for m in self.methods)
+        reads = self.aggregator is not None or any(m.traits.reads_gradients for m in self.methods)
         blocks, usable = self._sharing.decide(
             speaking,
             places,
@@ -355,31 +389,33 @@ class Balancer(nn.Module):
         further = [] if samples is None else self._further(samples, phase, blocks, clock)
         return _Look(graph, self._view(graph, phase.tasks, stacked, clock, further), phase, blocks)
 
-    def _balanced(self, look: _Look) -> tuple[Update, Balance]:
+    def _balanced(self, look: _Look) -> _Step:
         graph, view, phase = look.graph, look.view, look.phase
-        solving = [m for m in self.modules() if isinstance(m, Method)]
-        for method in solving:
-            method.status = None
         trunk_moves = "shared" in phase.moves and bool(graph.shared)
-        weights = self._weights(view, trunk_moves)
+        answers: dict[str, _Answer] = {}
+        weights: Tensor | None = None
+        if self.weighting is not None:
+            weights = take(self.last_weights, view).to(view.losses)
+            if trunk_moves or not self.weighting.traits.reads_gradients:
+                answers["weighting"] = self._ask("weighting", view)
+                weights = answers["weighting"].outcome.value
         weighted = view if weights is None else view.scaled(weights)
         trunk = weights
         aggregator = self.aggregator
-        if aggregator is not None and aggregator.reads_gradients and not trunk_moves:
+        if aggregator is not None and aggregator.traits.reads_gradients and not trunk_moves:
             aggregator = None  # one that reads losses goes on, though its weights move nothing
-        match aggregator:
-            case None:
-                update = graph.in_span(None, weights)
-            case Weighting() as combine:
-                trunk = combine(weighted)
-                if weights is not None:
-                    trunk = trunk * weights
-                update = graph.in_span(trunk, weights)
-            case Aggregator() as merge:
+        if aggregator is None:
+            update = graph.in_span(None, weights)
+        else:
+            answers["aggregator"] = self._ask("aggregator", weighted)
+            merged = answers["aggregator"].outcome.value
+            if isinstance(aggregator, Aggregator):
                 trunk = None
-                update = graph.off_span(merge(weighted), merge.at, weights)
+                update = graph.off_span(merged, aggregator.at, weights)
+            else:
+                trunk = merged if weights is None else merged * weights
+                update = graph.in_span(trunk, weights)
         graph.require_finite(update)
-        self._learn(view, weighted, trunk_moves)
         gramian = graph.known_gramian(*(method.at for method in self.methods))
         ones = torch.ones_like(view.losses)
         if not trunk_moves:
@@ -393,26 +429,27 @@ class Balancer(nn.Module):
             trunk_weights=trunk,
             norms=None if gramian is None else norms(gramian),
             cosines=None if gramian is None else cosines(gramian),
-            status=max(
-                (method.status for method in solving if method.status is not None),
-                key=SEVERITY.index,
-                default=None,
-            ),
+            status=worst([s for answer in answers.values() for s in answer.outcome.solves]),
         )
-        return update, balance
+        state = self.states.tree()
+        if weights is not None:
+            state["last_weights"] = put(state["last_weights"], view, weights.detach())
+        gradients: Gradients = {}
+        for name, answer in answers.items():
+            state[name] = answer.outcome.state
+            gradients |= answer.gradients
+            self._tell_of_solves(name, answer.outcome)
+        return _Step(update, balance, state, gradients)
 
-    def _weights(self, view: TaskGradients, trunk_moves: bool) -> Tensor | None:
-        if self.weighting is None:
-            return None
-        if self.weighting.reads_gradients and not trunk_moves:
-            return take(self.last_weights, view).to(view.losses)
-        weights: Tensor = self.weighting(view)
-        return weights
+    def _ask(self, slot: str, g: TaskGradients) -> _Answer:
+        """What the method in a slot makes of a call; it changes nothing."""
+        method, state = self._slots[slot], self.states.tree()[slot]
+        return _Answer(method.advance(g, state), method.learn(g, state))
 
-    def _learn(self, view: TaskGradients, weighted: TaskGradients, trunk_moves: bool) -> None:
-        for method, seen in ((self.weighting, view), (self.aggregator, weighted)):
-            if method is not None and (trunk_moves or not method.reads_gradients):
-                method.learn(seen)
+    def _tell_of_solves(self, slot: str, outcome: Outcome) -> None:
+        """Warn of a solve that missed its tolerance, once for each slot."""
+        if slot not in self._warned_of_solves and warn_of(self._slots[slot], outcome.solves):
+            self._warned_of_solves.add(slot)
 
     def _write(self, update: Update, graph: Graph) -> None:
         taken: set[int] = set()
@@ -429,17 +466,6 @@ class Balancer(nn.Module):
                 own = torch.empty_like(parameter).copy_(gradient) if aliased else gradient
                 taken.add(own.data_ptr())
                 parameter.grad = own
-
-    def _commit(self, view: TaskGradients, balance: Balance) -> None:
-        for method in self.methods:
-            method.commit()
-        self._step = view.clock.step + 1
-        if self.weighting is not None and balance.weights is not None:  # else they are ones
-            self.last_weights = put(self.last_weights, view, balance.weights.detach())
-
-    def _discard(self) -> None:
-        for method in self.methods:
-            method.discard()
 
     # Tasks ------------------------------------------------------------------------------------
 
@@ -488,7 +514,7 @@ class Balancer(nn.Module):
         return Clock(step=self._step, seed=self.seed)
 
     def _warn_of_epochs(self) -> None:
-        counting = [type(method).__name__ for method in self.methods if method.counts_epochs]
+        counting = [type(method).__name__ for method in self.methods if method.traits.counts_epochs]
         if counting and not self._warned_of_epochs:
             self._warned_of_epochs = True
             warnings.warn(
@@ -498,7 +524,7 @@ class Balancer(nn.Module):
             )
 
     def _refuse_late_parameters(self) -> None:
-        late = [type(method).__name__ for method in self.methods if method.learned]
+        late = [type(method).__name__ for method in self.methods if method.traits.learned]
         if late:
             raise ValueError(
                 f"{late[0]} has learned weights, which an optimizer must know before the first "
@@ -532,7 +558,7 @@ class Balancer(nn.Module):
         clock: Clock,
     ) -> list[TaskGradients]:
         """Views of the further batches that some method declares."""
-        wanted = max((method.batches for method in self.methods), default=1) - 1
+        wanted = max((method.traits.batches for method in self.methods), default=1) - 1
         if "shared" in phase.moves and len(samples) < wanted:
             raise ValueError(
                 f"this method wants {wanted} further independent batch(es) per step: pass their "

@@ -367,9 +367,9 @@ class _Lockstep(Training):
         """The steps of `members`."""
         first = members[0]
         stack = Stack([member.network for member in members])
-        methods = deepcopy((first.balancer.weighting, first.balancer.aggregator))
         balancer = Balancer(
-            *methods,
+            first.balancer.weighting,
+            first.balancer.aggregator,
             tasks=first.tasks,
             members=(len(members),),
             jacobian=first.balancer.chunking.wanted,

@@ -99,8 +99,8 @@ class Training:
         self._blocks = self.network.blocks()
         self.balancer.know(self.network)
         self.balancer.bind(self.tasks)
-        self._further = max((m.batches for m in self.balancer.methods), default=1) - 1
-        self._after = any(method.after for method in self.balancer.methods)
+        self._further = max((m.traits.batches for m in self.balancer.methods), default=1) - 1
+        self._after = any(method.traits.after for method in self.balancer.methods)
         self._features = FeatureMemory(
             self.network,
             self.stream,
