@@ -439,6 +439,7 @@ class Balancer(nn.Module):
             state[name] = answer.outcome.state
             gradients |= answer.gradients
             self._tell_of_solves(name, answer.outcome)
+        self.states.require(state)
         return _Step(update, balance, state, gradients)
 
     def _ask(self, slot: str, g: TaskGradients) -> _Answer:

@@ -70,6 +70,22 @@ class Held(nn.Module):
         """The state. The tensors are those held, not copies."""
         return {**self._buffers, **self._parameters, **{n: h.tree() for n, h in self._subtrees()}}
 
+    def require(self, state: State, path: str = "") -> None:
+        """Raise ValueError unless `state` has the same names as the state held.
+
+        Args:
+            state: any state.
+            path: how the message is to name the place of the subtree, if it is one.
+        """
+        held = self.tree()
+        if state.keys() != held.keys():
+            raise ValueError(
+                f"a method returned a state with the entries {sorted(state)}{path}, where its "
+                f"init made {sorted(held)}: return all of them, and no others"
+            )
+        for name, child in self._subtrees():
+            child.require(state[name], f"{path or ' under'} {name!r}")
+
     def replace(self, state: State) -> None:
         """Hold this state from now on, on the devices of the present one.
 
@@ -78,7 +94,7 @@ class Held(nn.Module):
         Raises:
             ValueError: its entries have other names than those of the state held; nothing changes.
         """
-        self._require_same_names(state)
+        self.require(state)
         self._replace(state)
 
     def reset(self, start: State) -> None:
@@ -113,16 +129,6 @@ class Held(nn.Module):
 
     def _subtrees(self) -> Iterator[tuple[str, Held]]:
         return ((name, child) for name, child in self.named_children() if isinstance(child, Held))
-
-    def _require_same_names(self, state: State, path: str = "") -> None:
-        held = self.tree()
-        if state.keys() != held.keys():
-            raise ValueError(
-                f"a method returned a state with the entries {sorted(state)}{path}, where its "
-                f"init made {sorted(held)}: return all of them, and no others"
-            )
-        for name, child in self._subtrees():
-            child._require_same_names(state[name], f"{path or ' under'} {name!r}")
 
     def _replace(self, state: State) -> None:
         for name in self._buffers:
