@@ -205,7 +205,7 @@ class Balancer(nn.Module):
         self._step = 0
 
     def _first_state(self, total: int) -> State:
-        last = torch.ones(*self.members, total, dtype=torch.float64)
+        last = torch.ones(total, dtype=torch.float64)
         return {"last_weights": last} | {n: m.init(total) for n, m in self._slots.items()}
 
     def know(self, model: nn.Module) -> None:
@@ -395,7 +395,7 @@ class Balancer(nn.Module):
         answers: dict[str, _Answer] = {}
         weights: Tensor | None = None
         if self.weighting is not None:
-            weights = take(self.last_weights, view).to(view.losses)
+            weights = take(self.last_weights, view).to(view.losses).expand_as(view.losses)
             if trunk_moves or not self.weighting.traits.reads_gradients:
                 answers["weighting"] = self._ask("weighting", view)
                 weights = answers["weighting"].outcome.value
