@@ -483,7 +483,8 @@ class Balancer(nn.Module):
         index = tuple(tasks.index(task) for task in present)
         call = Call(tuple(present), index, tuple(present.values()), _stacked(present))
         view = self._view(Matrices(None, None), call, clock, ())
-        weighted = view.scaled(take(self.last_weights, view).to(view.losses))
+        last = take(self.last_weights, view).to(view.losses)
+        weighted = view.scaled(last.expand_as(view.losses))
         seen, state = {"weighting": view, "aggregator": weighted}, self.states.tree()
         for name, method in self._slots.items():
             state[name] = method.after(seen[name], state[name])
@@ -744,7 +745,7 @@ class Balancer(nn.Module):
         answers: dict[str, _Answer] = {}
         weights: Tensor | None = None
         if self.weighting is not None:
-            weights = take(self.last_weights, view).to(view.losses)
+            weights = take(self.last_weights, view).to(view.losses).expand_as(view.losses)
             if balanced or not self.weighting.traits.reads_gradients:
                 answers["weighting"] = self._ask("weighting", view)
                 weights = answers["weighting"].outcome.value
