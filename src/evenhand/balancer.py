@@ -23,6 +23,7 @@ from evenhand.autodiff.accumulation import Accumulated, Sums
 from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.delivery import deliver, delivered_by, keeps_graph, released_at_the_end
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
@@ -211,6 +212,7 @@ class Balancer(nn.Module):
         self._ownership = Ownership()
         self._absent = Absent()
         self._catcher = Catcher()
+        self._coordinates = Coordinates()
         self._told: set[str] = set()
         self._sums: list[Sums] | None = None  # of micro-batches so far: theirs, and of samples
         self._spoiled: NonFiniteError | None = None
@@ -634,6 +636,8 @@ class Balancer(nn.Module):
             chunk=self.chunking,
             factored=self.factored,
             retain_trunk=self._merges_features,
+            coordinates=self._coordinates,
+            names=self._ownership.names,
         )
 
     def _sampled(self, step: _Step, sample: Mapping[str, Tensor]) -> Passes:
@@ -688,7 +692,8 @@ class Balancer(nn.Module):
                 plus=None,
             )
             sharing = self._ownership.of_sums(call, tasks, sums.masks())
-            sources.append(Accumulated(sums, call, sharing))
+            names = self._ownership.names
+            sources.append(Accumulated(sums, call, sharing, self._coordinates, names))
         main, *further = sources
         views = [self._view(other, main.call, step.clock, ()) for other in further]
         return main, self._view(main, main.call, step.clock, views)
@@ -940,12 +945,14 @@ class Balancer(nn.Module):
         """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
         tasks = self.tasks or ()
         state = {"tasks": list(tasks), "step": self._step, "chunk": self.chunking.measured}
+        state["coordinates"] = self._coordinates.state()
         return {**state, **self._ownership.state(tasks)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` gave."""
         self._step = state["step"]
         self.chunking.measured = state["chunk"]
+        self._coordinates.load_state(state.get("coordinates", {}))
         self._ownership.load_state(state, self.tasks or ())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

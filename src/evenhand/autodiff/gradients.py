@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -63,6 +64,21 @@ class Reducer:
         return gramian
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Where the columns of a Jacobian stand among all coordinates that were ever looked at.
+
+    Attributes:
+        total: the number of all coordinates.
+        index: the position of each column, int64 [n]; None where the columns are all, in order.
+        anew: whether none of them was there before, so that a history begins again.
+    """
+
+    total: int
+    index: Tensor | None = None
+    anew: bool = False
+
+
 class Source(Protocol):
     """Where gradients come from."""
 
@@ -75,6 +91,8 @@ class Source(Protocol):
     def product(self, place: Place, weights: Tensor) -> Tensor: ...
 
     def spans(self, place: Place) -> list[slice]: ...
+
+    def columns(self, place: Place) -> Columns: ...
 
 
 class TaskGradients:
@@ -207,6 +225,11 @@ class TaskGradients:
         return self._source.spans(place)
 
     @property
+    def columns(self) -> Columns:
+        """Where the columns of J stand among all coordinates, for histories over these."""
+        return self._source.columns(self.place)
+
+    @property
     def gramian(self) -> Tensor:
         """G = J Jᵀ, [m, m]."""
         gramian = self._source.gramian(self.place)
@@ -272,6 +295,9 @@ class Matrices:
 
     def spans(self, place: Place) -> list[slice]:
         return [slice(0, self.jacobian(place).shape[-1])]
+
+    def columns(self, place: Place) -> Columns:
+        return Columns(self.jacobian(place).shape[-1])
 
 
 def norms(gramian: Tensor) -> Tensor:

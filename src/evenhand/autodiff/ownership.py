@@ -212,6 +212,11 @@ class Ownership:
         return self._given and "unreached" not in self._told
 
     @property
+    def names(self) -> Mapping[Tensor, str]:
+        """The names of the model's parameters, where it is known."""
+        return {} if self._structure is None else self._structure.names
+
+    @property
     def network(self) -> MultiTaskNetwork | None:
         """The network whose structure is known."""
         self._settled()
