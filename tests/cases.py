@@ -76,6 +76,7 @@ CASES: tuple[Case, ...] = (
     Case("nash-mtl-clipped", lambda tasks: eh.NashMTL(max_norm=1.0)),
     Case("fairgrad", lambda tasks: eh.FairGrad(alpha=2.0)),
     Case("fairgrad-0.5", lambda tasks: eh.FairGrad(alpha=0.5)),
+    Case("fairgrad-0", lambda tasks: eh.FairGrad(alpha=0.0)),
     Case("aligned-mtl", lambda tasks: eh.AlignedMTL()),
     Case("aligned-mtl-median", lambda tasks: eh.AlignedMTL(scale="median")),
     Case("aligned-mtl-rmse", lambda tasks: eh.AlignedMTL(preferences(tasks), scale="rmse")),

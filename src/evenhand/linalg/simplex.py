@@ -31,6 +31,7 @@ from .solution import (
     judge_all,
     read,
     read_vectors,
+    require,
     simplex_gap,
     verdict,
 )
@@ -151,13 +152,8 @@ def project_simplex(vectors: Tensor) -> Tensor:
     >>> project_simplex(torch.tensor([2.0, 1.5, -1.0]))
     tensor([0.7500, 0.2500, 0.0000])
     """
-    if not vectors.is_floating_point():
-        raise TypeError(f"vectors must be floating point, not {vectors.dtype}")
-    if vectors.ndim == 0 or vectors.shape[-1] == 0:
-        raise ValueError(f"vectors must be [..., m] with m ≥ 1, not {list(vectors.shape)}")
+    require(vectors, "vectors", "[..., m]", 1)
     x = vectors.detach().cpu().double()
-    if not x.isfinite().all():
-        raise ValueError("vectors must be finite")
     x = x - x.amax(-1, keepdim=True)
     ranked = x.sort(-1, descending=True).values
     count = torch.arange(1, x.shape[-1] + 1, dtype=torch.float64)

@@ -70,6 +70,32 @@ class Member(NamedTuple):
     status: str
 
 
+def require(values: Tensor, name: str, shape: str, dimensions: int) -> None:
+    """The one check of numbers that come from outside: one row per task, all of them finite.
+
+    `shape` is how the message puts what the last `dimensions` of the tensor must be.
+
+    Raises:
+        TypeError: not a floating point tensor.
+        ValueError: too few dimensions, no rows, or an entry that is not finite.
+    """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} must be a floating point tensor {shape}, not {kind}")
+    if values.ndim < dimensions or values.shape[-dimensions] == 0:
+        raise ValueError(f"{name} must be {shape} with m ≥ 1 tasks, not {list(values.shape)}")
+    finite = values.detach().isfinite()
+    if not bool(finite.all()):
+        raise ValueError(f"{name}{_first(~finite.cpu().numpy(), values)} is not finite")
+
+
+def require_gramian(gramian: Tensor, name: str = "gramian") -> None:
+    """`require` for a stack of square matrices."""
+    require(gramian, name, "square, [..., m, m]", 2)
+    if gramian.shape[-1] != gramian.shape[-2]:
+        raise ValueError(f"{name} must be square, [..., m, m], not {list(gramian.shape)}")
+
+
 def read(gramian: Tensor, name: str = "gramian") -> Array:
     """The matrices of a stack `[..., m, m]` as a float64 array `[N, m, m]`, checked.
 
@@ -80,16 +106,9 @@ def read(gramian: Tensor, name: str = "gramian") -> Array:
         ValueError: not square, not finite, not symmetric or not positive semi-definite as far as
             its 2 x 2 minors tell, all beyond the rounding of its dtype.
     """
-    if not isinstance(gramian, Tensor) or not gramian.is_floating_point():
-        kind = gramian.dtype if isinstance(gramian, Tensor) else type(gramian).__name__
-        raise TypeError(f"{name} must be a floating point tensor [..., m, m], not {kind}")
-    shape = tuple(gramian.shape)
-    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
-        raise ValueError(f"{name} must be square, [..., m, m] with m ≥ 1, not {list(shape)}")
-    m = shape[-1]
+    require_gramian(gramian, name)
+    m = gramian.shape[-1]
     stack: Array = gramian.detach().cpu().double().numpy().reshape(-1, m, m)
-    if not np.isfinite(stack).all():
-        raise ValueError(f"{name}{_first(~np.isfinite(stack), gramian)} is not finite")
     diagonal = stack.diagonal(axis1=1, axis2=2)
     if diagonal.min(initial=0.0) < 0:
         where = _first((diagonal < 0)[:, :, None] & np.eye(m, dtype=bool), gramian)
@@ -123,9 +142,7 @@ def read_vectors(vectors: Tensor, gramian: Tensor, name: str) -> Array:
         TypeError: not a floating point tensor.
         ValueError: the shapes do not fit, or an entry is not finite.
     """
-    if not isinstance(vectors, Tensor) or not vectors.is_floating_point():
-        kind = vectors.dtype if isinstance(vectors, Tensor) else type(vectors).__name__
-        raise TypeError(f"{name} must be a floating point tensor [..., m], not {kind}")
+    require(vectors, name, "[..., m]", 1)
     lead, m = tuple(gramian.shape[:-2]), gramian.shape[-1]
     shape = tuple(vectors.shape)
     if len(shape) <= len(lead) or shape[: len(lead)] != lead or shape[-1] != m:
@@ -134,8 +151,6 @@ def read_vectors(vectors: Tensor, gramian: Tensor, name: str) -> Array:
             f"it must begin with {list(lead)} and end with {m}"
         )
     values: Array = vectors.detach().cpu().double().numpy()
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}{_first(~np.isfinite(values), vectors)} is not finite")
     between = int(np.prod(shape[len(lead) : -1]))
     return values.reshape(int(np.prod(lead)), between, m)
 

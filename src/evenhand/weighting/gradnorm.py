@@ -10,8 +10,8 @@ from torch import Tensor
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import put, take
 from evenhand.weighting.learned import Learned
+from evenhand.weighting.positive import SMALLEST_LOSS
 
-SMALLEST_LOSS = 1e-12
 SMALLEST_WEIGHT = 1e-8
 
 

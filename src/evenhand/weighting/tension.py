@@ -12,9 +12,7 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients, norms
 from evenhand.linalg import Solution, project_cone
 from evenhand.weighting.base import Needs, Weighting, Wrapper, put, take
-
-SMALLEST_LOSS = 1e-12
-"""Where the logarithm of a loss stops falling."""
+from evenhand.weighting.positive import SMALLEST_LOSS
 
 
 class Tension(Wrapper):
