@@ -85,6 +85,7 @@ CASES: tuple[Case, ...] = (
     Case("dualproj", lambda tasks: eh.DualProj()),
     Case("dualproj-preferring", lambda tasks: eh.DualProj(preferences(tasks))),
     Case("config", lambda tasks: eh.ConFIG()),
+    Case("config-precise", lambda tasks: eh.ConFIG(precise=True)),
     Case("config-preferring", lambda tasks: eh.ConFIG(preferences(tasks))),
     Case("krum", lambda tasks: eh.Krum()),
     Case("multi-krum", lambda tasks: eh.Krum(byzantine=1, selected=3), tasks=(8,)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -232,12 +234,31 @@ def test_imtl_g_may_climb() -> None:
 
 def test_config_has_the_cosines_preferred() -> None:
     j = jacobian("spread", 4)
-    for preference in ([1.0, 1, 1, 1], [1.0, 2, 3, 0]):
-        method = eh.ConFIG(dict(zip("abcd", preference, strict=True)))
+    for preference, precise in product(([1.0, 1, 1, 1], [1.0, 2, 3, 0]), (False, True)):
+        method = eh.ConFIG(dict(zip("abcd", preference, strict=True)), precise=precise)
         v = weigh(method, j) @ j
         cosines = units(j) @ v / v.norm()
         close(cosines / cosines[0], preference, 1e-7)
         close(v.norm(), float((j @ v).sum() / v.norm()))
+
+
+def test_config_from_the_rows_is_more_precise_where_gradients_are_nearly_dependent() -> None:
+    """Against the definition in float64 on float32 rows whose singular values span 1 to 1000."""
+    at = chance("config")
+    left, right = (
+        torch.linalg.qr(torch.randn(n, 6, dtype=torch.float64, generator=at)).Q for n in (6, 300)
+    )
+    j = (left * torch.logspace(0, -3, 6, dtype=torch.float64) @ right.T).float()
+    unit = units(j.double())
+    x = torch.linalg.pinv(unit) @ torch.full((6,), 1 / 6, dtype=torch.float64)
+    wanted = (j.double() @ x).sum() * x / x.norm().square()
+    errors = [
+        float((weigh(eh.ConFIG(precise=p), j).double() @ j.double() - wanted).norm())
+        / float(wanted.norm())
+        for p in (False, True)
+    ]
+    assert errors[1] <= 2e-4
+    assert errors[0] >= 10 * errors[1]
 
 
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])

@@ -616,6 +616,27 @@ def test_nash_when_gradients_recur_and_norms_span_orders_of_magnitude() -> None:
         assert ((g @ w - w**-10).abs() <= rounding + 1e-8 * w**-10).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "m", "alpha"),
+    [
+        ("independent", 2, 0.05),
+        ("conflicting", 8, 0.1),
+        ("spread", 8, 0.1),
+        ("tiny", 8, 5.0),
+        ("tiny", 20, 5.0),
+        ("tiny", 20, 20.0),
+    ],
+)
+def test_newtons_method_arrives_without_a_line_search(kind: str, m: int, alpha: float) -> None:
+    """Where a search by the objective's value stops short: rounding hides its last decrease."""
+    for seed in range(2):
+        j = jacobian(kind, m, seed)
+        for rows in (j, torch.logspace(0, 6, m, dtype=torch.float64)[:, None] * j):
+            solution = nash_weights(gram(rows), alpha)
+            assert solution.status == "optimal"
+            assert solution.gap <= 1e-12
+
+
 def test_nash_directions_ignore_the_scale_of_tasks() -> None:
     j = jacobian("conflicting", 6)
     scales = 10 ** (2 * normal(6, 1))
@@ -803,6 +824,22 @@ def test_projections_keep_their_promises_near_stationary_points_in_single_precis
         if solution.status == "optimal":
             assert (harm <= 4 * EPS32 * size + 1e-6 * before).all()
     assert statuses == {"optimal", "stationary", "inaccurate"}
+
+
+def test_nash_says_so_where_single_precision_does_not_tell_the_solution() -> None:
+    """Measured on the rows: what is called optimal satisfies g_i·d = 1/w_i and ‖d‖² = m."""
+    statuses = set()
+    for j32 in NEAR:
+        solution = nash_weights(gram(j32))
+        j, w = j32.double(), solution.weights.double()
+        d = w @ j
+        statuses.add(solution.status)
+        if solution.status == "optimal":
+            assert float(d.norm()) == pytest.approx(len(j) ** 0.5, rel=1e-2)
+            assert ((j @ d) * w - 1).abs().max() <= 0.02
+        elif solution.status == "inaccurate":
+            assert solution.gap > 1e-2
+    assert statuses == {"optimal", "unbounded", "inaccurate"}
 
 
 def test_the_certificate_is_at_the_gramians_precision() -> None:
