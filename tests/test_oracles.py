@@ -836,9 +836,9 @@ def test_nash_says_so_where_single_precision_does_not_tell_the_solution() -> Non
         statuses.add(solution.status)
         if solution.status == "optimal":
             assert float(d.norm()) == pytest.approx(len(j) ** 0.5, rel=1e-2)
-            assert ((j @ d) * w - 1).abs().max() <= 0.02
+            assert ((j @ d) * w - 1).abs().max() <= 0.2
         elif solution.status == "inaccurate":
-            assert solution.gap > 1e-2
+            assert solution.gap > 0.05
     assert statuses == {"optimal", "unbounded", "inaccurate"}
 
 

@@ -33,10 +33,9 @@ from .solution import (
 )
 
 SUSPECT = 1e-2
-"""The relative error of some g_i·d from which on one should ask whether there is a solution.
-
-And the relative error of d from which on the solution is not called one.
-"""
+"""The relative error of some g_i·d from which on one should ask whether there is a solution."""
+DOUBT = 0.05
+"""The part of ‖d‖ that the rounding of G may move, from which on the solution is not called one."""
 
 
 def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
@@ -47,7 +46,7 @@ def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
     from G's by no more than 4 eps |G_ij|. Where gradients of very different lengths conflict and α
     is small, g_i·d = w_i^(−1/α) can be far below the rounding of (Gw)_i; w is as accurate
     as elsewhere then, though that g_i·d cannot be read off it. Where 4 eps ‖g_i‖‖g_j‖ of G_ij, eps
-    that of G's dtype, could move d by more than 1 % of its length (close to a Pareto-stationary
+    that of G's dtype, could move d by more than 5 % of its length (close to a Pareto-stationary
     point), that share is the gap, and the status "inaccurate". `squared_norm` is wᵀGw, which is m
     for α = 1, whatever the scale of the gradients. For α = 1 multiplying g_i by s > 0 divides w_i
     by s, and the direction does not change; for other α it does.
@@ -93,7 +92,7 @@ def _bargain(gramian: Array, p: float, precision: float) -> Member:
         weights, more = simplex_minimiser(gramian)
         squared = max(float(weights @ gramian @ weights), 0.0)
         return Member(weights, squared, np.inf, count + more, "unbounded")
-    if suspect and (doubt := _sensitivity(inner, w, p, ROUNDING * precision)) > SUSPECT:
+    if suspect and (doubt := _sensitivity(inner, w, p, ROUNDING * precision)) > DOUBT:
         gap = max(gap, doubt)
     squared = max(float(weights @ gramian @ weights), 0.0)
     return Member(weights, squared, gap, count, judge(gap, precision))
@@ -116,7 +115,8 @@ def _sensitivity(gramian: Array, w: Array, p: float, rounding: float) -> float:
     """By how much of its length Jᵀw may move when each G_ij does by `rounding` ‖g_i‖‖g_j‖.
 
     To first order δ_i = Δw_i/w_i solves Hδ = −W ΔG w with W = diag(w), H = WGW + p diag(w^(1−p)),
-    and ‖JᵀΔw‖ = ‖M^½ δ‖ with M = WGW: at most Σ_i b_i ‖M^½ H⁻¹ e_i‖, b_i the bound of |W ΔG w|_i.
+    and ‖JᵀΔw‖ = ‖M^½ δ‖ with M = WGW. Roundings are taken as independent of each other, so their
+    effects are added as squares.
     """
     terms = w * np.sqrt(gramian.diagonal())
     inner = gramian * w * w[:, None]
@@ -127,7 +127,7 @@ def _sensitivity(gramian: Array, w: Array, p: float, rounding: float) -> float:
     if inverse is None or length <= 0:
         return np.inf
     moves = np.sqrt(np.maximum(((inverse @ inner) * inverse).sum(1), 0.0))
-    return float(rounding * (terms @ moves) * terms.sum() / np.sqrt(length))
+    return float(rounding * np.linalg.norm(terms * moves) * np.linalg.norm(terms) / length**0.5)
 
 
 def _newton(gramian: Array, p: float) -> tuple[Array, float, int]:
