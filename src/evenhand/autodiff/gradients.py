@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from evenhand.linalg.solution import require, require_gramian
 from evenhand.schedules import Clock
 
 Place = (
@@ -151,14 +152,24 @@ class TaskGradients:
         Losses default to ones; every place shows the same numbers.
 
         Raises:
-            ValueError: nothing was given, or the number of tasks does not agree.
+            TypeError: what was given is not a floating point tensor.
+            ValueError: nothing was given, there is no task, a number is not finite, the Gramian is
+                not square, or the number of tasks does not agree.
 
         Example:
             >>> TaskGradients.of(jacobian=torch.tensor([[3.0, 0.0], [1.0, 2.0]])).gramian
             tensor([[9., 3.],
                     [3., 5.]])
         """
+        if jacobian is not None:
+            require(jacobian, "jacobian", "[..., m, n]", 2)
+        if gramian is not None:
+            require_gramian(gramian)
+        if losses is not None:
+            require(losses, "losses", "[..., m]", 1)
         source = Matrices(jacobian, gramian)
+        if losses is None and jacobian is None and gramian is None:
+            raise ValueError("give losses, a jacobian or a gramian")
         if losses is None:
             losses = torch.ones_like(source.norms("parameters"))
         if tasks is None:
@@ -284,7 +295,13 @@ class Matrices:
     def gramian(self, place: Place) -> Tensor:
         if self._gramian is None:
             jacobian = self.jacobian(place)
-            self._gramian = jacobian @ jacobian.mT
+            gramian = jacobian @ jacobian.mT
+            if not all_finite(gramian):
+                raise ValueError(
+                    f"squared norms of the jacobian's rows overflow {jacobian.dtype}: "
+                    "give it in torch.float64, or divide the losses"
+                )
+            self._gramian = gramian
         return self._gramian
 
     def norms(self, place: Place) -> Tensor:
