@@ -207,11 +207,11 @@ def test_a_member_has_the_chance_of_its_own_seed_at_any_place(recipe: str) -> No
     """Seeds in no order: every member's weights are those of its run alone."""
     seeds = (7, 0, 3)
     stack = StackedTraining(members(recipe, seeds))
+    assert stack._steps.seeds == seeds
     found: dict[int, list[Record]] = {k: [] for k in range(3)}
     for k, event in stack.run():
         if isinstance(event, Record):
             found[k].append(event)
-    assert stack._steps.seeds == seeds
     told = []
     for k, seed in enumerate(seeds):
         alone = list(run_of(recipe, seed).run())
