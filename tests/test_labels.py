@@ -149,7 +149,13 @@ def test_classes_may_be_called_minus_one_and_one() -> None:
     y = torch.tensor([-1, 1, -1, 1])
     problem = of_targets(torch.full((4,), 0.5), {"a": task}, a=y)
     assert evaluate(echoing(["a"]), problem, problem.test, ["a"]) == ({"a": 1.0}, {"a": 0.5})
-    assert problem.label_counts()["a"]["train"] == LabelCount(4, 4, 4)
+
+
+def test_what_is_called_minus_one_is_counted() -> None:
+    y = torch.tensor([[-1], [1], [-1], [0]])
+    assert Labelling().count(y) == LabelCount(4, 4, 4)
+    assert Labelling(missing=-1).count(y) == LabelCount(4, 2, 2)
+    assert Labelling().taken(y, y)[1].flatten().tolist() == [-1, 1, -1, 0]
 
 
 def test_a_void_pixel_leaves_no_picture_out() -> None:
