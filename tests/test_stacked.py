@@ -277,7 +277,8 @@ def _built(trunk: Callable[[], nn.Module], **heads: nn.Module) -> Problem:
 def _unlabelled() -> Problem:
     targets = {**POINTS.train.targets, "side": POINTS.train.targets["side"].clone()}
     targets["side"][3] = -1
-    return replace(POINTS, train=Split(POINTS.train.inputs, targets))
+    tasks = {**POINTS.tasks, "side": replace(POINTS.tasks["side"], missing=-1)}
+    return replace(POINTS, tasks=tasks, train=Split(POINTS.train.inputs, targets))
 
 
 def _loaded() -> Problem:
@@ -343,7 +344,7 @@ OBSTACLES: Mapping[str, tuple[Callable[[], list[Training]], str]] = {
         lambda: _with(replace(POINTS, penalty=lambda network: next(network.parameters()).sum())),
         "penalty",
     ),
-    "labels": (lambda: _with(_unlabelled()), "no label"),
+    "labels": (lambda: _with(_unlabelled()), "labels are missing"),
     "loader": (lambda: _with(_loaded()), "not held in memory"),
     "groups": (lambda: _members("ius-groups"), "depend on the seed"),
     "nested": (

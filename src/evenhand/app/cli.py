@@ -178,6 +178,7 @@ def compare(
         f"kept in {folder}"
     )
     problem = load_problem(settings.source)
+    say(progress.told_labels(problem.label_counts()))
     say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
     if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
         say(told)

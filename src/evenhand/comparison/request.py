@@ -94,5 +94,8 @@ class Settings:
 
 @lru_cache(maxsize=4)
 def load_problem(source: str) -> Problem:
-    """The problem called `source`, with the split that all seeds share."""
+    """The problem called `source`, with the split that all seeds share.
+
+    It is kept while one comparison is made; `prepare` and `finished` load it afresh.
+    """
     return data.problem(source)

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from evenhand.data.problem import Batch, Problem, Split, Stream, Task, labelled
+from evenhand.data.labels import LabelCount, Labelling, labelled
+from evenhand.data.problem import Batch, Problem, Split, Stream, Task
 
 __all__ = [
     "SOURCES",
     "Batch",
+    "LabelCount",
+    "Labelling",
     "Problem",
     "Source",
     "Split",

@@ -74,7 +74,8 @@ def load(
     for number in range(3):
         index = (part == number).nonzero().flatten()
         faces = Faces(images, [names[int(i)] for i in index], attributes, labels[index])
-        parts.append(Pictures(faces, len(index), batch, workers, device))
+        files = [_found(where, ATTRIBUTES), *(images / name for name in faces.names)]
+        parts.append(Pictures(faces, len(index), batch, workers, device, files))
     return Problem(
         name="celeba",
         summary=source.summary,

@@ -121,12 +121,21 @@ def load_scene(
 
     Targets are the class, int64 [n, h, 2h] (255 is void); the way (down, right) to the middle of
     the pixel's instance in full-size pixels over 128, [n, 2, h, 2h]; the disparity in full-size
-    pixels, [n, h, 2h]. Pixels without instance or disparity are infinite, and count nowhere.
+    pixels, [n, h, 2h]. Pixels without instance or disparity are NaN, and count nowhere.
     """
     tasks = {
-        "semantic": Task(_class_loss, partial(Overlap, len(CLASSES)), "mIoU", True),
-        "instance": Task(partial(_known_mean, scale=1.0), _error, "error", False),
-        "disparity": Task(partial(_known_mean, scale=1 / DEVIATION), _error, "error, px", False),
+        "semantic": Task(
+            _class_loss,
+            partial(Overlap, len(CLASSES)),
+            "mIoU",
+            True,
+            missing=VOID,
+            gaps="loss",
+        ),
+        "instance": Task(partial(_known_mean, scale=1.0), _error, "error", False, gaps="loss"),
+        "disparity": Task(
+            partial(_known_mean, scale=1 / DEVIATION), _error, "error, px", False, gaps="loss"
+        ),
     }
     options = Options(seed, where, batch, workers, device, height)
     return _problem("cityscapes-scene", tasks, scene_network, Scene, options)
@@ -164,6 +173,7 @@ def _problem(
             options.batch,
             options.workers,
             options.device,
+            [file for frame in those for file in (frame if disparity else frame[:2])],
         )
         for those in (known, held, frames(where, "val", disparity))
     )
@@ -199,7 +209,7 @@ def _class_loss(scores: Tensor, classes: Tensor) -> Tensor:
 
 
 def _known_mean(values: Tensor, target: Tensor, scale: float) -> Tensor:
-    """Scale · mean |values − target| over the finite targets; 0 if there is none."""
+    """Scale · mean |values − target| over the targets that are known; 0 if none is."""
     known = target.isfinite()
     return scale * (values[known] - target[known]).abs().sum() / known.sum().clamp(min=1)
 
@@ -295,7 +305,7 @@ class Scene:
         labels, disparity = numbers(scene.labels), numbers(scene.disparity).astype(np.float32)
         classes = np.full(256, VOID)
         classes[list(CLASSES)] = range(len(CLASSES))
-        steps = np.where(disparity > 0, (disparity - 1) / 256, np.inf).astype(np.float32)
+        steps = np.where(disparity > 0, (disparity - 1) / 256, np.nan).astype(np.float32)
         down, right = middles(numbers(scene.instances))
         ways = np.stack([nearest(down, *size), nearest(right, *size)])
         targets = {
@@ -309,9 +319,9 @@ class Scene:
 def middles(instances: npt.NDArray[np.integer]) -> tuple[Floats, Floats]:
     """How far each pixel is from the middle of its instance, down and to the right, in pixels.
 
-    An instance has the number 1000 · class + k; pixels of none, and of void, are infinite.
+    An instance has the number 1000 · class + k; pixels of none, and of void, are NaN.
     """
-    down = np.full(instances.shape, np.inf, np.float32)
+    down = np.full(instances.shape, np.nan, np.float32)
     right = down.copy()
     for number in np.unique(instances[np.isin(instances // 1000, CLASSES)]):
         rows, columns = np.nonzero(instances == number)

@@ -23,6 +23,7 @@ files, with components moved to [0, 1], and so do their products; ours are cosin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +58,8 @@ def load(
     """Segmentation, depth, normals of pictures [n, 3, h, w].
 
     Targets are classes, int64 [n, h, w] (255 where there is none), metres [n, h, w] and unit
-    vectors [n, 3, h, w] (0 where there is none). Outputs are logits [n, 13, h, w], metres, and
-    unit vectors.
+    vectors [n, 3, h, w], both NaN where there is none. Outputs are logits [n, 13, h, w], metres,
+    and unit vectors.
 
     Args:
         seed: draws which pictures validate.
@@ -76,7 +77,14 @@ def load(
     where = folder() / "nyuv2" if where is None else where
     known, held = apart(count(where, "train"), seed)
     train, validation, test = (
-        Pictures(Rooms(where / split, index), len(index), batch, workers, device)
+        Pictures(
+            Rooms(where / split, index),
+            len(index),
+            batch,
+            workers,
+            device,
+            [where / split / kind / f"{k}.npy" for k in index for kind in KINDS],
+        )
         for split, index in (
             *(("train", known), ("train", held)),
             ("val", range(count(where, "val"))),
@@ -88,8 +96,10 @@ def load(
         citation=source.citation,
         tasks={
             "segmentation": Task(class_loss, partial(Overlap, CLASSES), "mIoU", True),
-            "depth": Task(depth_loss, partial(Averaged, depth_errors), "error, m", False),
-            "normal": Task(normal_loss, partial(Averaged, angles), "error, °", False),
+            "depth": Task(
+                depth_loss, partial(Averaged, depth_errors), "error, m", False, gaps="loss"
+            ),
+            "normal": Task(normal_loss, partial(Averaged, angles), "error, °", False, gaps="loss"),
         },
         network=network,
         train=train.shuffled(),
@@ -137,7 +147,7 @@ def depth_loss(depth: Tensor, metres: Tensor) -> Tensor:
 
 def depth_errors(depth: Tensor, metres: Tensor) -> Tensor:
     """|error| at each pixel that has a depth."""
-    known = metres > 0
+    known = metres.isfinite()
     return (depth[known] - metres[known]).abs()
 
 
@@ -153,8 +163,9 @@ def angles(normals: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _cosines(normals: Tensor, vectors: Tensor) -> Tensor:
-    known = vectors.abs().sum(dim=1) > 0
-    return (normals * vectors).sum(dim=1)[known]
+    # Chosen before they are multiplied: 0 · NaN would be a gradient.
+    known = vectors.isfinite().all(dim=1)
+    return (normals.movedim(1, -1)[known] * vectors.movedim(1, -1)[known]).sum(dim=-1)
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -197,10 +208,12 @@ class Rooms:
     def __call__(self, i: int) -> Sample:
         image, label, depth, normal = (self._array(kind, self.index[i]) for kind in KINDS)
         classes = torch.from_numpy(label).round().long()
+        metres = torch.from_numpy(depth).float().reshape(depth.shape[:2])
+        vectors = torch.from_numpy(normal).float().permute(2, 0, 1)
         targets = {
             "segmentation": torch.where(classes < 0, NONE, classes),
-            "depth": torch.from_numpy(depth).float().reshape(depth.shape[:2]),
-            "normal": torch.from_numpy(normal).float().permute(2, 0, 1),
+            "depth": metres.where(metres > 0, math.nan),
+            "normal": vectors.where(vectors.abs().sum(dim=0) > 0, math.nan),
         }
         return torch.from_numpy(image).float().permute(2, 0, 1), targets
 

@@ -5,7 +5,7 @@ Pillow reads the files; it comes with the extra `data`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from evenhand.data.fingerprint import of_files
 from evenhand.data.problem import Batch
 
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -32,6 +33,7 @@ class Pictures(Dataset[Sample]):
         batch: the most that are held at a time.
         workers: processes that read ahead; 0 reads in this one, when asked.
         device: where batches are put.
+        files: those that are read; the data are known again by them.
     """
 
     read: Callable[[int], Sample]
@@ -39,6 +41,7 @@ class Pictures(Dataset[Sample]):
     batch: int
     workers: int = 0
     device: str = "cpu"
+    files: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -49,6 +52,10 @@ class Pictures(Dataset[Sample]):
     def in_order(self, size: int) -> Iterator[Batch]:
         """All samples in order, at most `size` or `batch` at a time."""
         return iter(Batches(self, min(size, self.batch)))
+
+    def fingerprint(self) -> str:
+        """Of the number of samples, and of the names and sizes of their files."""
+        return f"{self.count} {of_files(self.files)}"
 
     def shuffled(self) -> Batches:
         """Batches to train on: a fresh order in each epoch, without a last smaller batch.
@@ -66,6 +73,7 @@ class Batches:
 
     def __init__(self, pictures: Pictures, size: int, shuffle: bool = False) -> None:
         self.device = torch.device(pictures.device)
+        self._pictures = pictures
         self._loader = DataLoader(
             pictures,
             batch_size=size,
@@ -77,6 +85,10 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def fingerprint(self) -> str:
+        """That of the pictures."""
+        return self._pictures.fingerprint()
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, targets in self._loader:
