@@ -1,43 +1,20 @@
-"""Evenhand: train one network on many tasks so that every task gets its due."""
+"""Evenhand: train one network on many tasks so that every task gets its due.
 
-from evenhand import aggregation, weighting
-from evenhand.aggregation import *  # noqa: F403
-from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
-from evenhand.balancer import Balance, Balancer
-from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
-from evenhand.schedules import (
-    Clock,
-    Phase,
-    alternate_epochs,
-    alternate_steps,
-    in_groups,
-    jointly,
-    nested,
-    one_by_one,
-)
-from evenhand.schedules.adaptive import alternate_adaptively
-from evenhand.weighting import *  # noqa: F403
+The public names are those of `evenhand.public`. They are loaded, and torch with them, when the
+first one is used: what needs none of them, such as ``evenhand --help``, answers at once.
+"""
+
+from typing import TYPE_CHECKING
+
+from evenhand.lazy import names_of
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Balance",
-    "Balancer",
-    "Blocks",
-    "Clock",
-    "MultiTaskNetwork",
-    "NonFiniteError",
-    "Outputs",
-    "Phase",
-    "TaskGradients",
-    "alternate_adaptively",
-    "alternate_epochs",
-    "alternate_steps",
-    "in_groups",
-    "jointly",
-    "nested",
-    "one_by_one",
-    "resting",
-]
-__all__ += aggregation.__all__
-__all__ += weighting.__all__
+if TYPE_CHECKING:  # a type checker sees plain imports, and still finds a misspelt name
+    from evenhand import public
+    from evenhand.public import *  # noqa: F403
+
+    __all__: list[str] = []
+    __all__ += public.__all__
+else:
+    __getattr__, __dir__ = names_of("evenhand.public", __name__)
