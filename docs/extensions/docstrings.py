@@ -29,6 +29,10 @@ WEAK = re.compile(
 )
 """What may stand in a formula, and elsewhere."""
 CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
+EMPHASIS = re.compile(r"((?<![\w*])(?:\*\*[^\s*][^*]*\*\*|\*[^\s*][^*]*\*)(?![\w*]))")
+ITEM = re.compile(r"\s*(?:[-*]|\d+\.)\s+\S")
+COMPOUND = re.compile(r"[(\"]?[α-ωA-Z]-[a-z]{3,}.*")
+"""A word such as α-fair, which is no difference."""
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
 
@@ -91,6 +95,8 @@ def _title(name: str) -> str:
 def block(paragraph: str, link: Link) -> str:
     """A paragraph: prose, a formula or a table on lines of its own, or a list."""
     lines = paragraph.splitlines()
+    if ITEM.match(lines[0]) and not lines[0].startswith("    "):
+        return "\n".join(_items(lines, link))
     if all(line.startswith(" ") for line in lines):
         return formula("\n".join(lines))
     if any(line.startswith("    ") for line in lines[1:]) and not lines[0].startswith(" "):
@@ -99,6 +105,18 @@ def block(paragraph: str, link: Link) -> str:
             f"{block(chr(10).join(lines[:cut]), link)}\n\n{block(chr(10).join(lines[cut:]), link)}"
         )
     return prose(" ".join(line.strip() for line in lines), link)
+
+
+def _items(lines: list[str], link: Link) -> Iterator[str]:
+    """A list, each item with its further lines."""
+    items: list[list[str]] = []
+    for line in lines:
+        if ITEM.match(line):
+            items.append([])
+        items[-1].append(line.strip())
+    for item in items:
+        mark, text = re.split(r"\s+", " ".join(item), maxsplit=1)
+        yield f"{mark} {prose(text, link)}"
 
 
 def formula(text: str) -> str:
@@ -144,7 +162,14 @@ def prose(text: str, link: Link) -> str:
     """A paragraph on one line, its formulas, code, names and papers marked up."""
     parts = CODE.split(text)
     return "".join(
-        _marked(part, link) if index % 2 else ARXIV.sub(_paper, "".join(_with_formulas(part)))
+        _marked(part, link) if index % 2 else _plain(part) for index, part in enumerate(parts)
+    )
+
+
+def _plain(text: str) -> str:
+    parts = EMPHASIS.split(text)
+    return "".join(
+        part if index % 2 else ARXIV.sub(_paper, "".join(_with_formulas(part)))
         for index, part in enumerate(parts)
     )
 
@@ -196,6 +221,8 @@ def _run(words: list[str], start: int) -> int:
 
 def _belongs(word: str) -> bool:
     core = word.strip(".,;:()[]{}")
+    if COMPOUND.fullmatch(word):
+        return False
     return STRONG.search(word) is not None or WEAK.fullmatch(core) is not None
 
 

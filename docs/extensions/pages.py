@@ -591,8 +591,7 @@ def copy_papers() -> None:
             if not target.endswith(".md"):
                 (to.parent / target).parent.mkdir(exist_ok=True)
                 shutil.copy(page.parent / target, to.parent / target)
-        to.write_text(text.replace("README.md", "index.md"))
-        to.rename(to.with_name("index.md"))
+        to.with_name("index.md").write_text(text.replace("README.md)", "index.md)"))
     folders = sorted(path.parent.name for path in (DOCS / "papers").glob("*/index.md"))
     pages = "\n".join(f"{folder}/index" for folder in folders)
     with (DOCS / "papers" / "index.md").open("a") as index:
