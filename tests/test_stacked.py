@@ -347,9 +347,7 @@ OBSTACLES: Mapping[str, tuple[Callable[[], list[Training]], str]] = {
     "loader": (lambda: _with(_loaded()), "not held in memory"),
     "groups": (lambda: _members("ius-groups"), "depend on the seed"),
     "nested": (
-        lambda: _with(
-            schedule=eh.schedule.nested(eh.alternate_epochs(1, 1), eh.schedule.in_groups(2))
-        ),
+        lambda: _with(schedule=eh.nested(eh.alternate_epochs(1, 1), eh.in_groups(2))),
         "depend on the seed",
     ),
     "adaptive": (lambda: _members("ate-adaptive"), "how training goes"),
