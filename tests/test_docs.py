@@ -115,7 +115,7 @@ def test_the_page_on_choosing_names_whoever_makes_a_promise(extension) -> None:
     for bullet, promise in promises.items():
         (text,) = re.findall(rf"- \*\*{bullet}.*?(?=\n- |\n\n)", page, re.DOTALL)
         named = set(re.findall(r"\[(\w+)\]\(methods/", text))
-        assert named == {name for name, method in made.items() if getattr(method, promise)}
+        assert named == {name for name, method in made.items() if getattr(method.traits, promise)}
 
 
 def test_values_of_a_page_are_those_worked_out_by_hand(extension) -> None:

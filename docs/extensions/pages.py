@@ -39,13 +39,17 @@ ROOT = DOCS.parent
 MADE = ("methods", "api", "papers")
 PATHS = ROOT / "benchmarks" / "results" / "landscape.json"
 
-BASES = ("Weighting", "Wrapper", "Aggregator")
-"""What methods are made from: in the API reference, with no page of their own."""
+
+def _is_method(thing: Any) -> bool:
+    kinds = evenhand.Weighting | evenhand.Aggregator
+    return inspect.isclass(thing) and issubclass(thing, kinds) and not inspect.isabstract(thing)
+
+
 METHODS: dict[str, type] = {
     name: getattr(room, name)
     for room in (weighting, aggregation)
     for name in room.__all__
-    if name not in BASES
+    if _is_method(getattr(room, name))
 }
 OTHERS = re.compile(r"TorchJD|LibMTL|released|authors' code|other implementations", re.IGNORECASE)
 """What a paragraph about other implementations names."""
@@ -260,7 +264,7 @@ def value(slots: Mapping[str, Any], rows: tuple[tuple[float, float], ...]) -> Va
     network = evenhand.MultiTaskNetwork(_Point(), heads)
     (theta,) = network.parameters()
     balancer = evenhand.Balancer(**slots, tasks=("a", "b"), model=network)
-    further = max((method.batches for method in balancer.methods), default=1) - 1
+    further = max((method.traits.batches for method in balancer.methods), default=1) - 1
     outputs, samples = network(None), [network(None) for _ in range(further)]
     clock = evenhand.Clock()
     balance = balancer.backward(outputs, features=outputs.features, samples=samples, clock=clock)
