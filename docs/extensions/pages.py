@@ -332,20 +332,35 @@ def _walked() -> dict[str, Paths]:
 
 
 def _path_section(method: type) -> list[str]:
-    drawn = [entry.name for entry in users(method) if entry.name in _walked()]
-    if not drawn:
+    """A figure for each way that its recipes go; equal ways are drawn once."""
+    ways: list[tuple[torch.Tensor, list[str]]] = []
+    for entry in users(method):
+        if entry.name not in _walked():
+            continue
+        theta = _walked()[entry.name].theta
+        same = [names for way, names in ways if torch.equal(way, theta)]
+        if same:
+            same[0].append(entry.name)
+        else:
+            ways.append((theta, [entry.name]))
+    if not ways:
         return []
-    shown = "\n".join(
-        f"```{{image}} figures/{name}.svg\n:alt: where {name} goes on the toy landscape\n"
-        ":class: landscape\n```"
-        for name in drawn[:3]
-    )
-    return [
-        "## Its path on the toy landscape",
-        "Two losses in conflict over two parameters, from five starts (dots); the thick line is"
-        " the Pareto set, stars are where 3,500 steps of Adam end.",
-        shown,
+    told = [
+        f"{', '.join(f'`{name}`' for name in others)} {'goes' if len(others) == 1 else 'go'} where "
+        f"`{first}` goes."
+        for _, (first, *others) in ways
+        if others
     ]
+    shown = "\n".join(
+        f"```{{image}} figures/{names[0]}.svg\n:alt: where {names[0]} goes on the toy landscape\n"
+        ":class: landscape\n```"
+        for _, names in ways
+    )
+    about = (
+        "Two losses in conflict over two parameters, from five starts (dots); the thick line is"
+        " the Pareto set, stars are where 3,500 steps of Adam end."
+    )
+    return ["## Its path on the toy landscape", " ".join([about, *told]), shown]
 
 
 def write_figures() -> None:
