@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from evenhand import MGDA
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 MADE = {"methods", "api", "papers", "_build"}
@@ -93,7 +95,7 @@ def test_formulas_in_prose_are_found(extension, prose, formulas) -> None:
 
 
 def test_every_method_has_a_page_whose_code_runs(extension) -> None:
-    pages = extension("pages")
+    pages = extension("method_pages")
     for name, method in pages.METHODS.items():
         page = pages.method_page(name, method)
         for part in ("What it does", "What it costs and promises", "Values to check by hand"):
@@ -103,13 +105,9 @@ def test_every_method_has_a_page_whose_code_runs(extension) -> None:
 
 
 def test_the_page_on_choosing_names_whoever_makes_a_promise(extension) -> None:
-    pages = extension("pages")
+    pages = extension("method_pages")
     page = (DOCS / "which.md").read_text()
-    made = {}
-    for name, method in pages.METHODS.items():
-        if call := pages._call(method):
-            inner = pages.METHODS["MGDA"]
-            made[name] = method(inner()) if call == f"{name}(MGDA())" else method()
+    made = {name: pages.made(m) for name, m in pages.METHODS.items() if pages.call(m)}
     made["CAGrad"] = pages.METHODS["CAGrad"](c=1.0)
     promises = {"No task may get worse": "feasible", "The units of a loss": "scale_invariant"}
     for bullet, promise in promises.items():
@@ -120,8 +118,7 @@ def test_the_page_on_choosing_names_whoever_makes_a_promise(extension) -> None:
 
 def test_values_of_a_page_are_those_worked_out_by_hand(extension) -> None:
     # At right angles, with norms 2 and 1, the min-norm point has weights 1/5 and 4/5.
-    pages = extension("pages")
-    value = pages.value({"aggregator": pages.METHODS["MGDA"]()}, ((2.0, 0.0), (0.0, 1.0)))
+    value = extension("values").value({"aggregator": MGDA()}, ((2.0, 0.0), (0.0, 1.0)))
     assert value.weights == pytest.approx([0.2, 0.8])
     assert value.direction == pytest.approx([0.4, 0.8])
 
