@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from evenhand import MultiTaskNetwork, data
+from evenhand import MultiTaskNetwork, data, sources
 from evenhand.app import config, diagnostics, figures, findings, landscape, methods, progress, table
 from evenhand.app.cli import app
 from evenhand.app.findings import Findings, Run
@@ -112,7 +112,7 @@ def _tiny_source() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tiny_problem", module)
         source = Source("tiny", "tiny_problem", "points in space", "made for the test")
-        patch.setattr(data, "SOURCES", (*data.SOURCES, source))
+        patch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
         yield
     load_problem.cache_clear()
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenhand as eh
-from evenhand import data
+from evenhand import sources
 from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.comparison.compare import compare, finished
 from evenhand.comparison.folder import MANIFEST, RESULT, STACKED
@@ -474,7 +474,7 @@ def _points_source() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "points_problem", module)
         source = Source("points", "points_problem", "points in space", "made for the test")
-        patch.setattr(data, "SOURCES", (*data.SOURCES, source))
+        patch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
         yield
     load_problem.cache_clear()
 

@@ -9,10 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy
-import torch
-
 from evenhand.comparison.request import Settings
 from evenhand.data.fingerprint import fingerprint
 from evenhand.data.problem import Problem
@@ -42,6 +38,22 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return manifest
 
 
+def begun(out: Path, resume: bool) -> bool:
+    """Whether `out` holds a comparison to go on with; otherwise it is free.
+
+    Raises:
+        ValueError: `out` is neither.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: choose a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not resume:
+        raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
+    read_manifest(out)
+    return True
+
+
 def claim(
     out: Path,
     settings: Settings,
@@ -65,15 +77,11 @@ def claim(
     """
     asked = {"settings": asdict(settings), "recipes": list(recipes)}
     asked = json.loads(json.dumps(asked))
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: choose a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not begun(out, resume):
         out.mkdir(parents=True, exist_ok=True)
         manifest = {**asked, **chosen, "data": data, **environment()}
         write_atomically(out / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
         return
-    if not resume:
-        raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
     before = read_manifest(out)
     then, now = (
         {"recipes": m["recipes"], "stack": "never", **m["settings"]} for m in (before, asked)
@@ -104,6 +112,10 @@ def told_data(problem: Problem) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for manifests."""
+    import numpy as np
+    import scipy
+    import torch
+
     from evenhand import __version__
 
     return {

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data import unet
 from evenhand.data.mnist import folder
 from evenhand.data.pictures import (
@@ -160,9 +161,7 @@ def _problem(
     reader: Callable[[Sequence[Frame], int], Callable[[int], Sample]],
     options: Options,
 ) -> Problem:
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == name)
+    source = sources.source(name)
     where = folder() / "cityscapes" if options.where is None else options.where
     disparity = "disparity" in tasks
     known, held = apart(frames(where, "train", disparity), options.seed)

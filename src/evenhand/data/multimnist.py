@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data import mnist
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
@@ -93,9 +94,7 @@ def _squared_error() -> Metric:
 def _problem(
     name: str, tasks: Mapping[str, Task], seed: int, shift: int, drop: bool = False
 ) -> Problem:
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == name)
+    source = sources.source(name)
     train, validation, test = _splits(mnist.load(), tuple(tasks), seed, shift)
     return Problem(
         name=name,

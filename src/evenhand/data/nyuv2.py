@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data import unet
 from evenhand.data.mnist import folder
 from evenhand.data.pictures import Array, Averaged, Overlap, Pictures, Sample
@@ -71,9 +72,7 @@ def load(
     Raises:
         ValueError: a file is missing; the message says where to get it.
     """
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == "nyuv2")
+    source = sources.source("nyuv2")
     where = folder() / "nyuv2" if where is None else where
     known, held = apart(count(where, "train"), seed)
     train, validation, test = (

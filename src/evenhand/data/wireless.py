@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data.mnist import folder
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
@@ -72,9 +73,7 @@ def load_stand_in(seed: int = 0) -> Problem:
 
 
 def _problem(name: str, samples: tuple[Tensor, Tensor, Tensor], seed: int, batch: int) -> Problem:
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == name)
+    source = sources.source(name)
     train, validation, test = _parts(*samples, seed)
     return Problem(
         name=name,
