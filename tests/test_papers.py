@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 PAPERS = Path(__file__).parent.parent / "papers"
 
@@ -28,6 +35,21 @@ def quick(paper: str, out: Path, *figures: str) -> dict[str, dict[str, Any]]:
     return {name: found["rows"] for name, found in result["experiments"].items()}
 
 
+@pytest.fixture
+def module(monkeypatch) -> Iterator[Callable[..., ModuleType]]:
+    """(name, paper, if it is one's) -> a module of the papers, as their scripts import it."""
+    before = set(sys.modules)
+
+    def load(name: str, paper: str = "") -> ModuleType:
+        monkeypatch.setattr(sys, "path", [str(PAPERS / paper), str(PAPERS), *sys.path])
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - before:  # several papers have modules of one name
+        if str(PAPERS) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+
+
 def test_nakamura2022(tmp_path) -> None:
     name = "AND/XOR, one initialisation"
     rows = quick("nakamura2022", tmp_path, "figure6")[name]
@@ -41,7 +63,13 @@ def test_nakamura2022(tmp_path) -> None:
 
 
 def test_bellavia2026(tmp_path) -> None:
-    drawn = ("figure2-data", "quadrants-loss", "quadrants-rate", "signals-loss", "signals-rate")
+    drawn = (
+        "figure2-data",
+        "quadrants-loss-0.1",
+        "quadrants-rate",
+        "signals-loss-0.1",
+        "signals-rate",
+    )
     tables = quick("bellavia2026", tmp_path, *drawn)
     for rows in tables.values():
         every, tenth, hundredth, plain = (
@@ -73,3 +101,85 @@ def test_sener2018(tmp_path) -> None:
 
 def test_the_table_over_all_papers_is_up_to_date() -> None:
     finished(PAPERS / "table.py", "--check")
+
+
+def test_sizes_are_those_that_can_make_the_printed_digits(module) -> None:
+    sizes = module("sizes", "bellavia2026")
+    # 0.5 and 0.25 as means of 11 recalls: 11 n must be a multiple of 4.
+    assert sizes.sizes([Fraction(1, 2), Fraction(1, 4)], range(1, 13)) == [4, 8, 12]
+    # 1/3 to six digits, of 11 · 3 = 33 answers: 11/33 rounds to it, no k/22 does.
+    assert sizes.fits(Fraction(333_333, 10**6), 3)
+    assert not sizes.fits(Fraction(333_333, 10**6), 2)
+    kept = json.loads((PAPERS / "bellavia2026" / "sizes.json").read_text())
+    assert kept == sizes.derived()
+    assert kept["Wireless signals, RadCom over-the-air"]["test sizes"] == [18_900, 37_800]
+
+
+def test_every_printed_number_of_bellavia_is_there() -> None:
+    expected = json.loads((PAPERS / "bellavia2026" / "expected.json").read_text())["experiments"]
+    assert [sum(map(len, e["rows"].values())) for e in expected.values()] == [48, 48]
+    for experiment in expected.values():
+        for row in experiment["rows"].values():
+            tasks = {quantity.split()[0] for quantity in row}
+            assert len(tasks) == 2
+            for task in tasks:  # F1 is near the mean of the two; a digit mistyped is not
+                precision, recall, f1 = (
+                    row[f"{task} {q}"][0] for q in ("precision", "recall", "F1")
+                )
+                assert abs(f1 - (precision + recall) / 2) < 0.0025
+
+
+def test_alpha_alone_meets_all_four_tension_rows(module, tmp_path) -> None:
+    alpha = module("alpha", "nakamura2022")
+    runs = PAPERS / "nakamura2022" / "runs.jsonl"
+    (tmp_path / "runs.jsonl").write_text(runs.read_text())
+    found = alpha.sum_up(alpha.Ledger(tmp_path))
+    counts = alpha.met(found)
+    assert set(counts) == set(alpha.ALPHAS)
+    assert [a for a, number in counts.items() if number == 4] == [0.17, 0.18]
+    assert counts[0.3] == 2
+    assert alpha.draw(found, tmp_path).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours", "grade", "told"),
+    [
+        ([10.0, 1.0], [10.9, 0.1, 5], "inside", "inside ±"),
+        ([10.0, 1.0], [12.0, 9.0, 5], "outside", "+20 %, 2 ±"),
+        ([10.0, None], [10.1, 0.2, 5], "within ours", "+1 %, within ours"),
+        ([10.0, None], [10.1, 0.05, 5], "not within ours", "+1 %, 2 of our ±"),
+        ([10.0, None], [10.1, None, 1], "not within ours", "+1 %"),
+        ([100, None], [100, None, 50], "both 100 %", "both 100 %"),
+        ([46, None], [44, None, 50], "not within ours", "-4.3 %"),
+    ],
+)
+def test_where_no_spread_is_printed_nothing_is_inside_it(
+    module, printed, ours, grade, told
+) -> None:
+    table = module("table")
+    assert table._grade("c=1 converged %", printed, ours) == grade
+    assert table._agreement("c=1 converged %", printed, ours) == told
+
+
+def test_two_studies_may_write_to_one_folder(module, tmp_path) -> None:
+    ledgers = [module("ledger").Ledger(tmp_path) for _ in range(2)]
+
+    def add(study: int) -> None:
+        for k in range(20):
+            ledgers[study]._add("x", {"study": study, "k": k}, {"value": k}, 0.0)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(add, range(2)))
+    assert len(module("ledger").Ledger(tmp_path).found("x")) == 40
+
+
+def test_the_untrained_network_is_no_candidate_where_a_protocol_has_none(module) -> None:
+    stopping = module("best").Trained(patience=2)
+    assert not stopping.improved(0.0)  # before training: neither kept nor counted
+    assert stopping.improved(5.0)
+    again = module("best").Trained(patience=2)
+    again.load_state_dict(stopping.state_dict())
+    assert not again.improved(6.0)
+    assert not again.exhausted
+    assert not again.improved(5.0)
+    assert again.exhausted

@@ -22,7 +22,6 @@ import multimnist
 from ledger import Ledger
 
 HERE = Path(__file__).parent
-PAPER = "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022) 43-53, arXiv 2204.06698"
 
 
 def reproduce_and_xor(ledger: Ledger, quick: bool, workers: int) -> None:
@@ -38,7 +37,7 @@ def reproduce_and_xor(ledger: Ledger, quick: bool, workers: int) -> None:
             scales = (f"c={c}" for c in and_xor.SCALES if f"c={c} rate" in rows[name])
             print(f"  {name:34}" + "  ".join(_told(rows[name], scale) for scale in scales))
         cost = ledger.cpu_seconds("AND/XOR", protocol=protocol)
-        ledger.write(f"AND/XOR, {protocol}", rows, PAPER, cpu_seconds=cost)
+        ledger.write(f"AND/XOR, {protocol}", rows, and_xor.PAPER, cpu_seconds=cost)
     print(f"\n{seconds:.1f} s with {workers} workers")
     figure6.draw(ledger.folder / "figures", epochs=60 if quick else 600)
 
@@ -66,7 +65,7 @@ def main() -> None:
 def reproduce_multimnist(ledger: Ledger, quick: bool, workers: int) -> None:
     """Table 3 and Figure 9. There is no quick form: MNIST is not there in tests."""
     if not quick:
-        multimnist.reproduce(ledger, PAPER, workers)
+        multimnist.reproduce(ledger, and_xor.PAPER, workers)
 
 
 EXPERIMENTS = {"and-xor": reproduce_and_xor, "multimnist": reproduce_multimnist}
