@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from best import Trained
 from ledger import Ledger, key, summary
 
 from evenhand.autodiff.gradients import NonFiniteError
@@ -33,6 +34,7 @@ class Study:
         rows: what the paper calls each recipe.
         patience: epochs without improvement after which a run stops.
         samples: how many of the training samples are used; all by default.
+        untrained: whether the network before training may be the best one.
     """
 
     source: str
@@ -45,6 +47,7 @@ class Study:
     patience: int = 10
     samples: int | None = None
     observe_every: int = 0
+    untrained: bool = False
 
     def cell(self, name: str, label: str, rate: float, seed: int) -> dict[str, Any]:
         """One run, told by itself."""
@@ -52,6 +55,7 @@ class Study:
             **{"recipe": name, "label": label, "rate": rate, "seed": seed, "source": self.source},
             **{"epochs": self.epochs, "batch": self.batch, "optimizer": self.optimizer},
             **{"patience": self.patience, "samples": self.samples, "observe": self.observe_every},
+            **({"untrained": True} if self.untrained else {}),
         }
 
 
@@ -69,6 +73,8 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
     )
     job = Job(cell["recipe"], cell["label"], cell["seed"], cell["rate"])
     trainer = training(job, problem, settings)
+    if not cell.get("untrained"):
+        trainer.stopping = Trained(settings.patience)
     try:
         records = list(trainer.run())
     except NonFiniteError as error:

@@ -43,6 +43,7 @@ from evenhand.data import (
     problem,
     unet,
 )
+from evenhand.schedules import Clock
 
 PAPERS = Path(__file__).parent.parent / "papers"
 ATTRIBUTES = ("5_o_Clock_Shadow", "Bald", "Young")
@@ -253,6 +254,9 @@ def test_pixels_without_instance_or_disparity_count_nowhere(streets) -> None:
     metric = made.tasks["disparity"].metric()
     metric.update(guess, steps)
     assert float(metric.compute()) == pytest.approx(3)
+    metric = made.tasks["instance"].metric()
+    metric.update(targets["instance"] + 0.5, targets["instance"])
+    assert float(metric.compute()) == pytest.approx(64)  # half of 128 full-size pixels
     nowhere = torch.full_like(steps, math.inf)
     assert float(made.tasks["disparity"].loss(guess, nowhere)) == 0
 
@@ -634,7 +638,7 @@ def test_overlap_is_torchmetrics_without_void() -> None:
 def script(paper: str, monkeypatch) -> ModuleType:
     """papers/<paper>/official.py as a module."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("large", "ledger"):
+    for name in ("large", "ledger", "best"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("official", PAPERS / paper / "official.py")
     assert spec is not None
@@ -646,13 +650,30 @@ def script(paper: str, monkeypatch) -> ModuleType:
 
 def test_every_setup_runs_what_its_table_names(faces, streets, rooms, monkeypatch) -> None:
     asked = argparse.Namespace(readers=0, batch=1, only=None, seeds=2, epochs=3)
-    for paper, number in (("pascal2021", 8), ("sener2018", 7)):
+    for paper, number in (("pascal2021", 8), ("sener2018", 8)):
         setups = script(paper, monkeypatch).SETUPS
         cells = setups["celeba"].cells(asked)
         assert len(cells) == 2 * number  # a single-task network for each of three attributes
         assert {cell["seed"] for cell in cells[:number]} == {0}
         assert all(cell["epochs"] == 3 for cell in cells)
         assert all(setup.cells(asked) for setup in setups.values())
+
+
+def test_pascals_groups_and_gradnorm_are_the_released_ones(monkeypatch) -> None:
+    setup = script("pascal2021", monkeypatch).SETUPS["celeba"]
+    tasks = tuple(f"t{k}" for k in range(40))
+    for name, number, size, apart in (("ius-groups-5", 8, 5, False), ("io-groups-10", 4, 10, True)):
+        parts = setup.recipe(name).compose(tasks)[""]
+        phases = parts.schedule(Clock(seed=3), tasks)
+        assert [len(phase.tasks) for phase in phases] == [size] * number
+        assert sorted(t for phase in phases for t in phase.tasks) == sorted(tasks)
+        assert parts.own_moments == apart
+    weighting = setup.recipe("gradnorm-conv").compose(tasks)[""].weighting
+    assert weighting.alpha == 0.2
+    trunk = celeba.convolutional()[0]
+    (chosen,) = weighting.at(list(trunk.parameters()))
+    assert chosen is [m for m in trunk if isinstance(m, nn.Conv2d)][-1].weight
+    assert setup.recipe("sus").name == "sus"
 
 
 def test_a_run_is_scored_by_all_that_the_paper_reports(faces, monkeypatch) -> None:

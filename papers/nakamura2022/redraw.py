@@ -16,6 +16,8 @@ The settings that a cell must have, with the values that `SETTINGS` gives them, 
                value before training
     epochs     the cap
     patience   epochs without improvement after which a run stops
+
+and, where it is not the usual, `fresh`: whether training pictures are paired anew in every epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -39,8 +41,9 @@ from torch.optim import SGD
 
 import evenhand as eh
 from evenhand.autodiff.gradients import NonFiniteError
-from evenhand.data import multimnist
-from evenhand.data.problem import Problem, Split
+from evenhand.data import mnist, multimnist
+from evenhand.data.problem import Batch, Problem, Split
+from evenhand.schedules import mixed_seed
 from evenhand.training.loop import Training, evaluate
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record
@@ -90,7 +93,7 @@ DECODERS: Mapping[str, Callable[[], nn.Module]] = {
 
 def cell(row: str, rate: float, seed: int, **settings: Any) -> dict[str, Any]:
     """One run, told by itself."""
-    if unknown := settings.keys() - SETTINGS.keys():
+    if unknown := settings.keys() - {*SETTINGS, "fresh"}:
         raise ValueError(f"no such settings: {', '.join(sorted(unknown))}")
     return {"row": row, "rate": rate, "seed": seed, **SETTINGS, **settings}
 
@@ -102,6 +105,8 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(cell["seed"])
     # Channels last changes rounding alone, and takes a third of the time from a CPU's convolutions.
     built = network(tasks, cell["dropout"], cell["decoder"]).to(memory_format=torch.channels_last)
+    if cell.get("fresh"):
+        made = replace(made, train=Fresh(cell["batch"], cell["resize"], cell["scaled"]))
     training = Training(
         replace(made, batch_size=cell["batch"]),
         built,
@@ -165,6 +170,32 @@ def problem(resize: multimnist.Resize, placed: bool, scaled: bool) -> Problem:
         validation=unscaled(made.validation),
         test=unscaled(made.test),
     )
+
+
+class Fresh:
+    """Batches of the training pictures in a fresh order, each with a partner drawn anew."""
+
+    def __init__(self, size: int, resize: multimnist.Resize, scaled: bool) -> None:
+        generator = torch.Generator().manual_seed(mixed_seed(0, *b"multimnist"))
+        self.images, self.labels = multimnist.parts(mnist.load(), generator)[0]
+        self.size, self.resize, self.scaled = size, resize, scaled
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # The stream of batches sets torch's global stream for the first batch, by seed and epoch.
+        seed = int(torch.randint(2**62, ()))
+        generator = torch.Generator().manual_seed(seed)
+        number = len(self.images)
+        order = torch.randperm(number, generator=generator)
+        partner = torch.randint(number, (number,), generator=generator)
+        for index in torch.split(order, self.size):
+            other = self.images[partner[index]]
+            made = multimnist.compose(self.images[index], other, 4, self.resize).float() / 255
+            inputs = (made - multimnist.MEAN) / multimnist.DEVIATION if self.scaled else made
+            lower = other.flatten(1).float() / 255
+            yield inputs[:, None], {"upper": self.labels[index], "lower": lower}
 
 
 def errors(record: Record, first: Record) -> float:

@@ -122,7 +122,7 @@ def sum_up(ledger: Ledger) -> None:
         folder = ledger.folder / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         with figures.style():
-            figures.save(plane(models, single), folder / "figure9.png")
+            figures.save(plane(models, single), folder / "figure9-rule.png")
 
 
 NOTE = (

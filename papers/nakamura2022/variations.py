@@ -26,6 +26,7 @@ VARIED: tuple[tuple[tuple[str, float], dict[str, Any]], ...] = (
     (CLASS, {}),
     (CLASS, {"dropout": True}),
     (CLASS, {"resize": "bilinear"}),
+    (CLASS, {"fresh": True}),
     (PICTURE, {}),
     (PICTURE, {"decoder": "mirrored"}),
     (CLASS, {"watched": "loss"}),

@@ -158,14 +158,20 @@ def _head(outputs: int, drop: bool) -> nn.Module:
 
 def _splits(digits: mnist.MNIST, tasks: tuple[str, ...], seed: int, draw: Drawing) -> list[Split]:
     generator = torch.Generator().manual_seed(mixed_seed(seed, *b"multimnist"))
+    made = parts(digits, generator)
+    return [_paired(images, labels, tasks, generator, draw) for images, labels in made]
+
+
+def parts(digits: mnist.MNIST, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Pictures and labels to train, to validate and to test, before they are paired."""
     order = torch.randperm(len(digits.train_images), generator=generator)
     held_out = min(VALIDATION, len(order) // 6)
-    parts = [
-        (digits.train_images[part], digits.train_labels[part])
-        for part in (order[held_out:], order[:held_out])
+    train, validation = order[held_out:], order[:held_out]
+    return [
+        (digits.train_images[train], digits.train_labels[train]),
+        (digits.train_images[validation], digits.train_labels[validation]),
+        (digits.test_images, digits.test_labels),
     ]
-    parts.append((digits.test_images, digits.test_labels))
-    return [_paired(images, labels, tasks, generator, draw) for images, labels in parts]
 
 
 def _paired(
