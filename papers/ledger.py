@@ -96,21 +96,27 @@ class Ledger:
         done = len(cells) - len(missing)
         for cell, values, cost in _runs(run, missing, workers):
             done += 1
-            self._add(experiment, cell, values, cost)
+            self.add(experiment, cell, values, cost)
             told = " ".join(f"{k}={v}" for k, v in cell.items())
             print(f"{experiment} {done}/{len(cells)}  {told}  {cost:.0f} s", flush=True)
         found = self.found(experiment)
         return {key(cell): found[key(cell)] for cell in cells}
 
-    def _add(self, experiment: str, cell: Cell, values: Mapping[str, Any], cost: float) -> None:
-        line = {
-            "experiment": experiment,
-            "cell": dict(cell),
-            "values": dict(values),
-            "cpu_seconds": round(cost, 1),
-            "date": date.today().isoformat(),
-            "torch": torch.__version__,
-        }
+    def add(self, experiment: str, cell: Cell, values: Mapping[str, Any], cost: float) -> None:
+        """Add a finished run and the CPU seconds that it took."""
+        self.append(
+            {
+                "experiment": experiment,
+                "cell": dict(cell),
+                "values": dict(values),
+                "cpu_seconds": round(cost, 1),
+                "date": date.today().isoformat(),
+                "torch": torch.__version__,
+            }
+        )
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line as it stands, made by this class."""
         with self._alone():  # another process may have added to the file since
             self.lines = [*_lines(self.folder / RUNS), line]
             text = "".join(json.dumps(line) + "\n" for line in self.lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -166,7 +167,7 @@ def test_two_studies_may_write_to_one_folder(module, tmp_path) -> None:
 
     def add(study: int) -> None:
         for k in range(20):
-            ledgers[study]._add("x", {"study": study, "k": k}, {"value": k}, 0.0)
+            ledgers[study].add("x", {"study": study, "k": k}, {"value": k}, 0.0)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(add, range(2)))
@@ -183,3 +184,59 @@ def test_the_untrained_network_is_no_candidate_where_a_protocol_has_none(module)
     assert not again.exhausted
     assert not again.improved(5.0)
     assert again.exhausted
+
+
+# On a GPU: tried here on the CPU with tiny sizes ----------------------------------------------
+
+
+def test_a_stack_of_runs_says_what_the_runs_say(module, tmp_path) -> None:
+    stacks, alternation = module("stacks", "bellavia2026"), module("alternation", "bellavia2026")
+    method = "ATE-SG, E = 1"
+    cells = alternation.cells("quadrants", (1e-1, 1e-2), 1, epochs=3, samples=300)
+    mine = [cell for cell in cells if cell["method"] == method]
+    whole = stacks.Members(method, mine, "cpu")
+    assert whole.run(math.inf)
+    for cell, values in zip(mine, whole.values(1.0), strict=True):
+        alone = alternation.run(cell)
+        for curve in ("validation", "training", "rate"):
+            assert values[curve] == pytest.approx(alone[curve], rel=1e-3)
+        assert values["best epoch"] == alone["best epoch"]
+        for task, scores in alone["test"].items():
+            assert values["test"][task] == pytest.approx(scores, abs=2e-3)
+    begun = stacks.Members(method, [{**cell, "epochs": 1} for cell in mine], "cpu")
+    assert begun.run(math.inf)
+    assert not stacks.Members(method, mine, "cpu").run(0.0, tmp_path / "stopped.pt")
+    assert (tmp_path / "stopped.pt").stat().st_size > 10_000
+    again = stacks.Members(method, mine, "cpu")
+    again.load_state_dict(begun.state_dict())
+    assert again.run(math.inf)
+    assert again.values(1.0) == whole.values(1.0)
+
+
+def test_what_wants_a_gpu_runs_in_parts(module, monkeypatch, tmp_path) -> None:
+    gpu = module("gpu")
+    experiments = {"sener2018": gpu.TIMING, "bellavia2026": gpu.QUADRANTS}
+    experiments["nakamura2022"] = gpu.table3.NAME
+    for name in ("EVENHAND_DEVICE", "EVENHAND_UNTIL", "EVENHAND_RUNS"):
+        monkeypatch.setenv(name, "")  # restored afterwards, whatever the script sets
+        monkeypatch.delenv(name)
+
+    def call(part: str, *options: str) -> None:
+        command = [part, "--device", "cpu", "--small", "--out", str(tmp_path / "out"), *options]
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *command])
+        gpu.main()
+
+    call("quadrants", "--minutes", "0")
+    assert not gpu.Ledger(tmp_path / "out" / "bellavia2026").found(gpu.QUADRANTS)
+    for part in ("timing", "quadrants", "multimnist"):
+        call(part)
+    call("merge", "--papers", str(tmp_path / "papers"))
+    numbers = {}
+    for paper, experiment in experiments.items():
+        runs = gpu.Ledger(tmp_path / "papers" / paper).found(experiment)
+        assert runs == gpu.Ledger(tmp_path / "out" / paper).found(experiment)
+        numbers[paper] = len(runs)
+    assert numbers == {"sener2018": 2, "bellavia2026": 16, "nakamura2022": 9}
+    before = (tmp_path / "papers" / "sener2018" / "runs.jsonl").read_text()
+    call("merge", "--papers", str(tmp_path / "papers"))
+    assert (tmp_path / "papers" / "sener2018" / "runs.jsonl").read_text() == before

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -98,15 +99,24 @@ def cell(row: str, rate: float, seed: int, **settings: Any) -> dict[str, Any]:
     return {"row": row, "rate": rate, "seed": seed, **SETTINGS, **settings}
 
 
+class OutOfTime(Exception):
+    """The time that $EVENHAND_UNTIL names, in seconds since 1970, is over."""
+
+
 def run(cell: dict[str, Any]) -> dict[str, Any]:
-    """Train one network; its metrics at the best epoch, and its curves."""
+    """Train one network; its metrics at the best epoch, and its curves.
+
+    On the device that $EVENHAND_DEVICE names, by default the CPU. Raises OutOfTime.
+    """
     tasks, aggregator = AGGREGATORS[cell["row"]]
-    made = problem(cell["resize"], cell["placed"], cell["scaled"])
+    device = os.environ.get("EVENHAND_DEVICE", "cpu")
+    made = problem(cell["resize"], cell["placed"], cell["scaled"], device)
     torch.manual_seed(cell["seed"])
     # Channels last changes rounding alone, and takes a third of the time from a CPU's convolutions.
-    built = network(tasks, cell["dropout"], cell["decoder"]).to(memory_format=torch.channels_last)
+    built = network(tasks, cell["dropout"], cell["decoder"])
+    built = built.to(device, memory_format=torch.channels_last)
     if cell.get("fresh"):
-        made = replace(made, train=Fresh(cell["batch"], cell["resize"], cell["scaled"]))
+        made = replace(made, train=Fresh(cell["batch"], cell["resize"], cell["scaled"], device))
     training = Training(
         replace(made, batch_size=cell["batch"]),
         built,
@@ -119,8 +129,12 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
         stopping=Trained(cell["patience"]),
     )
     records: list[Record] = []
+    until = float(os.environ.get("EVENHAND_UNTIL", math.inf))
     try:
-        records.extend(training.run(_folder(cell), checkpoint_every=5))
+        for record in training.run(_folder(cell), checkpoint_every=5):
+            records.append(record)
+            if time.time() >= until and not training.finished:
+                raise OutOfTime(f"{cell['row']}, epoch {record.epoch}")
     except NonFiniteError as error:
         return {"diverged": str(error).partition(";")[0], "monitored": None, "test": {}}
     best = next(record for record in reversed(records) if record.best)
@@ -155,30 +169,27 @@ def network(tasks: Sequence[str], dropout: bool, decoder: str) -> eh.MultiTaskNe
 
 
 @lru_cache(maxsize=1)
-def problem(resize: multimnist.Resize, placed: bool, scaled: bool) -> Problem:
+def problem(resize: multimnist.Resize, placed: bool, scaled: bool, device: str = "cpu") -> Problem:
     """The pictures, one set for all seeds."""
     made = multimnist.load_redraw(resize=resize, placed=placed)
-    if scaled:
-        return made
 
-    def unscaled(split: Any) -> Split:
-        return Split(split.inputs * multimnist.DEVIATION + multimnist.MEAN, split.targets)
+    def used(split: Any) -> Split:
+        inputs = split.inputs if scaled else split.inputs * multimnist.DEVIATION + multimnist.MEAN
+        return Split(inputs, split.targets).to(device)
 
-    return replace(
-        made,
-        train=unscaled(made.train),
-        validation=unscaled(made.validation),
-        test=unscaled(made.test),
-    )
+    parts = {name: used(getattr(made, name)) for name in ("train", "validation", "test")}
+    return replace(made, **parts)
 
 
 class Fresh:
     """Batches of the training pictures in a fresh order, each with a partner drawn anew."""
 
-    def __init__(self, size: int, resize: multimnist.Resize, scaled: bool) -> None:
+    def __init__(
+        self, size: int, resize: multimnist.Resize, scaled: bool, device: str = "cpu"
+    ) -> None:
         generator = torch.Generator().manual_seed(mixed_seed(0, *b"multimnist"))
         self.images, self.labels = multimnist.parts(mnist.load(), generator)[0]
-        self.size, self.resize, self.scaled = size, resize, scaled
+        self.size, self.resize, self.scaled, self.device = size, resize, scaled, device
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.size)
@@ -195,7 +206,11 @@ class Fresh:
             made = multimnist.compose(self.images[index], other, 4, self.resize).float() / 255
             inputs = (made - multimnist.MEAN) / multimnist.DEVIATION if self.scaled else made
             lower = other.flatten(1).float() / 255
-            yield inputs[:, None], {"upper": self.labels[index], "lower": lower}
+            targets = {"upper": self.labels[index], "lower": lower}
+            yield (
+                inputs[:, None].to(self.device),
+                {task: target.to(self.device) for task, target in targets.items()},
+            )
 
 
 def errors(record: Record, first: Record) -> float:

@@ -42,13 +42,39 @@ def first(row: str) -> list[dict[str, Any]]:
 
 
 def others(row: str, rate: float) -> list[dict[str, Any]]:
-    """The other seeds at the rate that was chosen."""
-    return [redraw.cell(row, rate, seed) for seed in range(1, SEEDS)]
+    """The other seeds of the paper's ten at the rate that was chosen."""
+    return [redraw.cell(row, rate, seed) for seed in range(1, 10)]
 
 
 def chosen(row: str, done: Done) -> float | None:
-    """The rate with the best validation of those that are run; None where none is."""
-    known = {c["rate"]: done[key(c)]["monitored"] for c in first(row) if key(c) in done}
+    """A row's rate: the best of the five, of those that are run."""
+    return best(first(row), done)
+
+
+def complete(
+    ledger: Ledger,
+    names: Sequence[str],
+    rates: Sequence[float],
+    seeds: int,
+    workers: int,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """The missing runs of both stages; `settings` are other ones than the usual."""
+    other = settings or {}
+    start = [redraw.cell(row, rate, 0, **other) for rate in rates for row in names]
+    done = ledger.complete(NAME, start, redraw.run, workers)
+    rest = []
+    for seed in range(1, seeds):
+        for row in names:
+            rate = best([c for c in start if c["row"] == row], done)
+            if rate is not None:
+                rest.append(redraw.cell(row, rate, seed, **other))
+    ledger.complete(NAME, rest, redraw.run, workers)
+
+
+def best(cells: Sequence[Mapping[str, Any]], done: Done) -> float | None:
+    """The rate with the best validation of the cells that are run; None where none is."""
+    known = {c["rate"]: done[key(c)]["monitored"] for c in cells if key(c) in done}
     finite = {rate: value for rate, value in known.items() if value is not None}
     return min(finite, key=lambda rate: finite[rate]) if finite else None
 
@@ -145,14 +171,7 @@ def main() -> None:
     ledger = Ledger(asked.out)
     if not asked.sum_up:
         names = asked.only or list(redraw.AGGREGATORS)
-        start = [
-            c for rate in asked.rates for row in names for c in first(row) if c["rate"] == rate
-        ]
-        done = ledger.complete(NAME, start, redraw.run, asked.workers)
-        best = {row: rate for row in names if (rate := chosen(row, done)) is not None}
-        rest = [others(row, rate) for row, rate in best.items()]
-        ordered = [cell for same_seed in zip(*rest, strict=True) for cell in same_seed]
-        ledger.complete(NAME, ordered, redraw.run, asked.workers)
+        complete(ledger, names, asked.rates, SEEDS, asked.workers)
     sum_up(ledger)
 
 

@@ -30,25 +30,35 @@ PLACES = "parameters", "representation"
 
 
 def run(cell: dict[str, Any]) -> dict[str, Any]:
-    """CPU milliseconds of a step of either, every round."""
+    """CPU milliseconds of a step of either, every round; on a GPU those on the wall."""
     torch.manual_seed(0)
-    if width := cell.get("width"):
-        steps = dense(cell["tasks"], cell["batch"], width)
-    else:
-        steps = linear(cell["tasks"], cell["batch"])
-    return timed(steps, cell["rounds"])
+    device = cell.get("device", "cpu")
+    with torch.device(device):
+        if width := cell.get("width"):
+            steps = dense(cell["tasks"], cell["batch"], width)
+        else:
+            steps = linear(cell["tasks"], cell["batch"])
+    return timed(steps, cell["rounds"], wall if device.startswith("cuda") else time.process_time)
 
 
-def timed(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """CPU milliseconds of each, which take turns, after a first time that does not count."""
+def wall() -> float:
+    """The time on the wall in seconds, when the GPU has done all that it was told to do."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(
+    steps: Mapping[str, Callable[[], None]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Milliseconds of each, which take turns, after a first time that does not count."""
     for take in steps.values():
         take()
     times: dict[str, list[float]] = {at: [] for at in steps}
     for _ in range(rounds):
         for at, take in steps.items():
-            start = time.process_time()
+            start = clock()
             take()
-            times[at].append(1e3 * (time.process_time() - start))
+            times[at].append(1e3 * (clock() - start))
     return times
 
 
