@@ -3,6 +3,7 @@
     python papers/gpu.py timing    --minutes 5  --out FOLDER     MGDA beside MGDA-UB on the device
     python papers/gpu.py quadrants --minutes 12 --out FOLDER     88 runs as stacks, to 5,000 epochs
     python papers/gpu.py multimnist --minutes 8 --workers 8 --out FOLDER   Table 3, 10 seeds
+    python papers/gpu.py sener     --minutes 12 --workers 8 --out FOLDER   100 epochs with decay
     python papers/gpu.py merge --out FOLDER     finished runs into the papers' own runs.jsonl
 
 FOLDER has a folder for each paper with its runs.jsonl, and checkpoints. Every run keeps the name of
@@ -15,7 +16,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent / "bellavia2026"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import alternation
+import multimnist
 import redraw
+import running
 import stacks
+import staged
 import table3
 import timing
 import torch
@@ -35,7 +41,11 @@ from ledger import Ledger, key
 HERE = Path(__file__).parent
 QUADRANTS = "quadrants, 5,000 epochs"
 TIMING = "timing, GPU"
-OWNERS = {"bellavia2026": (QUADRANTS,), "nakamura2022": (table3.NAME,), "sener2018": (TIMING,)}
+OWNERS = {
+    "bellavia2026": (QUADRANTS,),
+    "nakamura2022": (table3.NAME,),
+    "sener2018": (TIMING, multimnist.LONG),
+}
 """The experiments that are made here, by the paper that they belong to."""
 
 
@@ -70,15 +80,9 @@ def quadrants(asked: argparse.Namespace) -> None:
         file.unlink(missing_ok=True)
 
 
-def multimnist(asked: argparse.Namespace) -> None:
-    """Table 3 by the paper's rule, several runs on the device at a time."""
-    os.environ |= {
-        "EVENHAND_DEVICE": asked.device,
-        "EVENHAND_UNTIL": str(asked.until),
-        "EVENHAND_RUNS": str(asked.out.resolve() / "nakamura2022" / "checkpoints"),
-    }
-    ledger = Ledger(asked.out / "nakamura2022")
-    try:
+def redrawn(asked: argparse.Namespace) -> None:
+    """Table 3 of Nakamura et al. by the paper's rule, several runs on the device at a time."""
+    with limited(asked, "nakamura2022") as ledger:
         table3.complete(
             ledger,
             list(redraw.AGGREGATORS),
@@ -87,7 +91,29 @@ def multimnist(asked: argparse.Namespace) -> None:
             asked.workers,
             {"epochs": 1} if asked.small else {},
         )
-    except redraw.OutOfTime as over:
+
+
+def sener(asked: argparse.Namespace) -> None:
+    """Sener & Koltun's MultiMNIST for 100 epochs with the decay of the rate."""
+    study = multimnist.LONG_STUDY
+    if asked.small:
+        few = {name: study.rows[name] for name in ("sg", "mgda")}
+        study = replace(study, rows=few, rates=(1e-2,), seeds=1, epochs=1, samples=100)
+    with limited(asked, "sener2018") as ledger:
+        staged.complete(ledger, multimnist.LONG, study, asked.workers)
+
+
+@contextmanager
+def limited(asked: argparse.Namespace, paper: str) -> Iterator[Ledger]:
+    """A paper's ledger, for runs that `running.py` makes on the device until the time is over."""
+    os.environ |= {
+        "EVENHAND_DEVICE": asked.device,
+        "EVENHAND_UNTIL": str(asked.until),
+        "EVENHAND_RUNS": str(asked.out.resolve() / paper / "checkpoints"),
+    }
+    try:
+        yield Ledger(asked.out / paper)
+    except running.OutOfTime as over:
         print(f"out of time: {over}", flush=True)
 
 
@@ -122,7 +148,8 @@ def merge(asked: argparse.Namespace) -> None:
 PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "timing": step_times,
     "quadrants": quadrants,
-    "multimnist": multimnist,
+    "multimnist": redrawn,
+    "sener": sener,
     "merge": merge,
 }
 

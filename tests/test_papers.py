@@ -215,8 +215,8 @@ def test_a_stack_of_runs_says_what_the_runs_say(module, tmp_path) -> None:
 
 def test_what_wants_a_gpu_runs_in_parts(module, monkeypatch, tmp_path) -> None:
     gpu = module("gpu")
-    experiments = {"sener2018": gpu.TIMING, "bellavia2026": gpu.QUADRANTS}
-    experiments["nakamura2022"] = gpu.table3.NAME
+    experiments = {"bellavia2026": gpu.QUADRANTS, "nakamura2022": gpu.table3.NAME}
+    experiments["sener2018"] = gpu.TIMING
     for name in ("EVENHAND_DEVICE", "EVENHAND_UNTIL", "EVENHAND_RUNS"):
         monkeypatch.setenv(name, "")  # restored afterwards, whatever the script sets
         monkeypatch.delenv(name)
@@ -228,15 +228,18 @@ def test_what_wants_a_gpu_runs_in_parts(module, monkeypatch, tmp_path) -> None:
 
     call("quadrants", "--minutes", "0")
     assert not gpu.Ledger(tmp_path / "out" / "bellavia2026").found(gpu.QUADRANTS)
-    for part in ("timing", "quadrants", "multimnist"):
+    call("sener", "--minutes", "0")
+    assert not gpu.Ledger(tmp_path / "out" / "sener2018").lines
+    for part in ("timing", "quadrants", "multimnist", "sener"):
         call(part)
     call("merge", "--papers", str(tmp_path / "papers"))
     numbers = {}
     for paper, experiment in experiments.items():
-        runs = gpu.Ledger(tmp_path / "papers" / paper).found(experiment)
-        assert runs == gpu.Ledger(tmp_path / "out" / paper).found(experiment)
-        numbers[paper] = len(runs)
+        runs = gpu.Ledger(tmp_path / "papers" / paper)
+        assert runs.lines == gpu.Ledger(tmp_path / "out" / paper).lines
+        numbers[paper] = len(runs.found(experiment))
     assert numbers == {"sener2018": 2, "bellavia2026": 16, "nakamura2022": 9}
+    assert len(runs.found(gpu.multimnist.LONG)) == 2
     before = (tmp_path / "papers" / "sener2018" / "runs.jsonl").read_text()
     call("merge", "--papers", str(tmp_path / "papers"))
     assert (tmp_path / "papers" / "sener2018" / "runs.jsonl").read_text() == before

@@ -22,21 +22,17 @@ and, where it is not the usual, `fresh`: whether training pictures are paired an
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from and_xor import ReleasedMinNorm
 from best import Trained
-from ledger import key
+from running import device, records
 from torch import nn
 from torch.optim import SGD
 
@@ -99,24 +95,19 @@ def cell(row: str, rate: float, seed: int, **settings: Any) -> dict[str, Any]:
     return {"row": row, "rate": rate, "seed": seed, **SETTINGS, **settings}
 
 
-class OutOfTime(Exception):
-    """The time that $EVENHAND_UNTIL names, in seconds since 1970, is over."""
-
-
 def run(cell: dict[str, Any]) -> dict[str, Any]:
     """Train one network; its metrics at the best epoch, and its curves.
 
-    On the device that $EVENHAND_DEVICE names, by default the CPU. Raises OutOfTime.
+    Where, until when and how resumably says `running.py`; raises OutOfTime.
     """
     tasks, aggregator = AGGREGATORS[cell["row"]]
-    device = os.environ.get("EVENHAND_DEVICE", "cpu")
-    made = problem(cell["resize"], cell["placed"], cell["scaled"], device)
+    made = problem(cell["resize"], cell["placed"], cell["scaled"], device())
     torch.manual_seed(cell["seed"])
     # Channels last changes rounding alone, and takes a third of the time from a CPU's convolutions.
     built = network(tasks, cell["dropout"], cell["decoder"])
-    built = built.to(device, memory_format=torch.channels_last)
+    built = built.to(device(), memory_format=torch.channels_last)
     if cell.get("fresh"):
-        made = replace(made, train=Fresh(cell["batch"], cell["resize"], cell["scaled"], device))
+        made = replace(made, train=Fresh(cell["batch"], cell["resize"], cell["scaled"], device()))
     training = Training(
         replace(made, batch_size=cell["batch"]),
         built,
@@ -128,37 +119,22 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
         monitor=MONITORS[cell["watched"]],
         stopping=Trained(cell["patience"]),
     )
-    records: list[Record] = []
-    until = float(os.environ.get("EVENHAND_UNTIL", math.inf))
     try:
-        for record in training.run(_folder(cell), checkpoint_every=5):
-            records.append(record)
-            if time.time() >= until and not training.finished:
-                raise OutOfTime(f"{cell['row']}, epoch {record.epoch}")
+        trained = records(training, cell)
     except NonFiniteError as error:
         return {"diverged": str(error).partition(";")[0], "monitored": None, "test": {}}
-    best = next(record for record in reversed(records) if record.best)
+    best = next(record for record in reversed(trained) if record.best)
     _, test = evaluate(training.network, made, made.test, tasks)
     return {
         "monitored": best.monitored,
         "best epoch": best.epoch,
-        "epochs": records[-1].epoch,
+        "epochs": trained[-1].epoch,
         "validation": dict(best.metrics),
         "test": test,
-        "curves": {t: [_rounded(r.metrics[t]) for r in records] for t in tasks},
-        "losses": {t: [_rounded(r.validation[t]) for r in records] for t in tasks},
-        "weights": {t: [_rounded(r.weights[t]) for r in records[1:]] for t in tasks},
+        "curves": {t: [_rounded(r.metrics[t]) for r in trained] for t in tasks},
+        "losses": {t: [_rounded(r.validation[t]) for r in trained] for t in tasks},
+        "weights": {t: [_rounded(r.weights[t]) for r in trained[1:]] for t in tasks},
     }
-
-
-def _folder(cell: Mapping[str, Any]) -> Path | None:
-    """Where a run keeps its checkpoints, if $EVENHAND_RUNS says so: a killed one goes on there."""
-    if not (root := os.environ.get("EVENHAND_RUNS")):
-        return None
-    name = hashlib.sha256(key(cell).encode()).hexdigest()[:16]
-    folder = Path(root) / "multimnist-redraw" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def network(tasks: Sequence[str], dropout: bool, decoder: str) -> eh.MultiTaskNetwork:

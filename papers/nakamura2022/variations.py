@@ -16,30 +16,39 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import redraw
-from ledger import Ledger
+import table3
+from and_xor import PAPER
+from ledger import Ledger, key
 
 HERE = Path(__file__).parent
 NAME = "MultiMNIST, variations"
+NOTE = (
+    "Networks for a single task, one seed, each differing in what is named from table3.py's; "
+    "printed are an accuracy of .9639 ± .0024 and an MSE of .0181 ± .0017."
+)
 CLASS = "Single upper", 1e-2
 PICTURE = "Single lower", 1e-1
+SHORT = {"epochs": 25}
+"""A picture improves for longer than there was time for: its runs are compared at 25 epochs."""
 VARIED: tuple[tuple[tuple[str, float], dict[str, Any]], ...] = (
     (CLASS, {}),
     (CLASS, {"dropout": True}),
     (CLASS, {"resize": "bilinear"}),
     (CLASS, {"fresh": True}),
-    (PICTURE, {}),
-    (PICTURE, {"decoder": "mirrored"}),
-    (CLASS, {"watched": "loss"}),
-    (PICTURE, {"placed": True}),
     (CLASS, {"dropout": True, "resize": "bilinear"}),
-    (PICTURE, {"decoder": "400, sigmoid"}),
+    (PICTURE, {**SHORT}),
+    (PICTURE, {**SHORT, "resize": "bilinear"}),
+    (CLASS, {"fresh": True, "resize": "bilinear"}),
+    (PICTURE, {**SHORT, "decoder": "mirrored"}),
+    (PICTURE, {**SHORT, "placed": True}),
+    (CLASS, {"watched": "loss"}),
     (CLASS, {"batch": 256, "rate": 5e-2}),
+    (PICTURE, {**SHORT, "decoder": "400, sigmoid"}),
+    (PICTURE, {**SHORT, "batch": 16}),
     (CLASS, {"momentum": 0.5}),
-    (PICTURE, {"batch": 16}),
     (CLASS, {"scaled": False}),
-    (PICTURE, {"decoder": "linear"}),
-    (PICTURE, {"resize": "bilinear"}),
-    (PICTURE, {"dropout": True}),
+    (PICTURE, {**SHORT, "decoder": "linear"}),
+    (PICTURE, {**SHORT, "dropout": True}),
 )
 """What is trained, at which rate, and in which it differs from `redraw.SETTINGS`; the order is that
 in which the runs are made."""
@@ -53,11 +62,50 @@ def cells() -> list[dict[str, Any]]:
     ]
 
 
+def told(settings: dict[str, Any]) -> str:
+    """In what a variation differs, in words."""
+    if not settings:
+        return "as usual"
+    words = {True: "{}", False: "not {}"}
+    return ", ".join(
+        words[value].format(name) if isinstance(value, bool) else f"{name} {value}"
+        for name, value in settings.items()
+    )
+
+
+def sum_up(ledger: Ledger) -> None:
+    """The finished runs in result.json: test metric, validation metric, best and last epoch."""
+    done = ledger.found(NAME)
+    rows = {}
+    for ((row, _), settings), cell in zip(VARIED, cells(), strict=True):
+        if key(cell) not in done:
+            continue
+        values = done[key(cell)]
+        (task,) = values["test"]
+        metric = table3.METRICS[task]
+        rows[f"{row}: {told(settings)}"] = {
+            metric: [values["test"][task], None, 1],
+            f"{metric}, validation": [values["validation"][task], None, 1],
+            "best epoch": [values["best epoch"], None, 1],
+            "epochs": [values["epochs"], None, 1],
+            "rate": [cell["rate"], None, 1],
+        }
+    ledger.write(NAME, rows, PAPER, NOTE)
+    for name, quantities in rows.items():
+        print(f"  {name:50}" + "  ".join(f"{q} {v[0]:.4g}" for q, v in quantities.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--sum-up", action="store_true", help="only the runs that are there already"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results [here]")
     asked = parser.parse_args()
-    Ledger(asked.out).complete(NAME, cells(), redraw.run)
+    ledger = Ledger(asked.out)
+    if not asked.sum_up:
+        ledger.complete(NAME, cells(), redraw.run)
+    sum_up(ledger)
 
 
 if __name__ == "__main__":
