@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import and_xor
 from ledger import EXPECTED, Ledger, key
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 import evenhand as eh
 from evenhand.app import figures
@@ -118,6 +119,10 @@ def draw(found: Found, folder: Path) -> Path:
                     x, y, bars, fmt="o-", ms=3.5, lw=1, color=figures.PALETTE[0], label="ours"
                 )
                 ax.axvline(0.3, color=figures.PALETTE[1], lw=1, ls="--", label="the paper's α")
+                ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 7)))
+                ax.yaxis.set_major_formatter(ScalarFormatter())
+                ax.yaxis.set_minor_formatter(NullFormatter())
                 ax.set_title(f"{row}, XOR times {c.removeprefix('c=')}")
         for ax in axes[-1]:
             ax.set_xlabel("α")
