@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test programs lint docs same-bits demo clean mutants
+.PHONY: help venv test programs lint docs same-bits demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18

@@ -101,11 +101,26 @@ SOURCES: tuple[Source, ...] = (
         by_hand=True,
     ),
     Source(
+        "cityscapes-prepared",
+        "evenhand.data.cityscapes_prepared",
+        "street scenes as MTAN and LibMTL read them: seven classes, inverse depth (likewise)",
+        "Cordts et al., CVPR 2016 (for non-commercial use); files of Liu, Johns & Davison, CVPR "
+        "2019",
+        by_hand=True,
+    ),
+    Source(
         "nyuv2",
         "evenhand.data.nyuv2",
         "rooms: classes, depth, surface normals (likewise)",
         "Silberman, Hoiem, Kohli & Fergus, ECCV 2012 (no licence stated); files of Liu, Johns & "
         "Davison, CVPR 2019",
+        by_hand=True,
+    ),
+    Source(
+        "nyuv2-official",
+        "evenhand.data.nyuv2_official",
+        "rooms as published, in one MATLAB file: classes, depth (likewise)",
+        "Silberman, Hoiem, Kohli & Fergus, ECCV 2012 (no licence stated)",
         by_hand=True,
     ),
 )

@@ -65,6 +65,8 @@ GROUPS: Mapping[str, tuple[int, ...]] = {
 """The label numbers of each group: the 19 classes that are evaluated, by official category."""
 CLASSES = tuple(label for labels in GROUPS.values() for label in labels)
 VOID = 255
+UNIT = 128
+"""Full-size pixels in which the way to the middle of an instance is told to the network."""
 DEVIATION = 2729.068 / 256
 """Of the disparities, in pixels of the full-size picture: what Sener & Koltun's code divides by."""
 
@@ -133,9 +135,19 @@ def load_scene(
             missing=VOID,
             gaps="loss",
         ),
-        "instance": Task(partial(_known_mean, scale=1.0), _error, "error", False, gaps="loss"),
+        "instance": Task(
+            partial(_known_mean, scale=1.0),
+            partial(_error, UNIT),
+            "instance error, px",
+            False,
+            gaps="loss",
+        ),
         "disparity": Task(
-            partial(_known_mean, scale=1 / DEVIATION), _error, "error, px", False, gaps="loss"
+            partial(_known_mean, scale=1 / DEVIATION),
+            partial(_error, 1.0),
+            "disparity error, px",
+            False,
+            gaps="loss",
         ),
     }
     options = Options(seed, where, batch, workers, device, height)
@@ -213,13 +225,13 @@ def _known_mean(values: Tensor, target: Tensor, scale: float) -> Tensor:
     return scale * (values[known] - target[known]).abs().sum() / known.sum().clamp(min=1)
 
 
-def _error() -> Averaged:
-    return Averaged(_known_errors)
+def _error(scale: float) -> Averaged:
+    return Averaged(partial(_known_errors, scale=scale))
 
 
-def _known_errors(values: Tensor, target: Tensor) -> Tensor:
+def _known_errors(values: Tensor, target: Tensor, scale: float) -> Tensor:
     known = target.isfinite()
-    return (values[known] - target[known]).abs()
+    return scale * (values[known] - target[known]).abs()
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -309,7 +321,7 @@ class Scene:
         ways = np.stack([nearest(down, *size), nearest(right, *size)])
         targets = {
             "semantic": torch.from_numpy(classes[nearest(labels, *size)]),
-            "instance": torch.from_numpy(ways) / 128,
+            "instance": torch.from_numpy(ways) / UNIT,
             "disparity": torch.from_numpy(nearest(steps, *size)),
         }
         return colours(scene.picture, *size), targets

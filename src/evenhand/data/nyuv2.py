@@ -11,9 +11,10 @@ names has, for train (795 pictures) and val (654), numbered from 0,
     train/depth/0.npy    [288, 384, 1], in metres, 0 where there is none
     train/normal/0.npy   [288, 384, 3], unit vectors, 0 where there is none
 
-(The official nyu_depth_v2_labeled.mat has neither normals nor the 13 classes.) `val` is the test
-set; a tenth of `train`, a row of neighbours whose place the seed draws, validates. Neighbours often
-show one room, so only the ends of that row have relatives among the training pictures.
+(The official nyu_depth_v2_labeled.mat, which has no normals, is read by `nyuv2_official.py`.)
+`val` is the test set; a tenth of `train`, a row of neighbours whose place the seed draws,
+validates. Neighbours often show one room, so only the ends of that row have relatives among the
+training pictures.
 
 The setting is that of Pascal et al. (arXiv 2109.11678), as released: a U-Net; a binary
 cross-entropy for each of the 13 classes, where a pixel without class belongs to none; the mean
@@ -29,7 +30,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,15 +37,24 @@ from torch.nn import functional
 from evenhand import sources
 from evenhand.data import unet
 from evenhand.data.mnist import folder
-from evenhand.data.pictures import Array, Averaged, Overlap, Pictures, Sample
+from evenhand.data.pictures import (
+    Array,
+    Averaged,
+    Overlap,
+    Pictures,
+    Sample,
+    counted,
+    row_apart,
+    stored,
+)
 from evenhand.data.problem import Problem, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedules import mixed_seed
 
 PAGE = "https://github.com/lorenmt/mtan"
 CLASSES = 13
 NONE = 255
-KINDS = ("image", "label", "depth", "normal")
+DIMENSIONS = {"image": (3, 3), "label": (2, 2), "depth": (2, 3), "normal": (3, 3)}
+KINDS = tuple(DIMENSIONS)
 
 
 def load(
@@ -176,25 +185,16 @@ def count(where: Path, split: str) -> int:
     Raises:
         ValueError: there is none, or one lacks a file.
     """
-    number = len(list((where / split / "image").glob("*.npy")))
-    files = [where / split / kind / f"{k}.npy" for k in range(number) for kind in KINDS]
-    absent = [file for file in files if not file.exists()]
-    if not number or absent:
-        raise ValueError(
-            f"NYUv2 is not complete in {where} ({absent[0] if absent else split} is missing): "
-            f"fetch the prepared files that {PAGE} links to; they belong into the folder nyuv2 of "
-            "the one that EVENHAND_DATA names"
-        )
-    return number
+    told = (
+        f"NYUv2 is not complete in {where}; fetch the prepared files that {PAGE} links to; they "
+        "belong into the folder nyuv2 of the one that EVENHAND_DATA names"
+    )
+    return counted(where / split, KINDS, told)
 
 
 def apart(number: int, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """(train, validation) of the first `number` pictures: a row of a tenth validates."""
-    size = max(1, number // 10)
-    generator = torch.Generator().manual_seed(mixed_seed(seed, *b"nyuv2"))
-    first = int(torch.randint(number - size + 1, (), generator=generator))
-    held = range(first, first + size)
-    return [k for k in range(number) if k not in held], held
+    return row_apart(number, seed, "nyuv2")
 
 
 @dataclass(frozen=True)
@@ -217,12 +217,4 @@ class Rooms:
         return torch.from_numpy(image).float().permute(2, 0, 1), targets
 
     def _array(self, kind: str, number: int) -> Array:
-        file = self.where / kind / f"{number}.npy"
-        try:
-            array: Array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-        wanted = {"image": (3, 3), "label": (2, 2), "depth": (2, 3), "normal": (3, 3)}[kind]
-        if not wanted[0] <= array.ndim <= wanted[1]:
-            raise ValueError(f"{file} has the shape {array.shape}, not that of a {kind}")
-        return array
+        return stored(self.where / kind / f"{number}.npy", DIMENSIONS[kind], kind)
