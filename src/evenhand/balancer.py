@@ -23,7 +23,7 @@ from evenhand.autodiff.accumulation import Accumulated, Sums
 from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
-from evenhand.autodiff.delivery import deliver, delivered_by, keeps_graph
+from evenhand.autodiff.delivery import deliver, delivered_by, keeps_graph, released_at_the_end
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
     Matrices,
@@ -126,7 +126,7 @@ class _Solved:
     clock: Clock
 
 
-Gradients_of = Passes | Accumulated
+Differentiated = Passes | Accumulated
 """Where an update comes from: the passes of one batch, or the sums of several."""
 
 
@@ -384,9 +384,9 @@ class Balancer(nn.Module):
         them, and `plus`. Under `no_grad` it is that value, and nothing is remembered. A second
         backward (after ``retain_graph=True``) gives the same again and advances no history.
 
-        The passes through the graph of the losses are taken inside, and free it at the end; terms
-        that are added outside may share parameters with it. One that shares the graph itself goes
-        into `plus=`.
+        The passes through the graph of the losses are taken inside; it is freed when the whole
+        backward pass has ended. Terms that are added outside may share it, but one that the engine
+        happens to differentiate first takes it away: the error then names `plus=`.
 
         Args and errors are those of `backward`.
         """
@@ -610,7 +610,7 @@ class Balancer(nn.Module):
             )
         return sharing
 
-    def _view_of(self, step: _Step) -> tuple[Gradients_of, TaskGradients]:
+    def _view_of(self, step: _Step) -> tuple[Differentiated, TaskGradients]:
         """Where the update of a step comes from, and the view that methods get of it."""
         if self._sums is not None or step.counts is not None:
             return self._view_of_sums(step, self._with(step))
@@ -739,7 +739,7 @@ class Balancer(nn.Module):
         balance = Balance(step.call.tasks, step.call.stacked, applied=False, left_out=tuple(tasks))
         return _Solved(Update(leaves, filled), learned, balance, None, step.clock)
 
-    def _balanced(self, source: Gradients_of, view: TaskGradients) -> _Solved:
+    def _balanced(self, source: Differentiated, view: TaskGradients) -> _Solved:
         balanced = bool(source.shared)
         answers: dict[str, _Answer] = {}
         weights: Tensor | None = None
@@ -811,7 +811,13 @@ class Balancer(nn.Module):
         self, losses: Mapping[str, Tensor], plus: Tensor | None, step: _Step | None
     ) -> Tensor:
         """What `loss` is worth: the losses' sum, with the weights that losses alone decide."""
-        values = [loss.detach().sum() for loss in losses.values()]
+        values = [loss.detach() for loss in losses.values()]
+        weighting = self.weighting
+        if step is not None and weighting is not None and not weighting.traits.reads_gradients:
+            view = self._view(Matrices(None, None), step.call, step.clock, ())
+            weights = weighting.advance(view, self.states.tree()["weighting"]).value.unbind(-1)
+            values = [v * w.to(v) for v, w in zip(values, weights, strict=True)]
+        values = [value.sum() for value in values]
         if plus is not None:
             values.append(plus.detach())
         return torch.stack([value.to(values[0]) for value in values]).sum()
@@ -936,10 +942,11 @@ class _Deferred:
             )
         keep = keeps_graph()
         step, self._step = self._step, None
-        call = replace(step.call, scale=None if scale == 1 else gradient, retain=keep)
+        call = replace(step.call, scale=None if scale == 1 else gradient, retain=True)
         found: list[Tensor | None] = [None] * len(self._places)
         try:
-            solved = self._balancer._solved(replace(step, call=call), skips=scale > 1)
+            with torch.enable_grad():  # sums of losses are made here, and differentiated
+                solved = self._balancer._solved(replace(step, call=call), skips=scale > 1)
         except RuntimeError as error:
             if "second time" not in str(error):
                 raise
@@ -949,6 +956,8 @@ class _Deferred:
         for weight, g in solved.learned.items():
             found[self._places[id(weight)]] = g * gradient
         self._balancer._stands(solved)
+        if not keep:
+            released_at_the_end(step.call.losses, step.sharing.trained)
         del solved  # autograd keeps a tensor that nobody else holds, and copies any other
         if keep:
             self._given, self._scale = found, scale

@@ -34,10 +34,25 @@ def gradient(
     if gradients is None and outputs[0].ndim:
         gradients = [torch.ones_like(output) for output in outputs]
     targets = cast(Sequence[Tensor], inputs)  # it takes a mixture of both
-    row = torch.autograd.grad(
-        outputs, targets, gradients, retain_graph=retain_graph, allow_unused=True
-    )
+    try:
+        row = torch.autograd.grad(
+            outputs, targets, gradients, retain_graph=retain_graph, allow_unused=True
+        )
+    except RuntimeError as error:
+        told = next((why for sign, why in REFUSALS.items() if sign in str(error)), None)
+        if told is None:
+            raise
+        raise ValueError(f"{told}. Torch says: {error}") from error
     return cast(Row, row)
+
+
+REFUSALS = {
+    "use_reentrant=True": "gradients per task cannot be taken through torch.utils.checkpoint with "
+    "use_reentrant=True: call it with use_reentrant=False",
+    "donated buffers": "a compiled network frees what it has saved after one pass, and here several "
+    "are taken: set torch._functorch.config.donated_buffer = False before it is compiled",
+}
+"""What torch says of a graph that has room for one pass only -> what would be right."""
 
 
 def batched(
@@ -140,7 +155,7 @@ def shaped_like(
 def _shaped(piece: Tensor, target: Tensor) -> Tensor:
     piece = piece.to(target.device)
     if target.is_complex():
-        return torch.view_as_complex(piece.reshape(*target.shape, 2)).to(target.dtype)
+        return torch.view_as_complex(piece.reshape(*target.shape, 2).clone()).to(target.dtype)
     return piece.reshape(target.shape).to(target.dtype)
 
 

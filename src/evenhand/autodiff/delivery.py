@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from evenhand.autodiff.hooks import without_hooks
+
 Source = Callable[[Tensor], Sequence[Tensor | None]]
 """The incoming gradient -> a gradient for each leaf."""
 
@@ -55,3 +57,36 @@ _ZERO = torch.zeros(())
 def keeps_graph() -> bool:
     """Inside a backward pass: whether it was asked to keep the graph for another one."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+class _Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *losses: Tensor) -> Tensor:
+        return torch.zeros((), dtype=losses[0].dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        return (None,) * len(ctx.needs_input_grad)
+
+
+def released_at_the_end(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+    """Free the graph of these losses when the backward pass that is under way has ended.
+
+    Terms that share it and are differentiated in the same pass find it whole. A pass without any
+    gradient does it: nodes run, compute nothing, and let go of what they have saved. A hook on an
+    activation that cannot do with None gets zeros, which take the time of a real pass.
+    """
+
+    def release() -> None:
+        with torch.enable_grad(), without_hooks(leaves):
+            apply: Callable[..., Tensor] = _Nothing.apply
+            try:
+                torch.autograd.grad(apply(*losses), leaves, allow_unused=True)
+            except RuntimeError as error:
+                if "second time" not in str(error):  # the pass itself has freed a part
+                    raise
+            except (AttributeError, TypeError):
+                zeros = [torch.zeros_like(loss) for loss in losses]
+                torch.autograd.grad(losses, leaves, zeros, allow_unused=True)
+
+    torch.autograd.Variable._execution_engine.queue_callback(release)

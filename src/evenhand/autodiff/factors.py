@@ -246,7 +246,7 @@ class Scattered(Filled):
 
 def may_pay(targets: Iterable[Tensor], m: int, least: int) -> bool:
     """Whether any target could be a weight for which factors pay, with `least` rows or more."""
-    wide = (weight for weight in targets if weight.ndim > 1)
+    wide = (weight for weight in targets if weight.ndim > 1 and weight.numel())
     return any(_product_pays(w, m, least) or _lookup_pays(w, least) for w in wide)
 
 
@@ -275,7 +275,7 @@ def layers(roots: Iterable[Any], targets: Sequence[Tensor]) -> dict[int, Layer]:
     users = _users(roots)
     found = {}
     for position, weight in enumerate(targets):
-        if weight.ndim < 2 or not weight.is_leaf or weight.is_complex():
+        if weight.ndim < 2 or not weight.is_leaf or weight.is_complex() or not weight.numel():
             continue
         layer = _layer(weight, users)
         if layer is not None:
@@ -294,7 +294,7 @@ def passing_gradients(found: Mapping[int, Layer]) -> Iterator[dict[int, int]]:
 
     def noted(k: int, gradients: tuple[Tensor | None, ...]) -> None:
         if gradients[0] is not None:
-            passed[k] = _address(gradients[0])
+            passed[k] = gradients[0].data_ptr()
 
     handles = [layer.node.register_prehook(partial(noted, k)) for k, layer in found.items()]
     try:
@@ -306,13 +306,7 @@ def passing_gradients(found: Mapping[int, Layer]) -> Iterator[dict[int, int]]:
 
 def changed(gradient: Tensor | None, address: int) -> bool:
     """Whether a hook put another tensor in the place of this one before the layer's node ran."""
-    return gradient is not None and _address(gradient) != address
-
-
-def _address(tensor: Tensor) -> int:
-    if torch._C._functorch.is_batchedtensor(tensor):  # in a vectorised pass
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor.data_ptr()
+    return gradient is not None and gradient.data_ptr() != address
 
 
 def _users(roots: Iterable[Any]) -> Users:

@@ -284,6 +284,8 @@ def all_finite(values: Tensor) -> bool:
     # A sum is not finite if an entry is not, and much cheaper than to test each; should finite
     # entries overflow it, they are tested after all.
     seen = values.detach() if values.requires_grad else values
+    if seen.is_complex():
+        seen = torch.view_as_real(seen.resolve_conj())
     return math.isfinite(seen.sum().item()) or bool(seen.isfinite().all())
 
 

@@ -14,7 +14,6 @@ what is balanced whatever the graph says.
 
 from __future__ import annotations
 
-import copy
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,15 +118,6 @@ class Union:
         alive = [(ref(), mask) for ref, mask, _ in self._masks.values()]
         return [(leaf, mask) for leaf, mask in alive if leaf is not None]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Union:
-        # A model that is copied along has its copies in the memo.
-        other = Union()
-        for ref, mask, seen in list(self._masks.values()):
-            leaf = ref()
-            if leaf is not None:
-                other.add(memo.get(id(leaf), leaf), mask, seen)
-        return other
-
     def __reduce__(self) -> tuple[type[Union], tuple[()]]:
         return Union, ()  # weak references do not outlive the process
 
@@ -183,13 +173,6 @@ class Structure:
             if slot in before and before[slot] is not parameter
         ]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
-        # The model itself is copied only where it is copied along.
-        return Structure(memo.get(id(self.model), self.model))
-
-    def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("the structure of a model is not pickled: attach the model again")
-
 
 def plain_name(name: str) -> str:
     """A parameter's name without the wrappers that it passes."""
@@ -211,11 +194,13 @@ class Ownership:
         self._saved: dict[str, list[str]] = {}  # by name, until the parameters are met
         self._heard = 0
         self._told: set[str] = set()
+        self._original: tuple[Ownership, dict[int, Any]] | None = None
 
     # What is told ----------------------------------------------------------------------------
 
     def attach(self, model: nn.Module, given: bool = True) -> None:
         """Learn the structure of `model`, whatever it is wrapped in, and its parameters' names."""
+        self._settled()
         if self._structure is None or self._structure.model is not unwrapped(model):
             self._structure = Structure(model)
         self._given = self._given or given
@@ -223,11 +208,13 @@ class Ownership:
     @property
     def watches(self) -> bool:
         """Whether parameters of a model that the user attached are still to be met."""
+        self._settled()
         return self._given and "unreached" not in self._told
 
     @property
     def network(self) -> MultiTaskNetwork | None:
         """The network whose structure is known."""
+        self._settled()
         return None if self._structure is None else self._structure.network
 
     def name(
@@ -238,6 +225,7 @@ class Ownership:
         Raises:
             ValueError: `own` is given without `shared`; a tensor is no leaf, or stands in both.
         """
+        self._settled()
         if own is not None and shared is None:
             raise ValueError("own= completes shared=: name the shared parameters too")
         if shared is None:
@@ -282,6 +270,7 @@ class Ownership:
             ValueError: no loss depends on the features; nothing is reached that trains; or it
                 cannot be told whose a parameter is (`Undecided`).
         """
+        self._settled()
         if outputs is not None and outputs.network is not None and not self._given:
             self.attach(outputs.network, given=False)
         found = _Found.of(call, tasks, features, outputs)
@@ -456,6 +445,7 @@ class Ownership:
         Raises:
             ValueError: no call has told yet.
         """
+        self._settled()
         if self._structure is not None and self._structure.blocks is not None:
             return self._structure.blocks
         met = self.union.items()
@@ -501,6 +491,7 @@ class Ownership:
 
     def state(self, tasks: Sequence[str]) -> dict[str, Any]:
         """Which tasks have reached which parameter, by name, where the model is known."""
+        self._settled()
         if self._structure is None:
             lost = "not saved: the model is not known (Balancer(model=…) or attach)"
             return {"reached": lost if len(self.union) else {}}
@@ -512,9 +503,18 @@ class Ownership:
 
     def load_state(self, state: Mapping[str, Any], tasks: Sequence[str]) -> None:
         """Restore what `state` gave."""
+        self._settled()
         self.union = Union()
         reached = state.get("reached", {})
-        self._saved = {} if isinstance(reached, str) else dict(reached)
+        if isinstance(reached, str):
+            warnings.warn(
+                "this state was saved by a balancer that did not know its model, so which tasks "
+                "had reached which parameter is lost, and found again call by call: give both "
+                "balancers model=",
+                stacklevel=2,
+            )
+            reached = {}
+        self._saved = dict(reached)
         if self._structure is not None:
             self._meet_saved(tasks, self._structure.names)
 
@@ -529,21 +529,34 @@ class Ownership:
                 self.union.add(leaf, sum(1 << tasks.index(task) for task in who))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ownership:
+        # A model that is copied along may be copied after this: who its parameters are is looked
+        # up when the copy is used.
         other = Ownership()
-        other.union = copy.deepcopy(self.union, memo)
-        other._structure = copy.deepcopy(self._structure, memo)
-        other._given = self._given
-        if self._named is not None:
-            shared, own = self._named
+        other._original = self, memo
+        return other
+
+    def _settled(self) -> None:
+        """Take over what the original of a copy knew, of the copies of its parameters."""
+        if self._original is None:
+            return
+        (before, memo), self._original = self._original, None
+        before._settled()
+        for leaf, mask in before.union.items():
+            self.union.add(memo.get(id(leaf), leaf), mask, before.union.seen(leaf))
+        if before._structure is not None:
+            model = before._structure.model
+            self._structure = Structure(memo.get(id(model), model))
+        if before._named is not None:
+            shared, own = before._named
             there = tuple(memo.get(id(p), p) for p in shared)
             mine = own and {t: tuple(memo.get(id(p), p) for p in its) for t, its in own.items()}
-            other._named = there, mine
-        other._saved = dict(self._saved)
-        other._heard, other._told = self._heard, set(self._told)
-        return other
+            self._named = there, mine
+        self._given, self._saved = before._given, dict(before._saved)
+        self._heard, self._told = before._heard, set(before._told)
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters and models are other objects in another process; `state_dict` has the names.
+        self._settled()
         return {**vars(Ownership()), "_heard": self._heard, "_told": self._told}
 
 
@@ -606,7 +619,8 @@ class _Found:
         if features and not whole & ~plus:
             raise ValueError(
                 "no loss depends on features=: give the representation that the losses were "
-                "computed from, not a copy made beside it, or the module that makes it"
+                "computed from, not a copy made beside it, or the module that makes it. Of what is "
+                "made inside a compiled network nothing can be used: compile trunk and heads apart"
             )
         behind = walk([(edge, 1) for edge in edges]).leaves if edges else {}
         reached = {leaf: mask & ~plus for leaf, mask in reach.leaves.items() if mask & ~plus}

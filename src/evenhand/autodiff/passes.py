@@ -265,7 +265,7 @@ class Passes:
     ) -> set[int]:
         """Take all passes; or, after the first one, tell the layers whose output has a hook."""
         m = len(self.tasks)
-        parts = self._parts(inputs, chunk if m > 1 else 1, keep)
+        parts = self._parts(inputs, chunk if m > 1 else 1, keep, apart=bool(found))
         with passing_gradients(found) as passed:
             where, row = next(parts)
         if hooked := {k for k, there in passed.items() if changed(row[k], there)}:
@@ -277,14 +277,24 @@ class Passes:
         return set()
 
     def _parts(
-        self, inputs: Sequence[Tensor | GradientEdge], chunk: int, keep: bool
+        self, inputs: Sequence[Tensor | GradientEdge], chunk: int, keep: bool, apart: bool
     ) -> Generator[tuple[int | slice, Row], None, None]:
-        """Pass by pass, which tasks it was of and what it found."""
+        """Pass by pass, which tasks it was of and what it found.
+
+        `apart` takes the first task by itself, also where the others are vectorised: hooks are
+        looked for in that pass.
+        """
         m = len(self.tasks)
-        if chunk > 1:
+        if chunk > 1 and apart:
+            if self._features is None:
+                yield 0, gradient([self._each[0]], inputs)
+            else:
+                yield 0, self._through_trunk(self.through_heads().row(0), inputs)
+            yield from self._vectorised(inputs, chunk, first=1)
+        elif chunk > 1:
             yield from self._vectorised(inputs, chunk)
         elif self._features is None:
-            yield from enumerate(self._from_losses(inputs))
+            yield from enumerate(self._from_losses(inputs, keep))
         else:
             heads = self.through_heads()
             for i in range(m):
@@ -304,7 +314,7 @@ class Passes:
         return {k: layer for k, layer in found.items() if always or layer.pays(m)}
 
     def _vectorised(
-        self, inputs: Sequence[Tensor | GradientEdge], chunk: int
+        self, inputs: Sequence[Tensor | GradientEdge], chunk: int, first: int = 0
     ) -> Iterator[tuple[slice, Row]]:
         """The passes of `chunk` tasks at a time, as one that runs on stacks."""
         m = len(self.tasks)
@@ -319,8 +329,8 @@ class Passes:
                 if stack is not None:
                     outputs.append(z)
                     stacks.append(stack)
-        for i in range(0, m, chunk):
-            part = slice(i, i + chunk)
+        for i in range(first, m, chunk):
+            part = slice(i, min(i + chunk, m))
             yield part, batched(outputs, inputs, [stack[part] for stack in stacks])
 
     def _representation(self) -> list[Tensor]:
@@ -341,8 +351,10 @@ class Passes:
             else:
                 m, beyond = len(self.tasks), self.sharing.beyond
                 columns = [plain_column(m, self._members) for _ in (*features, *beyond)]
+                # Of two levels of a pyramid, the way from one to the other belongs to the trunk.
+                keep = self._keep or len(features) > 1
                 with cut(features), without_hooks(features):
-                    for i, row in enumerate(self._from_losses([*features, *beyond])):
+                    for i, row in enumerate(self._from_losses([*features, *beyond], keep)):
                         fill(columns, i, row)
                 z, further = columns[: len(features)], columns[len(features) :]
                 self._heads = Rows(z, features, self._members, m, self.call.stacked)
@@ -372,12 +384,16 @@ class Passes:
             column.put(i, d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype))
         return Rows([column], features, self._members, m, self.call.stacked)
 
-    def _from_losses(self, targets: Sequence[Tensor | GradientEdge]) -> Iterator[Row]:
-        """Each task's gradient, from its loss; what it alone reaches comes along."""
+    def _from_losses(self, targets: Sequence[Tensor | GradientEdge], keep: bool) -> Iterator[Row]:
+        """Each task's gradient, from its loss; what it alone reaches comes along.
+
+        Unless the graph is to be kept, the last pass frees all that it meets.
+        """
         alone = self.sharing.alone if self._alone is None else [[] for _ in self.tasks]
         kept: list[Row] = []
-        for loss, mine in zip(self._each, alone, strict=True):
-            row = gradient([loss], [*targets, *mine])
+        last = len(self.tasks) - 1
+        for i, (loss, mine) in enumerate(zip(self._each, alone, strict=True)):
+            row = gradient([loss], [*targets, *mine], retain_graph=keep or i < last)
             kept.append(row[len(targets) :])
             yield row[: len(targets)]
         if self._alone is None:
@@ -551,7 +567,8 @@ class Passes:
         if self._features is not None:
             return self._combined_through(weights)
         total = weighted_sum(self._losses, weights)
-        return self._agreed(gradient([total], self._combined_leaves, None, self._keep))
+        row = gradient([total], self._combined_leaves, None, self._keep)
+        return self._agreed(row)
 
     def _combined_through(self, weights: Tensor) -> Row:
         """Σ weights_i g_i by one pass through the trunk, and from rows for what lies round it."""

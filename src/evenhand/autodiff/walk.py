@@ -8,7 +8,7 @@ A node with several outputs passes on what arrives at any of them, so beyond it 
 not tell two losses apart. Two kinds of such nodes are known: what hands each of its inputs on to
 one output (`PASSING`: module hooks, DDP's sink) is looked through, output by output; what puts
 unrelated tensors side by side (`JOINING`, and functions written in Python, compiled ones among
-them) marks all that lies beyond it as `joint`, where several losses pass.
+them) marks all that lies beyond it as `joint`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Reach:
         leaves: for each leaf that requires a gradient, the mask of the losses that reach it, in the
             order in which the walk finds them.
         stops: for each edge at which the walk was to end, the mask of the losses that reach it.
-        joint: the leaves beyond a joining node that several losses pass.
+        joint: the leaves that some loss reaches through a joining node.
     """
 
     leaves: dict[Tensor, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
     Args:
         roots: edges, each with the mask that it gives to all that it reaches.
         stops: edges beyond which the walk does not go.
-        counted: the bits that count when several losses at a joining node are looked for.
+        counted: the bits of losses to whom a joining node matters.
     """
     ends: dict[Node, set[int]] = {}
     for node, number in stops:
@@ -99,10 +99,8 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
                 if mask & joined:
                     reach.joint.add(variable)
             continue
-        if len(edges) > 1 and not mask & joined:
-            among = mask & counted
-            if among & (among - 1) and _joins(type(node)):
-                mask |= joined
+        if len(edges) > 1 and mask & counted and not mask & joined and _joins(type(node)):
+            mask |= joined
         for child, number in edges:
             if child is None:
                 continue
