@@ -296,29 +296,35 @@ def test_tied_weights_are_shared() -> None:
     assert torch.allclose(model_grad, balance.trunk_weights @ plain, atol=1e-12)
 
 
-def test_sharing_that_cannot_be_decided_is_asked_for() -> None:
+def test_what_is_balanced_grows_from_call_to_call() -> None:
     model = Model()
     balancer = Balancer(aggregator=MGDA(), tasks=ALL)
+    balancer.backward({"a": losses_of(model(inputs()))["a"]})
+    assert not balancer.blocks.shared  # one task alone has reached the trunk so far
     losses = losses_of(model(inputs()))
-    with pytest.raises(ValueError, match="shared="):
-        balancer.backward({"a": losses["a"], "b": losses["b"]})
-    balancer.backward({"a": losses["a"], "b": losses["b"]}, shared=model.trunk)
+    balancer.backward({"b": losses["b"], "c": losses["c"]})
+    assert set(balancer.blocks.shared) == set(model.trunk)
     assert set(balancer.blocks.own["a"]) == set(model.a.parameters())
-    fresh = Balancer(aggregator=MGDA(), tasks=ALL)
-    z = model.features(inputs())
-    fresh.backward({"a": model.a(z).square().mean()}, features=z)
-    assert set(fresh.blocks.shared) == set(model.trunk)
 
 
-def test_shared_without_a_parameter_named_is_refused() -> None:
+def test_shared_says_what_is_balanced_and_the_rest_gets_the_plain_sum() -> None:
     model = Model()
-    losses = losses_of(model(inputs()))
-    with pytest.raises(ValueError, match=r"reached by the tasks a, b, c.*shared="):
-        Balancer().backward(losses, shared=model.first.parameters())
+    balance = Balancer(aggregator=MGDA()).backward(
+        losses_of(model(inputs())), shared=model.first.parameters()
+    )
+    losses = losses_of(model(inputs())).values()
+    first, second = [*model.first.parameters()], [*model.second.parameters()]
+    by_first, by_second = plain_jacobian(losses, first), plain_jacobian(losses, second)
+    assert torch.allclose(flat_grad(first), balance.trunk_weights @ by_first, atol=1e-12)
+    assert torch.allclose(flat_grad(second), by_second.sum(0), atol=1e-12)
     with pytest.raises(ValueError, match="shared="):
-        Balancer().backward(losses, own={"a": model.a.parameters()})
+        Balancer().backward(losses_of(model(inputs())), own={"a": model.a.parameters()})
+    with pytest.raises(ValueError, match=r"stands in shared= and in own= of 'a'"):
+        Balancer().backward(
+            losses_of(model(inputs())), shared=model.trunk, own={"a": model.trunk[:1]}
+        )
     apart = {"a": model.a(torch.ones(1, 3).double()).sum(), "b": model.b.bias.sum()}
-    with pytest.raises(ValueError, match="no parameter is shared"):
+    with pytest.warns(UserWarning, match="no parameter is reached by several"):
         Balancer(aggregator=MGDA()).backward(apart)
 
 
@@ -333,14 +339,19 @@ def test_what_is_shared_is_remembered() -> None:
     assert model.b.weight.grad is not None
 
 
-def test_an_own_phase_needs_to_know_whose_parameters_are() -> None:
-    model = Model()
+def test_a_phase_of_the_heads_finds_the_trunk_in_the_graph() -> None:
     own = Phase(ALL, moves=("own",))
-    with pytest.raises(ValueError, match="shared="):
-        Balancer().backward(losses_of(model(inputs())), phase=own)
-    Balancer().backward(losses_of(model(inputs())), phase=own, shared=model.trunk)
-    assert all(p.grad is None for p in model.trunk)
-    assert all(getattr(model, t).weight.grad is not None for t in ALL)
+    for named in (False, True):
+        model = Model()
+        shared = {"shared": model.trunk} if named else {}
+        Balancer().backward(losses_of(model(inputs())), phase=own, **shared)
+        assert all(p.grad is None for p in model.trunk)
+        assert all(getattr(model, t).weight.grad is not None for t in ALL)
+    with pytest.raises(ValueError, match=r"shared=.*MultiTaskNetwork"):
+        # One task in the first call, and nobody has said what is shared.
+        Balancer(tasks=ALL).backward(
+            {"a": losses_of(model(inputs()))["a"]}, phase=Phase(("a",), moves=("shared",))
+        )
 
 
 def test_a_single_task_shares_its_whole_network_with_nobody() -> None:
@@ -557,7 +568,6 @@ def test_a_balancer_whose_method_cannot_serve_the_tasks_is_not_bound() -> None:
     ("spoil", "message"),
     [
         (lambda loss: loss.expand(2), r"'b' has shape \(2,\); it must be a scalar"),
-        (lambda loss: loss.detach(), "'b' has no graph"),
     ],
 )
 def test_a_loss_is_a_scalar_with_a_graph(spoil: Callable[[Tensor], Tensor], message: str) -> None:
@@ -567,6 +577,19 @@ def test_a_loss_is_a_scalar_with_a_graph(spoil: Callable[[Tensor], Tensor], mess
     with pytest.raises(ValueError, match=message):
         Balancer().backward(losses)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("absent", [None, torch.tensor(1.0)])
+def test_a_loss_without_a_graph_is_an_absent_task_and_told_of_once(absent) -> None:
+    model = Model()
+    balancer = Balancer(aggregator=MGDA())
+    balancer.backward(losses_of(model(inputs())))
+    with pytest.warns(UserWarning, match="the loss of 'b'"):
+        balance = balancer.backward({**losses_of(model(inputs())), "b": absent})
+    assert balance.tasks == ("a", "c")
+    balancer.backward({**losses_of(model(inputs())), "b": absent})
+    with pytest.raises(ValueError, match="no_grad"):
+        balancer.backward({"a": absent, "b": absent})
 
 
 def test_a_call_needs_a_loss() -> None:
@@ -867,11 +890,13 @@ def test_a_way_round_the_features_is_seen_whenever_they_are_given(first) -> None
     torch.testing.assert_close(got, expected)
 
 
-def test_losses_that_reach_no_parameter_are_refused() -> None:
+def test_plain_leaves_are_parameters_where_there_is_no_other() -> None:
     theta = torch.ones(2, requires_grad=True)
     losses = {"a": theta.sum(), "b": theta.square().sum()}
-    with pytest.raises(ValueError, match=r"reach no parameter .* named with shared="):
-        Balancer().backward(losses)
+    balance = Balancer(aggregator=MGDA()).backward(losses)
+    assert balance.norms.tolist() == pytest.approx([2**0.5, 8**0.5])
+    theta.grad = None
+    losses = {"a": theta.sum(), "b": theta.square().sum()}
     Balancer().backward(losses, shared=[theta])
     torch.testing.assert_close(theta.grad, torch.tensor([3.0, 3.0]))
 

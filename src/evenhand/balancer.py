@@ -45,6 +45,8 @@ from evenhand.weighting.state import Held, State, put, take
 
 NonFinite = Literal["raise", "skip", "leave_out"]
 """What becomes of a step in which a task's loss or gradient is NaN or infinite."""
+Zero = Literal["keep", "leave_out"]
+"""What becomes of a task whose gradient is exactly zero."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Balance:
         applied: False when the step was skipped: a gradient overflowed under loss scaling.
         status: the worst way a solve of this call ended, "optimal", "stationary", "inaccurate" or
             "unbounded" (see `linalg.Solution`).
-        left_out: tasks whose losses or gradients were not finite, where the step was skipped or
-            taken without them.
+        left_out: tasks whose losses or gradients were not finite, or whose gradients were zero,
+            where the step was skipped or taken without them.
     """
 
     tasks: tuple[str, ...]
@@ -180,6 +182,7 @@ class Balancer(nn.Module):
         jacobian: Jacobian = "looped",
         factored: Factored = "auto",
         nonfinite: NonFinite = "raise",
+        zero: Zero = "keep",
     ) -> None:
         super().__init__()
         if not isinstance(weighting, Weighting | None):
@@ -197,7 +200,10 @@ class Balancer(nn.Module):
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"nonfinite={nonfinite!r}: must be 'raise', 'skip' or 'leave_out'")
         self.factored = factored
+        if zero not in get_args(Zero):
+            raise ValueError(f"zero={zero!r}: must be 'keep' or 'leave_out'")
         self.nonfinite = nonfinite
+        self.zero = zero
         self.tasks: tuple[str, ...] | None = None
         self._step = 0
         self._warned_of_epochs = False
@@ -483,7 +489,8 @@ class Balancer(nn.Module):
         index = tuple(tasks.index(task) for task in present)
         call = Call(tuple(present), index, tuple(present.values()), _stacked(present))
         view = self._view(Matrices(None, None), call, clock, ())
-        weighted = view.scaled(take(self.last_weights, view).to(view.losses))
+        last = take(self.last_weights, view).to(view.losses)
+        weighted = view.scaled(last.expand_as(view.losses))
         seen, state = {"weighting": view, "aggregator": weighted}, self.states.tree()
         for name, method in self._slots.items():
             state[name] = method.after(seen[name], state[name])
@@ -567,7 +574,7 @@ class Balancer(nn.Module):
             phase=phase is not None,
             plus=plus,
             scale=scale,
-            retain=retain_graph,
+            retain=retain_graph or self.nonfinite == "leave_out" or self.zero == "leave_out",
             left_out=tuple(left_out),
         )
         if self.last_weights.device != stacked.device:
@@ -709,7 +716,7 @@ class Balancer(nn.Module):
                         raise self._spoiled
                     self._require_finite_losses(step.call)
                     source, view = self._view_of(step)
-                    return self._balanced(source, view)
+                    solved = self._balanced(source, view)
                 except NonFiniteError as error:
                     if skips:
                         return self._skipped(step, torch.inf, error.tasks)
@@ -720,6 +727,11 @@ class Balancer(nn.Module):
                         self._sums = self._spoiled = None
                         raise
                     step = less
+                else:
+                    less = self._without_zeros(step, solved.balance)
+                    if less is None:
+                        return solved
+                    step = less
 
     def _without(self, step: _Step, tasks: Sequence[str]) -> _Step | None:
         """The same step in which these tasks are absent; None if none is left."""
@@ -728,6 +740,30 @@ class Balancer(nn.Module):
         call = step.call.without(tasks)
         sharing = self._shared_by(call, step.features, step.outputs)
         return replace(step, call=call, sharing=sharing)
+
+    def _without_zeros(self, step: _Step, balance: Balance) -> _Step | None:
+        """The step without tasks whose gradient is exactly zero, if they are to be left out.
+
+        Where they are kept and stop the method, that is told.
+        """
+        if balance.norms is None:
+            return None
+        zero = (balance.norms == 0).reshape(-1, len(balance.tasks)).all(0).tolist()
+        tasks = [task for task, is_zero in zip(balance.tasks, zero, strict=True) if is_zero]
+        if not tasks or len(tasks) == len(balance.tasks):
+            return None
+        if self.zero == "leave_out":
+            return self._without(step, tasks)
+        aggregator = self.aggregator
+        if aggregator is not None and aggregator.traits.stationary:
+            self._tell(
+                "zero gradient",
+                f"the gradient of {', '.join(map(repr, tasks))} is exactly zero, and "
+                f"{type(aggregator).__name__} takes such a point for one that cannot be improved "
+                "for all tasks, so the step may be zero. Balancer(zero='leave_out') leaves such a "
+                "task out of the step. This is said once",
+            )
+        return None
 
     def _skipped(self, step: _Step, value: float | None, tasks: Sequence[str]) -> _Solved:
         """A step that changes nothing; gradients are `value`, or there are none."""
@@ -744,7 +780,7 @@ class Balancer(nn.Module):
         answers: dict[str, _Answer] = {}
         weights: Tensor | None = None
         if self.weighting is not None:
-            weights = take(self.last_weights, view).to(view.losses)
+            weights = take(self.last_weights, view).to(view.losses).expand_as(view.losses)
             if balanced or not self.weighting.traits.reads_gradients:
                 answers["weighting"] = self._ask("weighting", view)
                 weights = answers["weighting"].outcome.value

@@ -21,10 +21,10 @@ class DBMTL(Tracking):
 
         Balancer(weighting=ScaleInvariant(), aggregator=DBMTL())
 
-    ĝ starts at 0; β_k = β/k^σ, where k counts the calls in which task i speaks (the paper searches
-    β in {.1, .5, .9} and σ in {0, .5}). Maximum and sum are over the tasks that speak; a zero ĝ_i
-    adds nothing. The direction does not depend on the scale of the losses, nor does its length with
-    `ScaleInvariant`. The state is as large as M gradients.
+    ĝ starts at 0; β_k = β/k^σ, where k counts the calls in which task i is active (the paper
+    searches β in {.1, .5, .9} and σ in {0, .5}). Maximum and sum are over the active tasks; a zero
+    ĝ_i adds nothing. The direction does not depend on the scale of the losses, nor does its length
+    with `ScaleInvariant`. The state is as large as M gradients.
 
     LibMTL (the authors') agrees but for 1e-8 in the denominators and in the logarithm.
 

@@ -20,9 +20,9 @@ class MoCo(Tracking):
     Fernando et al., "Mitigating Gradient Bias in Multi-objective Learning" (ICLR 2023, arXiv
     2210.12624): averaging corrects the bias that the noise of one batch gives to λ.
 
-    y starts at 0 and λ at 1/M; k counts the calls in which a task speaks. As in the authors' code,
-    λ moves by the new Y and the network by both new ones, and y is not projected onto a ball. v is
-    of the tasks that speak; absent ones keep y_i and λ_i, and those that speak share the rest of λ.
+    y starts at 0 and λ at 1/M; k counts the calls in which a task is active. As in the authors'
+    code, λ moves by the new Y and the network by both new ones, and y is not projected onto a ball.
+    v is of the active tasks; absent ones keep y_i and λ_i, and the active ones share the rest of λ.
     The state is as large as M gradients.
 
     LibMTL's (from the authors) is another method: it makes each g_i as long as the loss L_i first

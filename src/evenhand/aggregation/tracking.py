@@ -16,7 +16,8 @@ from evenhand.weighting.state import State, put, take
 class Tracking(StatefulAggregator):
     """An aggregator of averaged gradients: y_i ← y_i + r_k (g_i − y_i), from y_i = 0.
 
-    k counts the calls in which task i spoke. It averages over batches, so it looks at parameters.
+    k counts the calls in which task i was active. The method averages over batches, so it looks at
+    parameters.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Tracking(StatefulAggregator):
         return {"tracked": nothing(total), "count": torch.zeros(total, dtype=torch.float64)}
 
     def track(self, g: TaskGradients, state: State) -> tuple[Tensor, State]:
-        """The averages of the tasks that speak, [..., m, n], and the next y and k."""
+        """The averages of the active tasks, [..., m, n], and the next y and k."""
         history = like_gradients(state["tracked"], g)
         tracked = take(history, g)
         count = take(state["count"], g) + 1

@@ -20,7 +20,7 @@ class TrimmedMean(Aggregator):
         trim: how many entries to leave out at either end, >= 0.
 
     Raises:
-        ValueError: trim is negative, or (in a call) fewer than 2·trim + 1 tasks speak.
+        ValueError: trim is negative, or (in a call) fewer than 2·trim + 1 tasks are active.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ class TrimmedMean(Aggregator):
         if m <= 2 * self.trim:
             raise ValueError(
                 f"TrimmedMean(trim={self.trim}) needs at least {2 * self.trim + 1} tasks "
-                f"in a call, and {m} speak"
+                f"in a call, and {m} are active"
             )
         ordered = g.jacobian.sort(dim=-2).values
         return ordered.narrow(-2, self.trim, m - 2 * self.trim).mean(-2)

@@ -49,8 +49,8 @@ def gradient(
 REFUSALS = {
     "use_reentrant=True": "gradients per task cannot be taken through torch.utils.checkpoint with "
     "use_reentrant=True: call it with use_reentrant=False",
-    "donated buffers": "a compiled network frees what it has saved after one pass, and here several "
-    "are taken: set torch._functorch.config.donated_buffer = False before it is compiled",
+    "donated buffers": "a compiled network frees what it has saved after one pass, and here "
+    "several are taken: set torch._functorch.config.donated_buffer = False before it is compiled",
 }
 """What torch says of a graph that has room for one pass only -> what would be right."""
 

@@ -9,6 +9,7 @@ terms that are added to the scalar add up as they do for any loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -73,20 +74,15 @@ def released_at_the_end(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> N
     """Free the graph of these losses when the backward pass that is under way has ended.
 
     Terms that share it and are differentiated in the same pass find it whole. A pass without any
-    gradient does it: nodes run, compute nothing, and let go of what they have saved. A hook on an
-    activation that cannot do with None gets zeros, which take the time of a real pass.
+    gradient does it: nodes run, compute nothing, and let go of what they have saved.
     """
 
     def release() -> None:
-        with torch.enable_grad(), without_hooks(leaves):
-            apply: Callable[..., Tensor] = _Nothing.apply
-            try:
-                torch.autograd.grad(apply(*losses), leaves, allow_unused=True)
-            except RuntimeError as error:
-                if "second time" not in str(error):  # the pass itself has freed a part
-                    raise
-            except (AttributeError, TypeError):
-                zeros = [torch.zeros_like(loss) for loss in losses]
-                torch.autograd.grad(losses, leaves, zeros, allow_unused=True)
+        apply: Callable[..., Tensor] = _Nothing.apply
+        # It stops where the pass itself has freed a part, where an optimizer in backward has
+        # changed a weight already, and at hooks on activations that cannot do with None. What is
+        # left then goes with the losses.
+        with torch.enable_grad(), without_hooks(leaves), suppress(Exception):
+            torch.autograd.grad(apply(*losses), leaves, allow_unused=True)
 
     torch.autograd.Variable._execution_engine.queue_callback(release)

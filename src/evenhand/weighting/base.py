@@ -163,7 +163,7 @@ class Weighting(Method):
 
     @abstractmethod
     def weigh(self, g: TaskGradients) -> Tensor | Solved:
-        """The weights of the tasks that speak, from gradients at the method's own place.
+        """The weights of the active tasks, from gradients at the method's own place.
 
         Where a solver found them, its solution goes with them, as `Solved`.
         """

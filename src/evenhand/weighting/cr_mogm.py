@@ -23,9 +23,9 @@ class CRMOGM(Wrapper):
     decrease of the learning rate. Zhou, Zhang, Jiang, Zhong, Gu & Zhu, "On the Convergence of
     Stochastic Multi-Objective Gradient Manipulation and Beyond" (NeurIPS 2022), CR-MOGM.
 
-    Each task has an average of its own, over the calls in which it speaks, starting with its first
-    ŵ_i. What `base` promises about one step (feasible, stationary) is not promised of the average.
-    TorchJD agrees.
+    Each task has an average of its own, over the calls in which it is active, starting with its
+    first ŵ_i. What `base` promises about one step (feasible, stationary) is not promised of the
+    average. TorchJD agrees.
 
     Args:
         base: any weighting; the paper's are MGDA, PCGrad and CAGrad.
@@ -55,7 +55,7 @@ class CRMOGM(Wrapper):
             _require_rate(alpha)
 
     def init(self, total: int) -> State:
-        """w, and in how many calls each task has spoken."""
+        """w, and in how many calls each task was active."""
         zeros = torch.zeros(total, dtype=torch.float64)
         return super().init(total) | {"average": zeros, "count": zeros.clone()}
 

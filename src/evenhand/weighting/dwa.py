@@ -19,8 +19,8 @@ class DWA(StatefulWeighting):
 
     Epochs are those of the clock: in a loop of your own pass ``clock=Clock(epoch=…)`` to
     `Balancer.backward`, or no epoch ever ends and all weights stay 1. Each task has means of its
-    own, over the steps in which it spoke; r_i is the ratio for its last two such epochs. Σw = M
-    over all tasks, and an absent task takes its weight with it. Losses are expected to be
+    own, over the steps in which it was active; r_i is the ratio for its last two such epochs. Σw =
+    M over all tasks, and an absent task takes its weight with it. Losses are expected to be
     positive; r_i = 1 where both means are zero.
 
     TorchJD agrees, given its ``step()`` at the end of each epoch, and so does LibMTL.

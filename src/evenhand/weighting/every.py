@@ -18,7 +18,7 @@ class Every(Wrapper):
 
     Between two solves nothing is asked of the gradients, so a call costs one backward pass; the
     weights are then up to ``steps - 1`` calls old, and what the base promises about the current
-    gradients (a feasible direction, say) holds at the solves only. A call in which a task speaks
+    gradients (a feasible direction, say) holds at the solves only. A call in which a task is active
     that has no weight yet solves at once. The base's history advances at the solves. Nash-MTL's
     released code offers the same under the name update_weights_every.
 

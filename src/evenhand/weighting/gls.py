@@ -17,7 +17,7 @@ class GLS(Weighting):
 
     Chennupati et al., "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy
     for Multi-Task Learning" (CVPR 2019 workshops). The weights are ∂GL/∂L_i, so w_i L_i is the same
-    for all tasks. The mean is over the m tasks that speak. The direction does not depend on the
+    for all tasks. The mean is over the m active tasks. The direction does not depend on the
     scale of the losses; its length does, and shrinks with them, which is what sets it apart from
     `ScaleInvariant`.
 

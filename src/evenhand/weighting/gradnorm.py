@@ -30,8 +30,8 @@ class GradNorm(Learned):
 
     After every step of the optimizer the M weights are scaled to the sum M; one that it pushed
     below 0 is held at 1e-8 of their mean (the paper is silent; the gradient brings it back). L_i(0)
-    is the loss of the first step in which task i speaks and the trunk moves. The means run over the
-    tasks that speak; the weight of one that stays away changes by the scaling to the sum alone.
+    is the loss of the first step in which task i is active and the trunk trains. The means run over
+    the active tasks; the weight of one that stays away changes by the scaling to the sum alone.
     Losses below 1e-12 count as 1e-12.
 
     Other implementations: LibMTL learns logits and takes M times their softmax, at all shared
@@ -65,7 +65,7 @@ class GradNorm(Learned):
         self.alpha = alpha
 
     def init(self, total: int) -> State:
-        """The weights, and L_i(0), which is 0 until task i has spoken."""
+        """The weights, and L_i(0), which is 0 until task i has been active."""
         return super().init(total) | {"first_losses": torch.zeros(total, dtype=torch.float64)}
 
     def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
@@ -99,6 +99,6 @@ def _of_mean_1(state: State) -> Tensor:
 
 
 def _first_losses(g: TaskGradients, state: State) -> Tensor:
-    """L_i(0) of the tasks that speak, [..., m]: this call's loss where none is known."""
+    """L_i(0) of the active tasks, [..., m]: this call's loss where none is known."""
     known = take(state["first_losses"], g)
     return torch.where(known > 0, known, g.losses.double().clamp_min(SMALLEST_LOSS))

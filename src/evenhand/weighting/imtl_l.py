@@ -7,6 +7,7 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
+from evenhand.weighting.positive import require_bounded
 from evenhand.weighting.state import State
 from evenhand.weighting.traits import Traits
 
@@ -19,9 +20,12 @@ class IMTLL(Learned):
     and with s_i at its minimum the objective is Σ log L_i + M, that of `ScaleInvariant`. It is
     twice Kendall's regression form (`Uncertainty`) with s_i = −log σ_i².
 
-    s_i starts at 0, the plain sum. The losses should be positive: with a negative one the objective
-    has no minimum in s_i. The whole method, IMTL, has IMTL-G in the aggregator slot at the same
+    s_i starts at 0, the plain sum. Losses must be ≥ 0: with a negative one the objective has no
+    minimum in s_i, and w_i grows without end. The whole method, IMTL, has IMTL-G in the aggregator slot at the same
     time, which sees the gradients of the scaled losses. TorchJD agrees.
+
+    Raises:
+        ValueError: in a call, a loss is negative.
 
     Example:
         >>> import torch
@@ -37,6 +41,7 @@ class IMTLL(Learned):
     initial = 0.0
 
     def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        require_bounded(g, "IMTLL")
         return Outcome(self._weights(g, state), state)
 
     def learn(self, g: TaskGradients, state: State) -> Gradients:

@@ -24,10 +24,10 @@ class Krum(Weighting):
 
     Args:
         byzantine: f >= 0, how many tasks may be corrupted.
-        selected: how many gradients to average, >= 1; all, if fewer tasks speak.
+        selected: how many gradients to average, >= 1; all, if fewer are active.
 
     Raises:
-        ValueError: an argument is out of range, or (in a call) too few tasks speak.
+        ValueError: an argument is out of range, or (in a call) too few tasks are active.
 
     Example:
         >>> from evenhand import TaskGradients
@@ -51,7 +51,7 @@ class Krum(Weighting):
         least = 2 * f + 3 if f else 1
         if m < least:
             raise ValueError(
-                f"Krum(byzantine={f}) needs at least {least} tasks in a call, and {m} speak"
+                f"Krum(byzantine={f}) needs at least {least} tasks in a call, and {m} are active"
             )
         gramian = g.gramian.double()
         squared = gramian.diagonal(dim1=-2, dim2=-1)

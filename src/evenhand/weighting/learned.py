@@ -28,7 +28,7 @@ class Learned(StatefulWeighting):
         return {"scalars": {str(i): scalar for i, scalar in enumerate(scalars)}}
 
     def scalars_of(self, g: TaskGradients, state: State) -> Tensor:
-        """The scalars of the tasks that speak, detached, [..., m]."""
+        """The scalars of the active tasks, detached, [..., m]."""
         return torch.stack([scalar.detach() for scalar in self._scalars(g, state)], dim=-1)
 
     def gradients_of(self, g: TaskGradients, state: State, gradient: Tensor) -> Gradients:

@@ -20,7 +20,7 @@ class MoDo(StatefulWeighting):
     third batch. Chen, Fernando, Ying & Chen, "Three-Way Trade-Off in Multi-Objective Learning"
     (NeurIPS 2023, arXiv 2305.20057; JMLR 25, 2024), the algorithm MoDo, where ρ = 0.
 
-    λ starts at 1/M and is kept from step to step. Absent tasks keep theirs, and those that speak
+    λ starts at 1/M and is kept from step to step. Absent tasks keep theirs, and the active ones
     share the rest (Σλ = 1 over all). A large γ‖g‖² moves λ from corner to corner: γ wants the scale
     of the gradients.
 

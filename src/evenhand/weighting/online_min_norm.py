@@ -26,7 +26,7 @@ class OnlineMinNorm(StatefulWeighting):
     the scale of the losses does not change. Gw = J d with d = Jᵀw takes one pass for d, which is
     the update, and one product, for any number of tasks; MGDA takes m passes. The update uses the
     w that d was computed with, and the next one the new w. No weight falls below 1e-6/M, so every
-    task finds its way back. Absent tasks keep their part, and those that speak share the rest.
+    task finds its way back. Absent tasks keep their part, and the active ones share the rest.
 
     What it gives up: the weights lag behind the gradients, so a step may hurt a task and need not
     be zero at a Pareto-stationary point. `check` tells how far it is off; `benchmarks/online.py`

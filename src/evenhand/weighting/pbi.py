@@ -26,7 +26,7 @@ class PBI(Preferring):
     direction in which the losses are to lie. A task that is ahead of the ray has a negative weight
     once θ is large, and is made worse, its head too in the weighting slot.
 
-    The ray is that of the tasks that speak. d₂ counts as zero below the precision of the losses;
+    The ray is that of the active tasks. d₂ counts as zero below the precision of the losses;
     TorchJD adds 1e-12 to d₂² instead, and agrees elsewhere.
 
     Args:

@@ -16,11 +16,31 @@ def positive(values: Tensor, g: TaskGradients, method: str) -> Tensor:
     Raises:
         ValueError: a value is negative; the message names the tasks.
     """
-    negative = (values < 0).reshape(-1, values.shape[-1]).any(0)
-    if bool(negative.any()):
-        guilty = [task for task, bad in zip(g.tasks, negative.tolist(), strict=True) if bad]
+    if guilty := below_zero(values, g):
         raise ValueError(
             f"{method} takes the logarithm of the losses, which must be >= 0, or above reference= "
             f"where it has one; below are those of {', '.join(guilty)}"
         )
     return values.double().clamp_min(SMALLEST)
+
+
+def require_bounded(g: TaskGradients, method: str) -> None:
+    """For methods whose learned weights would grow without end where a loss is negative.
+
+    Raises:
+        ValueError: a loss is negative; the message names the tasks.
+    """
+    if guilty := below_zero(g.losses, g):
+        raise ValueError(
+            f"{method} learns weights by an objective that has no minimum where a loss is "
+            f"negative; below zero are those of {', '.join(guilty)}: add a constant that bounds "
+            "them, or take another method"
+        )
+
+
+def below_zero(values: Tensor, g: TaskGradients) -> list[str]:
+    """The tasks with a negative value in any network of a stack."""
+    negative = (values < 0).reshape(-1, values.shape[-1]).any(0)
+    if not bool(negative.any()):
+        return []
+    return [task for task, bad in zip(g.tasks, negative.tolist(), strict=True) if bad]

@@ -46,7 +46,7 @@ class Preferring(Weighting):
         super().require(tasks)
 
     def preferred(self, g: TaskGradients) -> Tensor:
-        """P of the tasks that speak, [..., m], float64."""
+        """P of the active tasks, [..., m], float64."""
         known = self.preference
         shares = [1 / g.total if known is None else known[task] for task in g.tasks]
         p = torch.tensor(shares, dtype=torch.float64, device=g.losses.device)

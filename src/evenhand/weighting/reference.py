@@ -33,7 +33,7 @@ class Reference:
             )
 
     def shift(self, g: TaskGradients) -> Tensor:
-        """L − z* of the tasks that speak, [..., m], float64."""
+        """L − z* of the active tasks, [..., m], float64."""
         losses = g.losses.double()
         if self.values is None:
             return losses

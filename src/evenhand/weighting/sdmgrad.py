@@ -33,7 +33,7 @@ class SDMGrad(Preferring, StatefulWeighting):
     draws a pair for each) and divided by scale² = (mean_i √A_ii⁺)², so that β does not depend on
     the scale of the gradients; there is momentum; and the direction is divided by 1 + λ. w goes on
     from the last call's, as in the algorithm. (Where no A_ii is positive, scale² = max |A_ij|.)
-    Absent tasks keep their part of w, and those that speak share the rest. β is large: where the
+    Absent tasks keep their part of w, and the active ones share the rest. β is large: where the
     gradients are collinear the steps jump from corner to corner and amplify rounding.
 
     With ``batches=3`` the network steps on the first batch and the other two make up J₁ J₂ᵀ: the

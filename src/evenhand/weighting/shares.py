@@ -1,6 +1,6 @@
 """Weights on the simplex over all tasks that are kept and moved from step to step.
 
-The tasks that speak in a step redistribute among themselves the share that they have in common;
+The active tasks of a step redistribute among themselves the share that they have in common;
 the shares of absent ones stay. With all tasks present that is the projection onto the simplex.
 """
 

@@ -163,12 +163,12 @@ class Held(nn.Module):
 
 
 def take(state: Tensor, g: TaskGradients) -> Tensor:
-    """The entries of per-task state [..., M] of the tasks that speak, [..., m]."""
+    """The entries of per-task state [..., M] of the active tasks, [..., m]."""
     return state.index_select(-1, g.index.to(state.device))
 
 
 def put(state: Tensor, g: TaskGradients, value: Tensor) -> Tensor:
-    """A copy of per-task state [..., M] with `value` [..., m] at the tasks that speak.
+    """A copy of per-task state [..., M] with `value` [..., m] at the active tasks.
 
     Where `value` has more leading dimensions (a stacked ensemble), the copy grows them.
     """

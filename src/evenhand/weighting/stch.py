@@ -22,7 +22,7 @@ class STCH(Preferring):
     w_i = λ_i exp(λ_i (L_i − z*_i)/μ) / Σ_j exp(λ_j (L_j − z*_j)/μ). Lin et al., "Smooth
     Tchebycheff Scalarization for Multi-Objective Optimization" (ICML 2024, arXiv 2402.19078). As
     μ → 0 it becomes `Tchebycheff`, as μ → ∞ the weights become λ_i/m. The maximum is over the
-    tasks that speak. Losses of different scale want λ or `LogSTCH`. TorchJD agrees.
+    active tasks. Losses of different scale want λ or `LogSTCH`. TorchJD agrees.
 
     Args:
         mu: μ > 0. The paper tries .01, .1, .5 and 1.
@@ -79,8 +79,8 @@ class LogSTCH(Preferring, StatefulWeighting):
     length depends on the scale of the losses.
 
     Epochs are those of the clock: in a loop of your own pass ``clock=Clock(epoch=…)`` to
-    `Balancer.backward`, or the warm-up never ends. A task that does not speak in epoch `warmup` is
-    measured in the first later step in which it does. Losses below 1e-12 count as 1e-12.
+    `Balancer.backward`, or the warm-up never ends. A task that is not active in epoch `warmup` is
+    measured in the first later step in which it is. Losses below 1e-12 count as 1e-12.
 
     Args:
         mu: μ > 0.

@@ -39,7 +39,7 @@ class Tension(Wrapper):
     does one for which ‖g_i − v‖ drowns in the Gramian's rounding. With α = 0 the pulls of two
     tasks cancel, those of three or more do not.
 
-    The window holds the last T norms of the calls in which the task spoke. The first tension
+    The window holds the last T norms of the calls in which the task was active. The first tension
     needs a previous mean, so it comes with the task's call number T + 1; before, and for a task
     that is absent, u_i = 0. The logarithm stops at L = 1e-12; norms that were all zero and still
     are count as unchanged (ζ(t)/ζ(t−1) = 1).

@@ -9,6 +9,7 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
+from evenhand.weighting.positive import require_bounded
 from evenhand.weighting.state import State
 from evenhand.weighting.traits import Traits
 
@@ -25,8 +26,8 @@ class Uncertainty(Learned):
     each kind). The weights are w_i = f_i exp(−s_i), and the gradient of s_i is ½ − w_i L_i in both
     forms: each w_i L_i is drawn to ½. The forms differ only by where s_i starts, at σ = 1.
 
-    Losses should be ≥ 0: with a negative one the objective has no minimum in s_i. A task that
-    stays away keeps its s_i.
+    Losses must be ≥ 0: with a negative one the objective has no minimum in s_i, and w_i grows
+    without end. An absent task keeps its s_i.
 
     Other implementations: LibMTL and TorchJD take the regression form for every task; LibMTL
     starts at s = −0.5, TorchJD and we at 0.
@@ -36,7 +37,7 @@ class Uncertainty(Learned):
 
     Raises:
         ValueError: a kind is unknown, or (when the tasks become known) a task has no kind or a
-            kind no task.
+            kind no task; or, in a call, a loss is negative.
 
     Example:
         >>> import torch
@@ -69,6 +70,7 @@ class Uncertainty(Learned):
         super().require(tasks)
 
     def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        require_bounded(g, "Uncertainty")
         return Outcome(self._weights(g, state), state)
 
     def learn(self, g: TaskGradients, state: State) -> Gradients:
