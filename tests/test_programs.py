@@ -22,6 +22,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from evenhand import Aggregator, Balance, Balancer, Clock, TaskGradients
+from evenhand import balancer as balancing
+from evenhand.autodiff import walk
+from evenhand.autodiff.ownership import Union
 from evenhand.weighting.running import Running
 from programs import (
     AT_FEATURES,
@@ -621,3 +624,83 @@ def shows_its_bug(program: Program, plant: str) -> None:
             apart = right if wrong is None else right - wrong
             worst = max(worst, float(apart.abs().max()) / max(step.size(k), 1e-300))
     assert worst > 1e-3, f"the bug {plant!r} goes unseen"
+
+
+# A bug planted in the balancer itself -----------------------------------------------------------
+
+
+def _first_call_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """Who has reached a leaf is never added to."""
+    add = Union.add
+
+    def kept(union: Union, leaf: Tensor, mask: int, seen: int = 0) -> int:
+        return union.of(leaf) or add(union, leaf, mask, seen)
+
+    patch.setattr(Union, "add", kept)
+
+
+def _every_call_anew(patch: pytest.MonkeyPatch) -> None:
+    """Who has reached a leaf is forgotten."""
+    add = Union.add
+
+    def renewed(union: Union, leaf: Tensor, mask: int, seen: int = 0) -> int:
+        union._masks.pop(id(leaf), None)
+        return add(union, leaf, mask, seen)
+
+    patch.setattr(Union, "add", renewed)
+
+
+def _copied_without(patch: pytest.MonkeyPatch) -> None:
+    """A copy of a balancer begins anew."""
+    patch.setattr(Union, "__deepcopy__", lambda union, memo: Union())
+
+
+def _joins_unseen(patch: pytest.MonkeyPatch) -> None:
+    """A cat is a node like any other."""
+    patch.setattr(walk, "_joins", lambda kind: False)
+
+
+def _straight_into_grad(patch: pytest.MonkeyPatch) -> None:
+    """Gradients reach `.grad` by a side door."""
+
+    def written(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            if gradient is not None:
+                leaf.grad = gradient
+
+    patch.setattr(balancing, "deliver", written)
+
+
+PLANTED: Mapping[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str | None]] = {
+    "the first call holds for ever": (_first_call_for_ever, "late", None),
+    "the first call holds for experts": (_first_call_for_ever, "experts", None),
+    "every call is decided anew": (_every_call_anew, "absent", None),
+    "a copy begins anew": (_copied_without, "copied", None),
+    "a cat is no join": (_joins_unseen, "unlike names", "cat"),
+    "gradients by a side door": (_straight_into_grad, "decay", None),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_bug_planted_in_the_balancer_is_noticed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, kind, wrapping = PLANTED[name]
+    noticed = settings(
+        max_examples=10,
+        phases=[Stage.generate],
+        database=None,
+        derandomize=True,
+        report_multiple_bugs=False,
+    )
+
+    @noticed
+    @given(program=programs(kind, method="fixed"))
+    def follow(program: Program) -> None:
+        follow_weights_law(
+            program, by_backward, wrapping=WRAPPINGS[wrapping] if wrapping else None, hooks=True
+        )
+
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        follow()
