@@ -59,6 +59,7 @@ def cagrad_weights(gramian: Tensor, c: float) -> Solution:
     the rounding of G, so that the status is "inaccurate" there.
 
     d stays in the ball whatever the rounding of G, and no a_i exceeds 1/m + c‖g_0‖ / (2√eps ‖g_i‖).
+    (For c = 1 exactly, the projection that follows may leave it by its own rounding.)
 
     At a Pareto-stationary point the dual's solution may be g_w = 0, which leaves d open; then d is
     the projection of g_0 onto {d : g_i·d ≥ 0 for all i}, of all maximisers the nearest to g_0 (see
