@@ -400,6 +400,9 @@ class Balancer(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self._value({t: v for t, v in losses.items() if v is not None}, plus, None)
+        if self._is_plain(phase, shared, counts):
+            _ = self._places(features, ())
+            return self._plain_loss(losses, plus)
         step = self._step_of(
             losses, shared, own, features, phase, clock, plus, None, False, samples, counts
         )
@@ -531,15 +534,33 @@ class Balancer(nn.Module):
         if bad and scale is None:
             raise NonFiniteError("loss", bad)
         _require_finite_plus(plus)
-        terms = [loss.sum() for loss in present.values()] + ([] if plus is None else [plus])
-        total = reduce(torch.add, terms)
+        total = _sum(present, plus)
         torch.autograd.backward(
             total if scale is None else total * scale, retain_graph=retain_graph
         )
+        return self._was_summed(present, stacked)
+
+    def _was_summed(self, present: Mapping[str, Tensor], stacked: Tensor) -> Balance:
         self._step += 1
         ones = torch.ones_like(stacked)
-        self.last = Balance(tuple(present), stacked, ones, ones, applied=not bad)
+        applied = not not_finite(stacked, list(present))
+        self.last = Balance(tuple(present), stacked, ones, ones, applied=applied)
         return self.last
+
+    def _plain_loss(self, losses: Mapping[str, Tensor | None], plus: Tensor | None) -> Tensor:
+        """The losses' sum itself, with its graph."""
+        present = self._present(losses, None)
+        total = _sum(present, plus)
+        stacked = _stacked(present)
+        step = self._step
+
+        def differentiated(_: Tensor) -> None:
+            if self._step == step:  # a second backward of the same scalar is no second step
+                self._was_summed(present, stacked)
+
+        on_backward: Any = total.register_hook
+        on_backward(differentiated)
+        return total
 
     def _step_of(
         self,
@@ -635,7 +656,8 @@ class Balancer(nn.Module):
             reducer=self.reducer,
             chunk=self.chunking,
             factored=self.factored,
-            retain_trunk=self._merges_features,
+            retain_trunk=self._merges_features
+            or (bool(sharing.carried) and isinstance(self.aggregator, Aggregator)),
             coordinates=self._coordinates,
             names=self._ownership.names,
         )
@@ -841,6 +863,7 @@ class Balancer(nn.Module):
 
     def _stands(self, solved: _Solved) -> Balance:
         """Take the next state over: the step is taken."""
+        self._catcher.forget()
         self._sums = self._spoiled = None
         self.last = solved.balance
         if solved.state is not None:
@@ -1021,6 +1044,12 @@ def _stacked(losses: Mapping[str, Tensor]) -> Tensor:
         wide = reduce(torch.promote_types, (v.dtype for v in values))
         values = [v.to(values[0].device, wide) for v in values]
     return torch.stack(values, dim=-1)
+
+
+def _sum(losses: Mapping[str, Tensor], plus: Tensor | None) -> Tensor:
+    """The losses' sum, one after the other."""
+    terms = [loss.sum() for loss in losses.values()] + ([] if plus is None else [plus])
+    return reduce(torch.add, terms)
 
 
 def _require_finite_plus(plus: Tensor | None) -> None:
