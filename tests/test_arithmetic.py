@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evenhand import MultiTaskNetwork, data
+from evenhand import MultiTaskNetwork, sources
 from evenhand.app import findings, report
 from evenhand.app.findings import Findings
 from evenhand.comparison.compare import finished, prepare
@@ -61,7 +61,7 @@ def _source(monkeypatch) -> Iterator[None]:
     module.load = _problem
     monkeypatch.setitem(sys.modules, "made_up_problem", module)
     source = Source("made-up", "made_up_problem", "made up", "made up")
-    monkeypatch.setattr(data, "SOURCES", (*data.SOURCES, source))
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
     yield
     load_problem.cache_clear()
 

@@ -126,7 +126,7 @@ def test_replacement_is_drawn_afresh_in_every_batch() -> None:
 class Noting(eh.Weighting):
     """Writes the clock of every call down."""
 
-    needs = "nothing"
+    traits = eh.Traits(needs="nothing")
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from evenhand import MultiTaskNetwork, data
+from evenhand import MultiTaskNetwork, sources
 from evenhand.comparison.compare import compare, finished, prepare
 from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.request import Settings, load_problem
@@ -71,7 +71,7 @@ def offered(monkeypatch) -> Iterator[Callable[[Problem], None]]:
     module = ModuleType("kept_problem")
     monkeypatch.setitem(sys.modules, "kept_problem", module)
     source = Source("kept", "kept_problem", "points", "made for the test")
-    monkeypatch.setattr(data, "SOURCES", (*data.SOURCES, source))
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
 
     def offer(problem: Problem) -> None:
         module.load = lambda seed: problem

@@ -257,7 +257,7 @@ def test_db_mtl_with_logarithms_is_algorithm_1() -> None:
     blocks = network.blocks()
     average: Tensor | int = 0
     for batch in range(3):
-        outputs = network(inputs(batch), TASKS)
+        outputs = network(inputs(batch), tasks=TASKS)
         losses = losses_of(outputs, batch)
         logs = [loss.log() for loss in losses.values()]
         rows = plain_jacobian(logs, blocks.shared)
@@ -454,8 +454,9 @@ def test_they_train_a_network(make: Callable[[], Any]) -> None:
     history = []
     for _ in range(40):
         optimizer.zero_grad()
-        outputs = network(inputs(), TASKS)
-        samples = [losses_of(network(inputs(), TASKS)) for _ in range(method.traits.batches - 1)]
+        outputs = network(inputs(), tasks=TASKS)
+        further = range(method.traits.batches - 1)
+        samples = [losses_of(network(inputs(), tasks=TASKS)) for _ in further]
         balance = balancer.backward(losses_of(outputs), features=outputs.features, samples=samples)
         assert (balance.trunk_weights is None) == isinstance(method, Aggregator)
         optimizer.step()

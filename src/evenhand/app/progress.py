@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +20,10 @@ from rich.table import Column
 
 from evenhand.comparison.folder import AS_ONE, MANIFEST
 from evenhand.comparison.job import Job, Listener, Result
-from evenhand.data.labels import LabelCount
 from evenhand.training.records import Record
+
+if TYPE_CHECKING:
+    from evenhand.data.labels import LabelCount
 
 EVERY = 30.0
 """Seconds between lines about a run that is not finished."""

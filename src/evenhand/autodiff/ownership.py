@@ -423,11 +423,16 @@ class Ownership:
         return _several(self.union.of(leaf)) or (lone and leaf not in heads)
 
     def _trains(self, leaf: Tensor, call: Call) -> bool:
-        """Whether the block of a leaf that no loss reaches trains; where none is known it does."""
+        """Whether a leaf that no active loss reaches trains in a named phase.
+
+        The trunk does where it trains; the heads of absent tasks do not; what no task has ever
+        reached, and is of no known block, does.
+        """
         structure = self._structure
-        if structure is None or structure.blocks is None:
-            return True
-        return ("shared" if leaf in structure.trunk else "own") in call.trains
+        if structure is not None and (leaf in structure.trunk or leaf in structure.heads):
+            return leaf in structure.trunk and "shared" in call.trains
+        mask = self.union.of(leaf)
+        return not mask or (_several(mask) and "shared" in call.trains)
 
     def _frozen_elsewhere(self, call: Call, sharing: Sharing) -> list[Tensor]:
         """What a phase freezes beside what its losses reach: the heads of absent tasks; a trunk."""

@@ -7,12 +7,13 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evenhand.comparison.request import Settings
-from evenhand.data.fingerprint import fingerprint
-from evenhand.data.problem import Problem
 from evenhand.training.records import write_atomically
+
+if TYPE_CHECKING:
+    from evenhand.data.problem import Problem
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 
@@ -103,6 +104,8 @@ def claim(
 
 def told_data(problem: Problem) -> dict[str, Any]:
     """What a manifest says of the data: their fingerprint, and how many labels each task has."""
+    from evenhand.data.fingerprint import fingerprint
+
     counts = {
         task: {part: asdict(count) for part, count in parts.items()}
         for task, parts in problem.label_counts().items()
