@@ -192,6 +192,7 @@ def test_in_single_precision_a_first_epoch_agrees_to_its_rounding() -> None:
         _assert_equal(events, _alone(member), to=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of .* is exactly zero")
 def test_members_end_each_in_its_own_time() -> None:
     settings = replace(SETTINGS, rates=(1e-3, 0.03, 0.1, 1e60), epochs=12, patience=2)
     members = _members("mgda", settings)
@@ -491,6 +492,7 @@ def _compared(
     return heard
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of .* is exactly zero")
 def test_compare_sees_no_difference(tmp_path) -> None:
     heard = {mode: _compared(tmp_path / mode, stack=mode) for mode in ("auto", "never")}
     one, other = (finished(tmp_path / mode) for mode in heard)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 import torchjd.aggregation as peer
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import evenhand as eh
 from evenhand import Aggregator, Balancer, Clock, Running, TaskGradients
@@ -376,11 +376,32 @@ def test_a_history_of_gradients_goes_on_after_saving(make: Callable[[], Any]) ->
 
 
 @pytest.mark.parametrize("make", HISTORIES)
-def test_a_history_of_gradients_is_of_one_size(make: Callable[[], Any]) -> None:
-    method = bound(make(), 2)
-    step(method, view(torch.ones(2, 4)))
-    with pytest.raises(ValueError, match="the gradients have 5 entries, and the history"):
-        method(view(torch.ones(2, 5)))
+def test_newcomers_begin_at_zero_and_frozen_parameters_wait(make: Callable[[], Any]) -> None:
+    """A history of two layers is that of each by itself, whenever the other is there."""
+    rows = batches(2, 0, 6)
+    both = [torch.cat([row, 2 * row.flip(1)], dim=1) for row in rows]
+    one, two = (nn.Parameter(torch.zeros(rows[0].shape[1], dtype=both[0].dtype)) for _ in range(2))
+    name = "squares" if make is eh.ExcessMTL else "tracked"
+
+    def history(seen: Sequence[tuple[nn.Parameter, ...]]) -> Tensor:
+        balancer = eh.Balancer(aggregator=make(), tasks=["task0", "task1"])
+        for there, row in zip(seen, both, strict=False):
+            parts = dict(zip((one, two), row.chunk(2, dim=1), strict=True))
+            losses = {f"task{i}": 1 + sum((p * parts[p][i]).sum() for p in there) for i in range(2)}
+            balancer.backward(losses, shared=there)
+        return balancer.states.tree()["aggregator"][name]
+
+    width = len(one)
+    mixed = history([(one,), (one,), (one, two), (two,), (one, two)])
+    assert mixed.shape == (2 * width, 2)
+    alone = history([(one,), (one,), (one,)])
+    assert torch.equal(history([(one,), (one,), (one, two)])[:width], alone)
+    late = history([(one,), (one,), (one, two)])[width:]
+    if make is eh.ExcessMTL:
+        torch.testing.assert_close(late, both[2][:, width:].square().mT)
+    before, after = history([(one, two), (one, two)]), history([(one, two), (one, two), (two,)])
+    assert torch.equal(after[:width], before[:width])
+    assert not torch.equal(after[width:], before[width:])
 
 
 @pytest.mark.parametrize("make", HISTORIES)

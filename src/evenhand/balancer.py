@@ -257,7 +257,7 @@ class Balancer(nn.Module):
         self._sums = self._spoiled = self.last = None
 
     def _first_state(self, total: int) -> State:
-        last = torch.ones(*self.members, total, dtype=torch.float64)
+        last = torch.ones(total, dtype=torch.float64)
         return {"last_weights": last} | {n: m.init(total) for n, m in self._slots.items()}
 
     def attach(self, model: nn.Module) -> None:
@@ -345,7 +345,7 @@ class Balancer(nn.Module):
                 cannot be decided from this call.
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
         """
-        if self._is_plain(phase, shared, counts):
+        if self._is_plain(phase, shared, own, counts):
             _ = self._places(features, ())
             return self._summed(losses, plus, scale, retain_graph)
         step = self._step_of(
@@ -400,7 +400,7 @@ class Balancer(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self._value({t: v for t, v in losses.items() if v is not None}, plus, None)
-        if self._is_plain(phase, shared, counts):
+        if self._is_plain(phase, shared, own, counts):
             _ = self._places(features, ())
             return self._plain_loss(losses, plus)
         step = self._step_of(
@@ -440,7 +440,7 @@ class Balancer(nn.Module):
         Args and errors are those of `backward`. A micro-batch that is not finite ends the step:
         all that was accumulated is dropped.
         """
-        if self._is_plain(phase, shared, counts):
+        if self._is_plain(phase, shared, own, counts):
             self._summed(losses, plus, scale, False)
             self._step -= 1  # it is the last call that ends a step
             return
@@ -514,10 +514,11 @@ class Balancer(nn.Module):
         self,
         phase: Phase | None,
         shared: Iterable[Tensor] | None,
+        own: Mapping[str, Iterable[Tensor]] | None,
         counts: Mapping[str, float] | None,
     ) -> bool:
         """Whether a call is one backward pass of the losses' sum, and nothing more."""
-        special = phase is not None or shared is not None or counts is not None
+        special = any(given is not None for given in (phase, shared, own, counts))
         return not (self.methods or special or self._sums or self._ownership.watches)
 
     def _summed(

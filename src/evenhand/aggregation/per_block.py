@@ -44,12 +44,12 @@ class PerBlock(StatefulAggregator):
         make: called as ``make(at=place)`` once per block: a class such as `MGDA`, or
             ``lambda at: Tension(CentralDirection(at=at))``.
         blocks: by name, the parameters of each block: tensors, a module, or a function of all
-            shared parameters. What they do not hold is one more block, "rest". A block of which
-            nothing is balanced in a call (it is frozen) waits.
+            shared parameters. What they do not hold is one more block. A block of which nothing
+            is balanced in a call (it is frozen) waits.
 
     Raises:
-        ValueError: a block is empty or called "rest"; the made weighting looks elsewhere; or, when
-            merging, a shared parameter is in two blocks.
+        ValueError: a block is empty; the made weighting looks elsewhere; or, when merging, a
+            shared parameter is in two blocks.
 
     Example:
         >>> from evenhand import MGDA, Balancer
@@ -70,11 +70,10 @@ class PerBlock(StatefulAggregator):
         super().__init__()
         if not blocks:
             raise ValueError("blocks must name at least one block of shared parameters")
-        if REST in blocks:
-            raise ValueError(f"{REST!r} is the block of what no other holds: name yours otherwise")
         self.places: dict[str, Choose] = {n: _place(n, chosen) for n, chosen in blocks.items()}
-        self.places[REST] = _Rest(tuple(self.places.values()))
+        rest = _Rest(tuple(self.places.values()))
         made = [_made(make, name, place) for name, place in self.places.items()]
+        made.append(_made(make, "the rest", rest))
         self.weightings = nn.ModuleList(made)
         self.traits = replace(
             joined(*(weighting.traits for weighting in made), needs="jacobian"),
@@ -98,6 +97,7 @@ class PerBlock(StatefulAggregator):
         jacobian = g.jacobian  # asked for first: the blocks' rows are then slices of its rows
         spans = {name: g.spans(place) for name, place in self.places.items()}
         _require_apart(spans)
+        spans[""] = _gaps([span for its in spans.values() for span in its], jacobian.shape[-1])
         direction = torch.zeros_like(jacobian[..., 0, :])
         following: State = {}
         solves: list[Solution] = []
@@ -153,10 +153,6 @@ class _Rest:
         return [parameter for parameter in shared if id(parameter) not in taken]
 
 
-REST = "rest"
-"""The block of all shared parameters that no named block holds."""
-
-
 def _place(name: str, chosen: Iterable[Tensor] | nn.Module | Choose) -> Choose:
     if isinstance(chosen, nn.Module):
         chosen = chosen.parameters()
@@ -184,3 +180,12 @@ def _require_apart(spans: Mapping[str, list[slice]]) -> None:
     for (_, end, last), (start, _, name) in pairwise(pieces):
         if start < end:
             raise ValueError(f"a shared parameter is in block {name!r} and in block {last!r}")
+
+
+def _gaps(spans: Sequence[slice], total: int) -> list[slice]:
+    """What these spans leave of the columns from 0 to `total`."""
+    ends = sorted((span.start, span.stop) for span in spans)
+    starts = [0, *(stop for _, stop in ends)]
+    stops = [*(start for start, _ in ends), total]
+    pairs = zip(starts, stops, strict=True)
+    return [slice(start, stop) for start, stop in pairs if start < stop]
