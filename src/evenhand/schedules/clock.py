@@ -46,7 +46,7 @@ class Clock:
 
 def mixed_seed(*words: int) -> int:
     """One 63-bit seed from several non-negative integers, well mixed."""
-    return int(np.random.SeedSequence(words).generate_state(2, np.uint32).view(np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(words).generate_state(2, np.uint32).view(np.uint64)[0]) >> 1
 
 
 @dataclass(frozen=True)
