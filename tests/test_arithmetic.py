@@ -66,6 +66,14 @@ def _source(monkeypatch) -> Iterator[None]:
     load_problem.cache_clear()
 
 
+FACTS = {
+    "rows": [60, 20, 20],
+    "units": [80, 20],
+    "training": dict.fromkeys(TASKS, 60),
+    "test": {task: {"count": 20, "values": None, "rarest": None} for task in TASKS},
+}
+
+
 # What is written into the folder --------------------------------------------------------------
 
 
@@ -120,6 +128,9 @@ def folder(tmp_path) -> Path:
     settings = Settings("made-up", seeds=SEEDS, rates=RATES, epochs=EPOCHS, stack="never")
     chance = random.Random(7)
     for job in prepare(settings, RECIPES, tmp_path):
+        if job.recipe == "constant":
+            (tmp_path / job.folder).mkdir(parents=True)
+            (tmp_path / job.folder / "facts.json").write_text(json.dumps(FACTS))
         tasks = (job.label,) if job.recipe == "single-task" else TASKS
         result = _made_result(job, tasks, chance)
         if job.recipe == "mgda" and job.rate == 0.01 and job.seed == 2:
@@ -128,7 +139,7 @@ def folder(tmp_path) -> Path:
         elif job.recipe in ("ate-sg", "mgda"):
             result["test"]["gain"] = 0.7  # a tie
         where = tmp_path / job.folder
-        where.mkdir(parents=True)
+        where.mkdir(parents=True, exist_ok=True)
         (where / "result.json").write_text(json.dumps(result))
         if result["status"] == "finished":
             lines = (json.dumps(record) + "\n" for record in _made_records(result, chance))

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evenhand.comparison.facts import Facts
 from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
 from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.plan import jobs, units
 from evenhand.comparison.pool import run_jobs
+from evenhand.comparison.reference_runs import FACTS
+from evenhand.comparison.references import CONSTANT, reference_jobs, reference_names
 from evenhand.comparison.request import Settings, load_problem
 from evenhand.comparison.statistics import Row, rows
 from evenhand.training.records import Record, RecordFile
@@ -17,13 +20,20 @@ from evenhand.training.records import Record, RecordFile
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: what was asked, a row per recipe in the order asked, every run."""
+    """A finished comparison: what was asked, a row per recipe in the order asked, every run.
+
+    Attributes:
+        references: the rows beside the recipes, the best constant first.
+        facts: what was counted, a split at a time.
+    """
 
     settings: Settings
     recipes: tuple[str, ...]
     rows: tuple[Row, ...]
     results: tuple[Result, ...]
     out: Path
+    references: tuple[Row, ...] = ()
+    facts: tuple[Facts, ...] = ()
 
     def records(self, result: Result) -> list[Record]:
         """The records of one of its runs."""
@@ -39,7 +49,7 @@ def compare(
     workers: int = 1,
     resume: bool = False,
 ) -> Comparison:
-    """Train every recipe at every rate with every seed, choose by validation, compare.
+    """Train every recipe at every rate, seed and split, choose by validation, compare.
 
     Raises:
         ValueError: as `prepare` does, before anything is trained.
@@ -63,13 +73,17 @@ def prepare(
             asked for where there can be none.
     """
     load_problem.cache_clear()  # the data may be others than those of an earlier comparison
-    problem = load_problem(settings.source)
+    problem = settings.problem()
     problem.check_labels()
+    for split in range(1, settings.splits):
+        if settings.design != "hold-out":  # an impossible division is told before training
+            settings.problem(split).check_labels()
     todo = jobs(recipes, problem, settings)
     chosen = {
-        unit.jobs[0].group: unit.why or f"{len(unit.jobs)} {AS_ONE}"
+        unit.jobs[0].network: unit.why or f"{len(unit.jobs)} {AS_ONE}"
         for unit in units(todo, settings)
     }
+    todo += reference_jobs(recipes, problem, settings)
     claim(out, settings, recipes, resume, {"trained": chosen}, told_data(problem))
     return todo
 
@@ -84,8 +98,10 @@ def finished(out: Path) -> Comparison:
     load_problem.cache_clear()
     asked = manifest["settings"]
     settings = Settings(**{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])})
-    problem = load_problem(settings.source)
-    files = [out / j.folder / RESULT for j in jobs(manifest["recipes"], problem, settings)]
+    problem = settings.problem()
+    todo = jobs(manifest["recipes"], problem, settings)
+    todo += reference_jobs(manifest["recipes"], problem, settings)
+    files = [out / job.folder / RESULT for job in todo]
     missing = [file for file in files if not file.exists()]
     if missing:
         raise ValueError(
@@ -94,4 +110,18 @@ def finished(out: Path) -> Comparison:
         )
     results = tuple(Result.from_json(file.read_text()) for file in files)
     recipes = tuple(manifest["recipes"])
-    return Comparison(settings, recipes, rows(results, recipes, problem), results, out)
+    counted = [
+        Facts.from_json((out / job.folder / FACTS).read_text())
+        for job in todo
+        if job.recipe == CONSTANT
+    ]
+    beside = [name for name in reference_names(settings) if any(j.recipe == name for j in todo)]
+    return Comparison(
+        settings,
+        recipes,
+        rows(results, recipes, problem),
+        results,
+        out,
+        rows(results, beside, problem),
+        tuple(counted),
+    )

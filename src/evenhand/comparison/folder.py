@@ -29,6 +29,16 @@ STACKED = "stack.safetensors"
 """The checkpoint of runs that are trained as one, in their group's folder until all are done."""
 
 
+LATER: Mapping[str, Any] = {
+    "stack": "never",
+    "splits": 1,
+    "design": "hold-out",
+    "references": "none",
+    "matters": 1.0,
+}
+"""Settings that came later, and what there was before."""
+
+
 def read_manifest(out: Path) -> dict[str, Any]:
     """What the comparison in the folder `out` was asked, and where it was made.
 
@@ -75,9 +85,7 @@ def claim(
     if not resume:
         raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
     before = read_manifest(out)
-    then, now = (
-        {"recipes": m["recipes"], "stack": "never", **m["settings"]} for m in (before, asked)
-    )  # before there were stacks, there was none
+    then, now = ({"recipes": m["recipes"], **LATER, **m["settings"]} for m in (before, asked))
     differing = [
         f"{key} was {then.get(key)}, now {now[key]}" for key in now if then.get(key) != now[key]
     ]

@@ -13,6 +13,7 @@ import torch
 from evenhand import data
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.data.problem import Problem
+from evenhand.data.splits import DESIGNS
 
 REFERENCE = "single-task"
 """The recipe that Δm compares with."""
@@ -23,6 +24,7 @@ BASELINE = "sg"
 
 
 STACK = ("auto", "never", "always")
+LEVELS = ("none", "cheap", "all")
 
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -48,6 +50,13 @@ class Settings:
         stack: train the runs of a recipe as one (`ensemble/training.py`): "auto" where it can be
             and pays, "never", or "always". What was chosen is in the manifest, with the reason.
         jacobian: how tasks' gradients are taken, see `Balancer`.
+        splits: how often the data are divided anew. Each split has its own parts, initial weights
+            and order of the data, and chooses its own rates and epochs; `seeds` are trained in
+            each of them.
+        design: how they are divided, see `data/splits.py`. "hold-out" is the data set's own way.
+        references: which rows stand beside the recipes, see `references`: "none" but the
+            constant, "cheap" or "all".
+        matters: the smallest difference that matters, in points of skill.
     """
 
     source: str
@@ -60,12 +69,26 @@ class Settings:
     observe_every: int = 10
     stack: str = "auto"
     jacobian: Jacobian = "looped"
+    splits: int = 1
+    design: str = "hold-out"
+    references: str = "none"
+    matters: float = 1.0
 
     @classmethod
     def suggested(cls, source: str, **given: Any) -> Settings:
-        """What the data set suggests, and what is given (None counts as not given)."""
+        """What the data set suggests, and what is given (None counts as not given).
+
+        Where nothing is said, the seed is one and the splits are five; three, where the test set
+        is fixed and they only draw training and validation anew.
+        """
         problem = load_problem(source)
-        own = {"rates": problem.rates, "optimizer": problem.optimizer}
+        own = {
+            "rates": problem.rates,
+            "optimizer": problem.optimizer,
+            "seeds": (0,),
+            "splits": 3 if problem.official_test else 5,
+            "references": "cheap",
+        }
         return cls(source, **own | {k: v for k, v in given.items() if v is not None})
 
     def __post_init__(self) -> None:
@@ -90,12 +113,36 @@ class Settings:
         if self.stack not in STACK:
             raise ValueError(f"stack={self.stack!r}: must be one of {', '.join(STACK)}")
         Chunking(self.jacobian)
+        if self.splits < 1:
+            raise ValueError(f"splits={self.splits}: must be at least 1")
+        if self.design not in DESIGNS:
+            raise ValueError(f"design={self.design!r}: must be one of {', '.join(DESIGNS)}")
+        if self.references not in LEVELS:
+            raise ValueError(f"references={self.references!r}: must be one of {', '.join(LEVELS)}")
+        if not (math.isfinite(self.matters) and self.matters >= 0):
+            raise ValueError(f"matters={self.matters}: must be a number of points >= 0")
+
+    def problem(self, split: int = 0) -> Problem:
+        """The problem with the parts of one split.
+
+        Raises:
+            ValueError: the data cannot be divided in this way.
+        """
+        if self.design == "hold-out":
+            return load_problem(self.source, split)
+        whole = load_problem(self.source)
+        if whole.pool is None:
+            raise ValueError(
+                f"design={self.design!r}: {self.source} is divided by its loader, "
+                "which knows hold-out only"
+            )
+        return whole.pool.problem(self.design, self.splits, split)
 
 
 @lru_cache(maxsize=4)
-def load_problem(source: str) -> Problem:
-    """The problem called `source`, with the split that all seeds share.
+def load_problem(source: str, split: int = 0) -> Problem:
+    """The problem called `source`, divided for the `split`-th time.
 
     It is kept while one comparison is made; `prepare` and `finished` load it afresh.
     """
-    return data.problem(source)
+    return data.problem(source, split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
     """Write the weights of a run's best epoch with what they are of, at once or not at all.
 
     The file is the network's `state_dict` in safetensors. Its metadata say what builds the network
-    again: the name of the problem, tasks, recipe, label, seed, rate, best epoch and version, JSON
-    under "evenhand".
+    again: the name of the problem, tasks, what the job is (recipe, label, seed, rate, split), best
+    epoch and version, JSON under "evenhand".
     """
     from safetensors.torch import save
 
@@ -36,10 +37,7 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
         "version": __version__,
         "source": run.problem.name,
         "tasks": list(run.tasks),
-        "recipe": job.recipe,
-        "label": job.label,
-        "seed": job.seed,
-        "rate": job.rate,
+        **asdict(job),
         "epoch": epoch,
     }
     tensors = {
