@@ -103,7 +103,13 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
-    """The command line that asks for this comparison, all that matters spelled out."""
+    """The command line that asks for this comparison, all that matters spelled out.
+
+    One that was given objects has no command line; its call in Python is told instead.
+    """
+    if settings.given.problem is not None or settings.given.recipes:
+        what = repr(settings.source) if settings.given.problem is None else settings.source
+        return f"compare({what}, {list(recipes)}, {str(out)!r})  # in Python, with its objects"
     words = ["evenhand", "compare", settings.source, "--recipes", ",".join(recipes)]
     words += ["--seeds", str(len(settings.seeds))]
     words += ["--lr", ",".join(f"{rate:g}" for rate in settings.rates)]

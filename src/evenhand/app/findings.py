@@ -17,7 +17,6 @@ from evenhand.comparison.job import Result
 from evenhand.comparison.request import BASELINE, REFERENCE
 from evenhand.comparison.statistics import Row
 from evenhand.data.problem import Problem, Task
-from evenhand.recipes import recipe
 from evenhand.training.records import Record
 
 
@@ -72,7 +71,9 @@ class Findings:
         return {
             name
             for name in self.comparison.recipes
-            for parts in recipe(name).compose(tuple(self.problem.tasks)).values()
+            for parts in self.comparison.settings.recipe(name)
+            .compose(tuple(self.problem.tasks))
+            .values()
             if isinstance(parts.aggregator, Aggregator)
         }
 

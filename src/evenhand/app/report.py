@@ -16,7 +16,6 @@ from evenhand.app.findings import Cell, Column, Findings, columns, joined, notes
 from evenhand.comparison.compare import Comparison
 from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.request import REFERENCE
-from evenhand.recipes import recipe
 from evenhand.training.records import write_atomically
 
 REPORT = "report.html"
@@ -56,7 +55,7 @@ def render(findings: Findings) -> str:
         notes=notes(findings),
         plates=list(plates(findings)),
         search=search(comparison),
-        recipes=[recipe(name) for name in comparison.recipes],
+        recipes=[comparison.settings.recipe(name) for name in comparison.recipes],
         command=command(comparison.settings, comparison.recipes, comparison.out),
         manifest=read_manifest(comparison.out),
     )

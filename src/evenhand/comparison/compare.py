@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
@@ -13,8 +14,10 @@ from evenhand.comparison.plan import jobs, units
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.reference_runs import FACTS
 from evenhand.comparison.references import CONSTANT, reference_jobs, reference_names
-from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.request import Given, Maker, Settings, load_problem
 from evenhand.comparison.statistics import Row, rows
+from evenhand.data.problem import Problem
+from evenhand.recipes import Recipe
 from evenhand.training.records import Record, RecordFile
 
 
@@ -41,8 +44,8 @@ class Comparison:
 
 
 def compare(
-    settings: Settings,
-    recipes: Sequence[str],
+    asked: Settings | Problem | Maker | str,
+    recipes: Sequence[str | Recipe],
     out: Path,
     *,
     listener: Listener = lambda job, event: None,
@@ -51,11 +54,26 @@ def compare(
 ) -> Comparison:
     """Train every recipe at every rate, seed and split, choose by validation, compare.
 
+    Args:
+        asked: the settings; or what to compare on, with the settings that it suggests: a problem,
+            a function that gives one for the number of a split, or the name of a data set.
+            `Settings.suggested(problem, seeds=…)` asks for others.
+        recipes: names, and recipes of one's own (`Recipe.of`).
+        out: an empty or new folder; with `resume`, that of this comparison.
+        listener: is told of every record and result.
+        workers: processes; what is given as an object must then be fit to be pickled.
+        resume: go on with what was begun in `out`.
+
     Raises:
-        ValueError: as `prepare` does, before anything is trained.
+        ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
+            worker processes.
     """
-    run_jobs(prepare(settings, recipes, out, resume), settings, out, listener, workers)
-    return finished(out)
+    settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
+    settings, names = settings.taking(recipes)
+    if workers > 1:
+        settings.given.require_picklable()
+    run_jobs(prepare(settings, names, out, resume), settings, out, listener, workers)
+    return finished(out, settings.given)
 
 
 def prepare(
@@ -88,16 +106,26 @@ def prepare(
     return todo
 
 
-def finished(out: Path) -> Comparison:
+def finished(out: Path, given: Given | None = None) -> Comparison:
     """The comparison in the folder `out`, whose runs are all finished.
 
+    Args:
+        out: the folder.
+        given: the objects that it was made with, where they have no names: a problem, recipes of
+            one's own.
+
     Raises:
-        ValueError: `out` holds no comparison, or one whose runs are not all finished.
+        ValueError: `out` holds no comparison, or one whose runs are not all finished, or one that
+            was made with objects that are not given.
     """
+    given = given or Given()
     manifest = read_manifest(out)
+    _require_objects(manifest.get("objects", {}), given, out)
     load_problem.cache_clear()
     asked = manifest["settings"]
-    settings = Settings(**{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])})
+    settings = Settings(
+        **{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])}, given=given
+    )
     problem = settings.problem()
     todo = jobs(manifest["recipes"], problem, settings)
     todo += reference_jobs(manifest["recipes"], problem, settings)
@@ -125,3 +153,14 @@ def finished(out: Path) -> Comparison:
         rows(results, beside, problem),
         tuple(counted),
     )
+
+
+def _require_objects(objects: Mapping[str, Any], given: Given, out: Path) -> None:
+    lacking = [name for name in objects.get("recipes", {}) if name not in given.recipes]
+    if objects.get("problem") and given.problem is None:
+        lacking.insert(0, "its problem")
+    if lacking:
+        raise ValueError(
+            f"{out} was compared with objects that have no names here ({', '.join(lacking)}): "
+            "give them again, finished(out, Given(problem, {recipe.name: recipe}))"
+        )

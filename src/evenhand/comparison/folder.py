@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from evenhand.comparison.request import Settings
 from evenhand.data.fingerprint import fingerprint
 from evenhand.data.problem import Problem
+from evenhand.recipes import Composition
 from evenhand.training.records import write_atomically
 
 MANIFEST, RESULT = "manifest.json", "result.json"
@@ -73,8 +75,11 @@ def claim(
     Raises:
         ValueError: `out` holds something else, or a comparison on other data.
     """
-    asked = {"settings": asdict(settings), "recipes": list(recipes)}
-    asked = json.loads(json.dumps(asked))
+    asked: dict[str, Any] = {
+        "settings": settings.written(),
+        "recipes": list(recipes),
+        "objects": told_objects(settings, tuple(data["labels"])),
+    }
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose a folder")
     if not out.exists() or not any(out.iterdir()):
@@ -85,7 +90,15 @@ def claim(
     if not resume:
         raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
     before = read_manifest(out)
-    then, now = ({"recipes": m["recipes"], **LATER, **m["settings"]} for m in (before, asked))
+    then, now = (
+        {
+            "recipes": m["recipes"],
+            "objects": m.get("objects", told_objects(Settings(settings.source), ())),
+            **LATER,
+            **m["settings"],
+        }
+        for m in (before, asked)
+    )
     differing = [
         f"{key} was {then.get(key)}, now {now[key]}" for key in now if then.get(key) != now[key]
     ]
@@ -99,6 +112,22 @@ def claim(
             f"{was}, now {now}): its runs cannot be completed with others; choose another folder, "
             "or bring the old data back"
         )
+
+
+def told_objects(settings: Settings, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """What a manifest says of objects that were given: without them, nothing can go on."""
+    return {
+        "problem": settings.given.problem is not None,
+        "recipes": {
+            name: {label: _described(parts) for label, parts in entry.compose(tasks).items()}
+            for name, entry in settings.given.recipes.items()
+        },
+    }
+
+
+def _described(parts: Composition) -> str:
+    """The same text in every process: without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(parts))
 
 
 def told_data(problem: Problem) -> dict[str, Any]:

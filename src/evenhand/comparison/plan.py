@@ -14,7 +14,6 @@ from evenhand.comparison.references import REFERENCES, Variant
 from evenhand.comparison.request import OPTIMIZERS, Settings
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
-from evenhand.recipes import recipe
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.stopping import EarlyStopping
@@ -29,7 +28,9 @@ def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[J
     if not recipes or len(set(recipes)) != len(recipes):
         raise ValueError(f"recipes={', '.join(recipes)}: must be one or more different names")
     labels = [
-        (name, label) for name in recipes for label in recipe(name).compose(tuple(problem.tasks))
+        (name, label)
+        for name in recipes
+        for label in settings.recipe(name).compose(tuple(problem.tasks))
     ]
     return [
         Job(name, label, seed, rate, split)
@@ -81,7 +82,7 @@ def _why_single(group: Sequence[Job], settings: Settings) -> str:
     return why
 
 
-def variant(job: Job, problem: Problem) -> Variant:
+def variant(job: Job, problem: Problem, settings: Settings) -> Variant:
     """What `job` trains, made afresh.
 
     Raises:
@@ -89,7 +90,8 @@ def variant(job: Job, problem: Problem) -> Variant:
     """
     reference = REFERENCES.get(job.recipe)
     if reference is None:
-        return Variant(recipe(job.recipe).compose(tuple(problem.tasks))[job.label], problem.network)
+        composed = settings.recipe(job.recipe).compose(tuple(problem.tasks))
+        return Variant(composed[job.label], problem.network)
     if reference.variant is None:
         raise ValueError(f"{job.recipe} is computed, not trained")
     return reference.variant(job, problem)
@@ -97,7 +99,7 @@ def variant(job: Job, problem: Problem) -> Variant:
 
 def training(job: Job, problem: Problem, settings: Settings) -> Training:
     """The training that `job` stands for."""
-    made = variant(job, problem)
+    made = variant(job, problem, settings)
     parts = made.composition
     torch.manual_seed(job.run_seed)
     network = made.network(parts.tasks)
@@ -131,7 +133,7 @@ def state_bytes(recipes: Sequence[str], problem: Problem, settings: Settings) ->
     """The memory that the optimizers of a network of each recipe will keep, known beforehand."""
     found = {}
     for name in recipes:
-        labels = recipe(name).compose(tuple(problem.tasks))
+        labels = settings.recipe(name).compose(tuple(problem.tasks))
         runs = (training(Job(name, label, 0, 1e-3), problem, settings) for label in labels)
         found[name] = max(sum(run.optimizers.planned_state_bytes().values()) for run in runs)
     return found

@@ -132,7 +132,7 @@ def configurations(asked: Asked) -> int:
     """How many weights are tried: as many networks as all balancing recipes are given."""
     tasks = tuple(asked.problem.tasks)
     networks = sum(
-        len(recipe(name).compose(tasks))
+        len(asked.settings.recipe(name).compose(tasks))
         for name in asked.recipes
         if name not in (REFERENCE, BASELINE)
     )

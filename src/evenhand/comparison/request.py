@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,6 +16,7 @@ from evenhand import data
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.data.problem import Problem
 from evenhand.data.splits import DESIGNS
+from evenhand.recipes import RECIPES, Recipe, recipe
 
 REFERENCE = "single-task"
 """The recipe that Δm compares with."""
@@ -34,12 +37,44 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 """Fused: one pass over the memory instead of several; ``benchmarks/alternation.py`` has both."""
 
 
+Maker = Callable[[int], Problem]
+"""The number of a split -> the problem, divided for that split."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a comparison was given as objects, where others have names.
+
+    Attributes:
+        problem: the problem, or a function that divides it anew for each split. A function of a
+            module can be sent to worker processes; a problem can if all in it can be pickled.
+        recipes: recipes of one's own, by name.
+    """
+
+    problem: Problem | Maker | None = None
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+
+    def require_picklable(self) -> None:
+        """See that worker processes can be sent them.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        try:
+            pickle.dumps((self.problem, dict(self.recipes)))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"what was given cannot be sent to worker processes ({error}): compare with "
+                "workers=1, or give functions and classes of a module instead of local ones"
+            ) from error
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a comparison is made with, besides the recipes.
 
     Attributes:
-        source: name of the data set.
+        source: name of the data set, or of the problem that was given.
         seeds: of initial weights, order of data, dropout and methods.
         rates: learning rates to choose from.
         epochs: the most epochs of one run; None takes the problem's own.
@@ -57,6 +92,7 @@ class Settings:
         references: which rows stand beside the recipes, see `references`: "none" but the
             constant, "cheap" or "all".
         matters: the smallest difference that matters, in points of skill.
+        given: objects instead of names; no part of what is compared or written down.
     """
 
     source: str
@@ -73,23 +109,35 @@ class Settings:
     design: str = "hold-out"
     references: str = "none"
     matters: float = 1.0
+    given: Given = field(default_factory=Given, compare=False, repr=False)
 
     @classmethod
-    def suggested(cls, source: str, **given: Any) -> Settings:
+    def suggested(cls, source: str | Problem | Maker, **given: Any) -> Settings:
         """What the data set suggests, and what is given (None counts as not given).
 
         Where nothing is said, the seed is one and the splits are five; three, where the test set
-        is fixed and they only draw training and validation anew.
+        is fixed and they only draw training and validation anew; one, where a problem is given
+        that cannot be divided anew.
+
+        Args:
+            source: the name of a data set; or a problem, or a function that gives one for the
+                number of a split.
+            given: settings by name.
         """
-        problem = load_problem(source)
-        own = {
+        problem = _problem_of(source, 0)
+        own: dict[str, Any] = {
             "rates": problem.rates,
             "optimizer": problem.optimizer,
             "seeds": (0,),
             "splits": 3 if problem.official_test else 5,
             "references": "cheap",
         }
-        return cls(source, **own | {k: v for k, v in given.items() if v is not None})
+        if isinstance(source, Problem) and source.pool is None:
+            own["splits"] = 1
+        if not isinstance(source, str):
+            own["given"] = Given(source)
+        wanted = {key: value for key, value in given.items() if value is not None}
+        return cls(problem.name if not isinstance(source, str) else source, **own | wanted)
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
@@ -128,21 +176,63 @@ class Settings:
         Raises:
             ValueError: the data cannot be divided in this way.
         """
-        if self.design == "hold-out":
-            return load_problem(self.source, split)
-        whole = load_problem(self.source)
+        source = self.source if self.given.problem is None else self.given.problem
+        if self.design == "hold-out" and not isinstance(source, Problem):
+            return _problem_of(source, split)
+        whole = _problem_of(source, 0)
+        if self.splits == 1 and self.design == "hold-out":
+            return whole
         if whole.pool is None:
             raise ValueError(
-                f"design={self.design!r}: {self.source} is divided by its loader, "
-                "which knows hold-out only"
+                f"{self.splits} splits, design={self.design!r}: {self.source} is divided by its "
+                "loader, which knows hold-out only"
+                if not isinstance(source, Problem)
+                else f"splits={self.splits}: {self.source} was given divided; give a function of "
+                "the split's number that divides it, or a pool (Problem.pool), or ask for one split"
             )
         return whole.pool.problem(self.design, self.splits, split)
 
+    def recipe(self, name: str) -> Recipe:
+        """The recipe called `name`, one's own or one of the list.
+
+        Raises:
+            ValueError: there is none; the message names the nearest ones.
+        """
+        own = self.given.recipes
+        return own[name] if name in own else recipe(name)
+
+    def taking(self, recipes: Sequence[str | Recipe]) -> tuple[Settings, tuple[str, ...]]:
+        """The settings that know these recipes, and the recipes' names.
+
+        Raises:
+            ValueError: a recipe of one's own has the name of another one.
+        """
+        own = dict(self.given.recipes)
+        for entry in recipes:
+            if isinstance(entry, str) or entry in RECIPES:
+                continue
+            if own.get(entry.name, entry) != entry or any(r.name == entry.name for r in RECIPES):
+                raise ValueError(f"there is another recipe called {entry.name!r}: rename yours")
+            own[entry.name] = entry
+        names = tuple(entry if isinstance(entry, str) else entry.name for entry in recipes)
+        return replace(self, given=replace(self.given, recipes=own)), names
+
+    def written(self) -> dict[str, Any]:
+        """What a manifest keeps of them: everything but the objects."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "given"}
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]  # tuples are lists
+
+
+def _problem_of(source: str | Problem | Maker, split: int) -> Problem:
+    if isinstance(source, Problem):
+        return source
+    return load_problem(source, split)
+
 
 @lru_cache(maxsize=4)
-def load_problem(source: str, split: int = 0) -> Problem:
-    """The problem called `source`, divided for the `split`-th time.
+def load_problem(source: str | Maker, split: int = 0) -> Problem:
+    """The problem called or made by `source`, divided for the `split`-th time.
 
     It is kept while one comparison is made; `prepare` and `finished` load it afresh.
     """
-    return data.problem(source, split)
+    return data.problem(source, split) if isinstance(source, str) else source(split)
