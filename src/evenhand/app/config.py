@@ -49,7 +49,9 @@ class Config(BaseModel):
 
     source: str
     recipes: Listed[str] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
-    seeds: Count = 3
+    splits: Count | None = None
+    design: str = "hold-out"
+    seeds: Count | None = None
     lr: Listed[Rate] | None = None
     epochs: Count | None = None
     patience: Count | None = None
@@ -58,6 +60,8 @@ class Config(BaseModel):
     resume: bool = False
     stack: str = "auto"
     jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
+    references: str | None = None
+    matters: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     workers: Count = Field(default_factory=lambda: min(8, torch.get_num_threads()))
 
     @field_validator("recipes")
@@ -69,7 +73,11 @@ class Config(BaseModel):
         """What the library is told."""
         return Settings.suggested(
             self.source,
-            seeds=tuple(range(self.seeds)),
+            seeds=None if self.seeds is None else tuple(range(self.seeds)),
+            splits=self.splits,
+            design=self.design,
+            references=self.references,
+            matters=self.matters,
             rates=self.lr,
             epochs=self.epochs,
             patience=self.patience,
@@ -111,7 +119,9 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
         what = repr(settings.source) if settings.given.problem is None else settings.source
         return f"compare({what}, {list(recipes)}, {str(out)!r})  # in Python, with its objects"
     words = ["evenhand", "compare", settings.source, "--recipes", ",".join(recipes)]
+    words += ["--splits", str(settings.splits), "--design", settings.design]
     words += ["--seeds", str(len(settings.seeds))]
+    words += ["--references", settings.references, "--matters", f"{settings.matters:g}"]
     words += ["--lr", ",".join(f"{rate:g}" for rate in settings.rates)]
     words += [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
     words += [] if settings.patience is None else ["--patience", str(settings.patience)]

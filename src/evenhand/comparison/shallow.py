@@ -100,7 +100,7 @@ def linear_models(flat: Flat, seed: int) -> Iterator[Predict]:
 def _answering(flat: Flat, model: Any) -> Predict:
     if flat.kind == "numbers":
         return lambda x: _numbers(flat, model.predict(x))
-    return lambda x: _logits(flat, model.classes_, model.predict_log_proba(x))
+    return lambda x: _logits(flat, model.classes_, model.predict_proba(x))
 
 
 def tree_models(flat: Flat, seed: int) -> Iterator[Predict]:
@@ -137,7 +137,7 @@ def _first_trees(flat: Flat, models: list[Any], number: int) -> Predict:
         if flat.kind == "numbers":
             return _numbers(flat, np.stack([stage(m.staged_predict(x)) for m in models], axis=1))
         (model,) = models
-        return _logits(flat, model.classes_, np.log(stage(model.staged_predict_proba(x)) + 1e-12))
+        return _logits(flat, model.classes_, stage(model.staged_predict_proba(x)))
 
     return predict
 
@@ -150,9 +150,9 @@ def _numbers(flat: Flat, values: Array) -> Tensor:
     return found.reshape(len(values), *flat.shape)
 
 
-def _logits(flat: Flat, classes: Array, log_probabilities: Array) -> Tensor:
-    """Log-probabilities of the classes that were seen; of the others, −30."""
-    found = torch.from_numpy(np.ascontiguousarray(log_probabilities)).float().clamp(min=-30)
+def _logits(flat: Flat, classes: Array, probabilities: Array) -> Tensor:
+    """Log-probabilities of the classes that were seen, no lower than −30; of the others, −30."""
+    found = torch.from_numpy(np.log(probabilities.clip(min=np.exp(-30.0)))).float()
     if flat.kind == "yes or no":
         return (found[:, 1] - found[:, 0]).reshape(-1, *flat.shape)
     full = torch.full((len(found), *flat.shape), -30.0)
