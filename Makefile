@@ -5,10 +5,10 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo clean
+.PHONY: help venv test lint same-bits demo clean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 venv: .venv/.stamp  ## create .venv, or bring it up to date
 
@@ -29,6 +29,9 @@ lint: venv  ## check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+same-bits: venv  ## check that every recipe still trains to the same bits (four minutes)
+	$(BIN)/python benchmarks/same_bits.py
 
 demo: venv  ## compare seven recipes on two handwritten digits per picture, and write a report
 	rm -rf evenhand-demo

@@ -55,8 +55,7 @@ def followed(m: int, size: int, rate: float, steps: int, seed: int) -> dict[str,
     trunk = nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
     heads = {f"t{i}": nn.Linear(WIDTH, 1) for i in range(m)}
     network = MultiTaskNetwork(trunk, heads, fused=True)
-    method = OnlineMinNorm(rate=rate)
-    balancer = Balancer(aggregator=method, model=network, tasks=network.tasks)
+    balancer = Balancer(aggregator=OnlineMinNorm(rate=rate), model=network, tasks=network.tasks)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     seen: dict[str, list[float]] = {k: [] for k in ("online", "equal", "hurt", "hurt, equal")}
     for step in range(steps):
@@ -69,7 +68,8 @@ def followed(m: int, size: int, rate: float, steps: int, seed: int) -> dict[str,
         if step % EVERY == 0 and step >= steps // 5:
             gramian = balancer.gradients(losses, features=outputs).gramian.double()
             least = float(min_norm(gramian).squared_norm)
-            for name, weights in (("online", method.shares), ("equal", torch.full((m,), 1 / m))):
+            online = balancer.states.tree()["aggregator"]["shares"]
+            for name, weights in (("online", online), ("equal", torch.full((m,), 1 / m))):
                 products = gramian @ weights.double()
                 seen[name].append(float(weights.double() @ products) / least)
                 hurt = "hurt" if name == "online" else "hurt, equal"

@@ -300,7 +300,7 @@ def ours(
     network = case.network(fused)
     optimizer = descent(network)
     balancer = make()
-    balancer.know(network)
+    balancer.attach(network)
     plain = partial(sdpa_kernel, SDPBackend.MATH) if unfused_attention else nullcontext
 
     def step() -> None:

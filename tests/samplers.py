@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenhand import Aggregator, Clock, MultiTaskNetwork, Phase, TaskGradients, Weighting
+from evenhand import Aggregator, Clock, MultiTaskNetwork, Phase, Running, TaskGradients, Weighting
 from evenhand.autodiff.gradients import Place
 from evenhand.data import Batch, Problem, Split, Stream, Task
 from evenhand.schedules import Schedule, mixed_seed
@@ -484,12 +484,8 @@ class PlainTraining:
         self.heads = {task: optimizer(self.blocks.own[task]) for task in self.tasks}
         self.stream = Stream(problem.train, problem.batch_size, mixed_seed(0, *b"data"))
         self.last = dict.fromkeys(self.tasks, 1.0)
-        for method in self.methods:
-            method.bind(self.tasks)
-
-    @property
-    def methods(self) -> list[Method]:
-        return [slot for slot in (self.weighting, self.aggregator) if slot is not None]
+        slots = (self.weighting, self.aggregator)
+        self.running = {m: Running(m, self.tasks) for m in slots if m is not None}
 
     def run(self, epochs: int) -> None:
         drawn = step = 0
@@ -506,7 +502,7 @@ class PlainTraining:
         self.network.trunk.train("shared" in phase.moves)
         for task in phase.tasks:
             self.network.head(task).train("own" in phase.moves)
-        outputs = self.network(batch[0], phase.tasks)
+        outputs = self.network(batch[0], tasks=phase.tasks)
         losses = self.problem.losses(outputs, batch[1])
         weights, direction = self.balanced(losses, outputs.features, phase, clock)
         own = {t: plain_jacobian([loss], self.blocks.own[t])[0] for t, loss in losses.items()}
@@ -517,8 +513,6 @@ class PlainTraining:
             for task, weight in zip(losses, weights, strict=True):
                 put_grad(self.blocks.own[task], weight * own[task])
                 self.heads[task].step()
-        for method in self.methods:
-            method.commit()
 
     def balanced(
         self, losses: Mapping[str, Tensor], features: Tensor, phase: Phase, clock: Clock
@@ -542,14 +536,15 @@ class PlainTraining:
         trunk_moves = "shared" in phase.moves
         weights = torch.ones_like(values)
         if self.weighting is not None:
-            if trunk_moves or not self.weighting.reads_gradients:
-                weights = self.weighting(seen_by(self.weighting, weights)).to(values)
+            if trunk_moves or not self.weighting.traits.reads_gradients:
+                seen = seen_by(self.weighting, weights)
+                weights = self.running[self.weighting](seen).to(values)
             else:
                 weights = values.new_tensor([self.last[task] for task in losses])
         self.last |= dict(zip(losses, weights.tolist(), strict=True))
-        if self.aggregator is None or self.aggregator.reads_gradients > trunk_moves:
+        if self.aggregator is None or self.aggregator.traits.reads_gradients > trunk_moves:
             return weights, weights @ jacobian
-        merged = self.aggregator(seen_by(self.aggregator, weights))
+        merged = self.running[self.aggregator](seen_by(self.aggregator, weights))
         if isinstance(self.aggregator, Aggregator):
             return weights, merged
         return weights, (weights * merged.to(values)) @ jacobian

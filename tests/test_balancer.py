@@ -11,18 +11,21 @@ from torch import Tensor, nn
 
 from evenhand import (
     MGDA,
-    Aggregator,
     Balancer,
     Equal,
     Fixed,
     NonFiniteError,
+    Outcome,
     Phase,
+    StatefulAggregator,
+    StatefulWeighting,
     TaskGradients,
+    Traits,
     Weighting,
 )
 from evenhand.linalg import Solution
 from evenhand.weighting import mgda
-from evenhand.weighting.base import put, take
+from evenhand.weighting.state import State, put, take
 from samplers import (
     chance,
     flat_grad,
@@ -59,38 +62,36 @@ class Model(nn.Module):
         return [*self.first.parameters(), *self.second.parameters()]
 
 
-class Steps(Weighting):
+class Steps(StatefulWeighting):
     """Weights that grow with the number of calls in which a task spoke; reads the Gramian."""
 
-    count: Tensor
+    def init(self, total: int) -> State:
+        return {"count": torch.zeros(total, dtype=torch.float64)}
 
-    def setup(self, total: int) -> None:
-        self.register_buffer("count", torch.zeros(total, dtype=torch.float64))
-
-    def weigh(self, g: TaskGradients) -> Tensor:
-        count = take(self.count, g)
-        self.stage(count=put(self.count, g, count + 1))
-        return (1 + count).to(g.gramian)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        count = take(state["count"], g)
+        return Outcome((1 + count).to(g.gramian), {"count": put(state["count"], g, count + 1)})
 
 
-class Momentum(Aggregator):
+class Momentum(StatefulAggregator):
     """A direction that is the method's own state."""
 
-    direction: Tensor
+    def init(self, total: int) -> State:
+        return {"direction": torch.zeros(0)}
 
-    def setup(self, total: int) -> None:
-        self.register_buffer("direction", torch.zeros(0))
-
-    def merge(self, g: TaskGradients) -> Tensor:
+    def merge_from(self, g: TaskGradients, state: State) -> Outcome:
         direction = g.jacobian.sum(0)
-        self.stage(direction=direction)
-        return direction
+        return Outcome(direction, {"direction": direction})
+
+
+def count_of(balancer: Balancer, slot: str) -> list[float]:
+    return balancer.states.tree()[slot]["count"].tolist()
 
 
 class Pairs(Weighting):
     """Looks at a second batch."""
 
-    batches = 2
+    traits = Traits(needs="norms", batches=2)
 
     def weigh(self, g: TaskGradients) -> Tensor:
         (other,) = g.samples
@@ -491,15 +492,15 @@ def test_losses_with_derivatives_by_the_inputs(known) -> None:
 def test_an_absent_task_keeps_its_grad_and_its_state() -> None:
     network = small_network()
     balancer = Balancer(aggregator=Steps(), tasks=ALL, model=network)
-    outputs = network(inputs(), ["a", "c"])
+    outputs = network(inputs(), tasks=["a", "c"])
     balance = balancer.backward(losses_of(outputs), features=outputs.features)
     assert balance.tasks == ("a", "c")
-    assert balancer.aggregator.count.tolist() == [1, 0, 1]
+    assert count_of(balancer, "aggregator") == [1, 0, 1]
     assert all(p.grad is None for p in network.head("b").parameters())
     grads = [p.grad.clone() for p in network.head("c").parameters()]
-    outputs = network(inputs(), ["b"])
+    outputs = network(inputs(), tasks=["b"])
     balancer.backward(losses_of(outputs), features=outputs.features)
-    assert balancer.aggregator.count.tolist() == [1, 1, 1]
+    assert count_of(balancer, "aggregator") == [1, 1, 1]
     assert same([p.grad for p in network.head("c").parameters()], grads)
 
 
@@ -510,7 +511,7 @@ def test_a_loader_for_each_task() -> None:
     def losses() -> dict[str, Tensor]:
         sizes = {"a": 3, "b": 8}
         return {
-            task: losses_of(network(inputs(k, size), [task]), k)[task]
+            task: losses_of(network(inputs(k, size), tasks=[task]), k)[task]
             for k, (task, size) in enumerate(sizes.items())
         }
 
@@ -522,7 +523,7 @@ def test_a_loader_for_each_task() -> None:
 
 def test_features_of_a_loader_for_each_task() -> None:
     network = small_network(("a", "b"))
-    outputs = {"a": network(inputs(0, 3), ["a"]), "b": network(inputs(1, 8), ["b"])}
+    outputs = {"a": network(inputs(0, 3), tasks=["a"]), "b": network(inputs(1, 8), tasks=["b"])}
     losses = {task: losses_of(found)[task] for task, found in outputs.items()}
     features = {task: found.features for task, found in outputs.items()}
     balance = Balancer(aggregator=MGDA(at="representation")).backward(losses, features=features)
@@ -544,11 +545,12 @@ def test_names_are_fixed_in_the_order_given() -> None:
             Balancer(tasks=wrong)
 
 
-def test_a_method_serves_one_set_of_tasks() -> None:
-    method = MGDA()
-    Balancer(aggregator=method, tasks=["a", "b"])
-    with pytest.raises(ValueError, match="make a second one"):
-        Balancer(aggregator=method, tasks=["a", "c"])
+def test_a_balancer_whose_method_cannot_serve_the_tasks_is_not_bound() -> None:
+    balancer = Balancer(weighting=Fixed({"a": 1.0}))
+    with pytest.raises(ValueError, match="give one weight for each"):
+        balancer.bind(["a", "b"])
+    assert balancer.tasks is None
+    balancer.bind(["a"])
 
 
 @pytest.mark.parametrize(
@@ -597,7 +599,7 @@ def test_slots_take_methods_only() -> None:
 
 def test_learned_weights_need_names_from_the_start() -> None:
     class LearnedOnes(Equal):
-        learned = True
+        traits = Traits(needs="nothing", learned=True)
 
     with pytest.raises(ValueError, match=r"tasks=\[\.\.\.\]"):
         Balancer(weighting=LearnedOnes()).backward(losses_of(Model()(inputs())))
@@ -628,7 +630,7 @@ def test_where_the_trunk_rests_a_weighting_of_gradients_repeats_its_last_weights
         balance = balancer.backward(losses_of(network(inputs())), phase=phase)
         seen.append(float(balance.weights[0]))
     assert seen == [1, 1, 2, 2, 3, 3]
-    assert balancer.weighting.count.tolist() == [3, 3, 3]
+    assert count_of(balancer, "weighting") == [3, 3, 3]
 
 
 def test_plus_is_nobodys_task() -> None:
@@ -702,7 +704,6 @@ def test_a_step_that_is_not_finite_leaves_no_trace(aggregator, where) -> None:
     assert caught.value.tasks == ("b",)
     assert torch.equal(flat_grad(network.parameters()), grads)
     assert same(balancer.state_dict(), state)
-    assert not any(method._staged for method in balancer.methods)
 
 
 def test_losses_that_read_no_gradient_still_find_who_is_to_blame() -> None:
@@ -728,16 +729,15 @@ def test_finite_gradients_pass_though_their_sum_overflows(aggregator) -> None:
 
 def test_an_exception_in_a_method_leaves_no_trace() -> None:
     class Failing(Steps):
-        def weigh(self, g: TaskGradients) -> Tensor:
-            super().weigh(g)
+        def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+            super().weigh_from(g, state)
             raise ZeroDivisionError
 
     model = Model()
     balancer = Balancer(weighting=Steps(), aggregator=Failing())
     with pytest.raises(ZeroDivisionError):
         balancer.backward(losses_of(model(inputs())))
-    assert balancer.weighting.count.tolist() == [0, 0, 0]
-    assert not any(method._staged for method in balancer.methods)
+    assert count_of(balancer, "weighting") == [0, 0, 0]
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -781,7 +781,7 @@ def test_an_overflow_is_left_to_the_scaler_and_leaves_no_history() -> None:
         learned = not same(balancer.state_dict(), before[1])
         assert moved == learned == (not overflow)
     assert scaler.get_scale() == 2.0**9
-    assert balancer.aggregator.count.tolist() == [2, 2, 2]
+    assert count_of(balancer, "aggregator") == [2, 2, 2]
 
 
 def test_bfloat16_parameters() -> None:
@@ -815,12 +815,12 @@ def test_state_survives_a_round_trip_into_an_unbound_balancer() -> None:
 def test_the_model_is_no_part_of_the_balancer() -> None:
     balancer = Balancer(aggregator=MGDA(), model=Model(), tasks=ALL)
     assert list(balancer.parameters()) == []
-    assert set(balancer.state_dict()) == {"last_weights", "_extra_state"}
+    assert set(balancer.state_dict()) == {"states.last_weights", "_extra_state"}
 
 
 def test_chance_comes_from_the_clock_of_the_balancer() -> None:
     class Drawn(Weighting):
-        needs = "nothing"
+        traits = Traits(needs="nothing")
 
         def weigh(self, g: TaskGradients) -> Tensor:
             draw = torch.rand(g.losses.shape, generator=g.clock.generator("drawn"))

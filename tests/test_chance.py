@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import evenhand as eh
-from evenhand import Balancer, Clock, MultiTaskNetwork
+from evenhand import Balancer, Clock, MultiTaskNetwork, Traits
 from evenhand.comparison.job import Job
 from evenhand.comparison.plan import training
 from evenhand.comparison.request import Settings
@@ -126,7 +126,7 @@ def test_replacement_is_drawn_afresh_in_every_batch() -> None:
 class Noting(eh.Weighting):
     """Writes the clock of every call down."""
 
-    needs = "nothing"
+    traits = Traits(needs="nothing")
 
     def __init__(self) -> None:
         super().__init__()

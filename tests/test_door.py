@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand import MGDA, Balancer, Equal, MultiTaskNetwork
-from evenhand.autodiff.gradients import Door
+from evenhand.autodiff.gradients import Reducer
 
 RANKS = 2
 
@@ -31,7 +31,7 @@ class Meeting:
         return total
 
 
-class RankDoor(Door):
+class RankReducer(Reducer):
     alone = False
 
     def __init__(self, rank: int, meeting: Meeting) -> None:
@@ -60,7 +60,7 @@ def _step(
         "a": (outputs["a"][:, 0] - y).square().mean(),
         "b": (outputs["b"][:, 0] + x[:, 0]).square().mean(),
     }
-    balancer.know(network)
+    balancer.attach(network)
     balance = balancer.backward(losses, features=outputs.features)
     assert balance.trunk_weights is not None
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -103,7 +103,7 @@ def test_two_ranks_agree_with_one(slots) -> None:
     meeting = Meeting()
     balancers = [Balancer(**{n: make() for n, make in slots.items()}) for _ in range(RANKS)]
     for rank, balancer in enumerate(balancers):
-        balancer.door = RankDoor(rank, meeting)
+        balancer.reducer = RankReducer(rank, meeting)
     with ThreadPoolExecutor(RANKS) as pool:
         networks = [_network() for _ in range(RANKS)]
         halves = list(pool.map(_step, balancers, networks, x.chunk(RANKS), y.chunk(RANKS)))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evenhand import MGDA, TaskGradients
+from evenhand import MGDA, Clock, GradNorm, Running, TaskGradients
 from evenhand.weighting import Every
 
 
 class Counting(MGDA):
     """Min-norm weights, and how often they were asked for."""
 
-    asked = 0
+    def __init__(self):
+        super().__init__()
+        self.asked = []
 
     def weigh(self, g):
-        self.asked += 1
+        self.asked.append(g)
         return super().weigh(g)
 
 
@@ -28,13 +30,9 @@ def _view(seed: int, index: list[int] | None = None) -> TaskGradients:
 
 
 def test_solves_at_every_kth_call_only() -> None:
-    lazy = Every(base := Counting(), steps=3)
-    lazy.bind(["a", "b", "c"])
-    seen = []
-    for seed in range(7):
-        seen.append(lazy(_view(seed)))
-        lazy.commit()
-    assert base.asked == 3
+    lazy = Running(Every(base := Counting(), steps=3), ["a", "b", "c"])
+    seen = [lazy(_view(seed)) for seed in range(7)]
+    assert len(base.asked) == 3
     for start in (0, 3):
         torch.testing.assert_close(seen[start], MGDA()(_view(start)))
         assert torch.equal(seen[start], seen[start + 1])
@@ -43,15 +41,34 @@ def test_solves_at_every_kth_call_only() -> None:
 
 
 def test_a_task_without_a_weight_makes_it_solve() -> None:
-    lazy = Every(base := Counting(), steps=10)
-    lazy.bind(["a", "b", "c"])
+    lazy = Running(Every(base := Counting(), steps=10), ["a", "b", "c"])
     lazy(_view(0, [0, 1]))
-    lazy.commit()
     lazy(_view(1, [1]))
-    lazy.commit()
-    assert base.asked == 1
+    assert len(base.asked) == 1
     lazy(_view(2, [1, 2]))
-    assert base.asked == 2
+    assert len(base.asked) == 2
+
+
+def test_what_a_call_will_need_depends_on_whether_it_solves() -> None:
+    lazy = Running(Every(MGDA(), steps=3), ["a", "b", "c"])
+    needs = []
+    for seed in range(4):
+        needs.append(lazy.method.needs(lazy.state, Clock(step=seed)))
+        lazy(_view(seed))
+    assert needs == ["gramian", "nothing", "nothing", "gramian"]
+    partly = Running(Every(MGDA(), steps=3), ["a", "b", "c"])
+    partly(_view(0, [0, 1]))
+    assert partly.method.needs(partly.state, Clock()) == "gramian"  # c may come, without a weight
+
+
+def test_learned_weights_learn_at_the_solves() -> None:
+    lazy = Running(Every(GradNorm(), steps=2), ["a", "b", "c"])
+    learned = []
+    for seed in range(4):
+        lazy.zero_grad()
+        lazy(_view(seed))
+        learned.append(all(scalar.grad is not None for scalar in lazy.parameters()))
+    assert learned == [True, False, True, False]
 
 
 def test_steps_must_be_positive() -> None:

@@ -30,10 +30,7 @@ def view(
 
 
 def weigh(method: eh.Weighting | eh.Aggregator, j: Tensor, step: int = 0) -> Tensor:
-    g = view(j, step)
-    method.bind(g.tasks)
-    out: Tensor = method(g)
-    method.commit()
+    out: Tensor = method(view(j, step))
     return out
 
 
@@ -81,57 +78,44 @@ def test_pcgrad_of_two_tasks_conflicts_with_neither() -> None:
 
 def test_gradvac_turns_gradients_to_their_targets() -> None:
     """With φ̂_12 = .3 and φ̂_21 = −.9: g_1' meets g_2 at cosine .3, g_2' stays."""
-    vaccine = eh.GradVac(beta=0.1)
-    vaccine.bind("ab")
-    vaccine.phi = torch.tensor([[0.0, 0.3], [-0.9, 0.0]], dtype=torch.float64)
-    w = vaccine(view(PAIR))
+    state = {"phi": torch.tensor([[0.0, 0.3], [-0.9, 0.0]], dtype=torch.float64)}
+    w, state, _ = eh.GradVac(beta=0.1).advance(view(PAIR), state)
     close(w[:1], 1.0)
     turned = PAIR[0] + (w[1] - 1) * PAIR[1]
     close(units(turned) @ units(PAIR)[1], 0.3)
     before = float(units(PAIR)[0] @ units(PAIR)[1])
-    vaccine.commit()
-    close(vaccine.phi[0, 1], 0.9 * 0.3 + 0.1 * before)
-    close(vaccine.phi[1, 0], 0.9 * -0.9 + 0.1 * before)
+    close(state["phi"][0, 1], 0.9 * 0.3 + 0.1 * before)
+    close(state["phi"][1, 0], 0.9 * -0.9 + 0.1 * before)
 
 
 def test_gradvac_starts_as_pcgrad() -> None:
     """Until cosines have been seen the targets are zero."""
     for step in range(5):
         j = jacobian("conflicting", 3, seed=step)
-        vaccine = eh.GradVac()
-        vaccine.bind("abc")
         by_one = [weigh(eh.PCGrad(), j, s) for s in range(20)]
-        w = vaccine(view(j, step))
+        w = eh.GradVac()(view(j, step))
         assert any(torch.allclose(w, known) for known in by_one)
 
 
 def test_gradvac_keeps_pairs_that_wait() -> None:
-    vaccine = eh.GradVac(beta=0.5)
-    vaccine.bind("abc")
+    vaccine = eh.Running(eh.GradVac(beta=0.5), "abc")
     vaccine(view(jacobian("independent", 3)))
-    vaccine.commit()
-    before = vaccine.phi
+    before = vaccine.state["phi"]
     vaccine(view(jacobian("independent", 2, seed=1), 1, speaking=(0, 2), total=3))
-    vaccine.discard()
-    assert torch.equal(vaccine.phi, before)
-    vaccine(view(jacobian("independent", 2, seed=1), 1, speaking=(0, 2), total=3))
-    vaccine.commit()
     changed = torch.tensor([[False, False, True], [False, False, False], [True, False, False]])
-    assert torch.equal(vaccine.phi != before, changed)
+    assert torch.equal(vaccine.state["phi"] != before, changed)
 
 
 def test_gradvac_sees_no_cosine_of_nothing() -> None:
     """Nor asks for one that no coefficient reaches."""
-    vaccine = eh.GradVac(beta=1.0)
-    vaccine.bind("ab")
+    vaccine = eh.Running(eh.GradVac(beta=1.0), "ab")
     opposite = torch.tensor([[1.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
     for step, j in enumerate(
         (torch.ones(2, 2).double(), opposite, PAIR * torch.tensor([[0], [1]]))
     ):
         assert vaccine(view(j, step)).isfinite().all()
-        vaccine.commit()
-        close(vaccine.phi.diagonal(), 0.0)
-        close(vaccine.phi[0, 1], [1.0, -1.0, -1.0][step])
+        close(vaccine.state["phi"].diagonal(), 0.0)
+        close(vaccine.state["phi"][0, 1], [1.0, -1.0, -1.0][step])
 
 
 # Directions by angle --------------------------------------------------------------------------
@@ -273,7 +257,6 @@ def test_a_preference_goes_by_name_and_share() -> None:
         (None, [1 / 3, 1 / 3]),
     ):
         method = eh.DualProj(preference)
-        method.bind("abc")
         close(method(view(j, speaking=(0, 2), total=3)), wanted)
 
 
@@ -283,7 +266,7 @@ def test_a_preference_is_checked(method: type[eh.UPGrad]) -> None:
         with pytest.raises(ValueError, match="preference"):
             method(wrong)
     with pytest.raises(ValueError, match="give one number for each"):
-        method({"a": 1.0}).bind("ab")
+        method({"a": 1.0}).require("ab")
 
 
 # Robust and random ones -----------------------------------------------------------------------
@@ -340,7 +323,7 @@ def test_graddrop_keeps_one_sign_and_means_the_sum() -> None:
         (lambda: eh.Krum(selected=0), "selected"),
         (lambda: eh.GradDrop(leak=1.1), "leak"),
         (lambda: eh.GradDrop(leak={"a": -0.1}), "leak"),
-        (lambda: eh.GradDrop(leak={"a": 0.1}).bind("ab"), "give one number for each"),
+        (lambda: eh.GradDrop(leak={"a": 0.1}).require("ab"), "give one number for each"),
         (lambda: eh.TrimmedMean(trim=-1), "trim"),
     ],
 )

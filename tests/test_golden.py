@@ -146,7 +146,8 @@ def assert_is(method: Any, part: Part | None) -> None:
         return
     assert type(method).__name__ == part.kind
     assert method.at == part.at
-    assert {name: getattr(method, name) for name in part.numbers} == part.numbers
+    numbers = {**vars(method), "batches": method.traits.batches}
+    assert {name: numbers[name] for name in part.numbers} == part.numbers
     assert hasattr(method, "base") == (part.base is not None)
     if part.base is not None:
         assert_is(method.base, part.base)

@@ -1,8 +1,8 @@
 """The law book: every registered piece through every law that applies to it.
 
-What a method promises it declares itself (`feasible`, `stationary`, `scale_invariant`, `needs`,
-…), and the laws read it there. What a law cannot ask of a method stands in a table beside the law,
-with the reason; an entry that is not needed fails.
+What a method promises it declares itself (its `Traits`), and the laws read it there. What a law
+cannot ask of a method stands in a table beside the law, with the reason; an entry that is not
+needed fails.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ from evenhand import (
     MultiTaskNetwork,
     NonFiniteError,
     Phase,
+    Running,
     TaskGradients,
     Weighting,
     resting,
@@ -43,7 +44,8 @@ from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record
 from evenhand.training.stopping import relative, total
-from evenhand.weighting.base import Method, Needs
+from evenhand.weighting.base import Method
+from evenhand.weighting.traits import dearest
 from samplers import (
     DEGENERATE,
     EVERY,
@@ -108,11 +110,16 @@ def slots_of(method: Method) -> tuple[str, ...]:
 
 
 def made(case: Case, tasks: int | Sequence[str]) -> Weighting | Aggregator:
-    """The case's method, bound."""
+    """The case's method."""
     names = NAMES[:tasks] if isinstance(tasks, int) else tuple(tasks)
     method = case.make(NAMES[: len(names)])
-    method.bind(names)
+    method.require(names)
     return method
+
+
+def run(case: Case, tasks: int | Sequence[str]) -> Running:
+    """The case's method with its state."""
+    return Running(made(case, tasks), NAMES[:tasks] if isinstance(tasks, int) else tuple(tasks))
 
 
 def is_weighting(method: Method) -> bool:
@@ -129,9 +136,9 @@ class Result:
     """How long the direction could be: what errors are relative to."""
 
 
-def call(method: Method, g: TaskGradients) -> Result:
+def call(running: Running, g: TaskGradients) -> Result:
     """One call, judged in float64."""
-    found = method(g)
+    method, found = running.method, running(g)
     jacobian = g.jacobian.double()
     longest = jacobian.norm(dim=-1)
     if isinstance(method, Aggregator):
@@ -141,26 +148,28 @@ def call(method: Method, g: TaskGradients) -> Result:
     return Result(direction, found, (weights.abs() * longest).sum(-1))
 
 
-def advance(method: Method, g: TaskGradients, after: Tensor | None) -> None:
-    """What follows a call: history is written, learned weights take a step, losses come again."""
-    method.learn(g)
-    method.commit()
-    for scalar in method.parameters():
-        if scalar.grad is not None:
-            scalar.data -= 0.05 * scalar.grad
-            scalar.grad = None
-    if method.after:
+def follow(running: Running, g: TaskGradients, after: Tensor | None) -> None:
+    """What follows a call: learned weights take a step, and the losses come again."""
+    small_step(running)
+    if running.method.traits.after:
         assert after is not None
-        method.updated(
+        running.after(
             TaskGradients.of(
                 losses=after, tasks=g.tasks, index=g.index, total=g.total, clock=g.clock
             )
         )
-        method.commit()
+
+
+def small_step(module: nn.Module) -> None:
+    """Learned weights take a step."""
+    for scalar in module.parameters():
+        if scalar.grad is not None:
+            scalar.data -= 0.05 * scalar.grad
+            scalar.grad = None
 
 
 def walk(
-    method: Method,
+    running: Running,
     moments: Sequence[Moment],
     *,
     speaking: Sequence[Sequence[int]] | None = None,
@@ -173,9 +182,9 @@ def walk(
     for k, now in enumerate(moments):
         clock = SpyClock.at(k if steps is None else steps[k], member)
         who = None if speaking is None else speaking[k]
-        g = now.view(method.tasks, who, clock, method.batches)
-        results.append(call(method, g))
-        advance(method, g, now.after)
+        g = now.view(running.tasks, who, clock, running.method.traits.batches)
+        results.append(call(running, g))
+        follow(running, g, now.after)
         if drawn is not None:
             drawn += clock.drawn
     return results
@@ -189,7 +198,7 @@ def path(kind: str, m: int, steps: int = 3, dtype: torch.dtype = torch.float64) 
 def draws(case: Case, m: int) -> bool:
     """Whether the method uses chance."""
     drawn: list[str] = []
-    walk(made(case, m), path("conflicting", m, 2), drawn=drawn)
+    walk(run(case, m), path("conflicting", m, 2), drawn=drawn)
     return bool(drawn)
 
 
@@ -241,9 +250,9 @@ def _order_is_indifferent(case: Case, m: int) -> None:
     order = torch.randperm(m, generator=chance("order", m))
     for kind in REGULAR:
         moments = path(kind, m)
-        results = walk(made(case, m), moments)
+        results = walk(run(case, m), moments)
         names = [NAMES[i] for i in order]
-        shuffled = walk(made(case, names), [now.take(order) for now in moments])
+        shuffled = walk(run(case, names), [now.take(order) for now in moments])
         for step, (one, other) in enumerate(zip(results, shuffled, strict=True)):
             where, rounding = f"{kind}, step {step}", noise(moments[: step + 1])
             assert far(one.direction, other.direction, one.size) <= rounding, where
@@ -255,15 +264,15 @@ def _order_is_indifferent(case: Case, m: int) -> None:
 @every_case(
     least=2,
     of=lambda case, m: case.name not in DRAWING,
-    where=lambda method: method.feasible or method.stationary,
+    where=lambda method: method.traits.feasible or method.traits.stationary,
 )
 def test_permutation_of_degenerate_gradients(case, m) -> None:
     """What promises something of its direction has but one, whatever the gradients."""
     order = torch.randperm(m, generator=chance("order", m))
     for kind in DEGENERATE:
         now = moment(kind, m)
-        (one,) = walk(made(case, m), [now])
-        (other,) = walk(made(case, [NAMES[i] for i in order]), [now.take(order)])
+        (one,) = walk(run(case, m), [now])
+        (other,) = walk(run(case, [NAMES[i] for i in order]), [now.take(order)])
         assert turned(one, other) <= 1e-6, kind
 
 
@@ -273,11 +282,11 @@ def test_permutation_in_distribution(case) -> None:
     m = few(case)
     order = torch.randperm(m, generator=chance("order", m, 1))
     now, many = moment("conflicting", m), 400
-    one = call(made(case, m), stacked([now] * many).view(NAMES[:m], batches=3)).direction
+    one = call(run(case, m), stacked([now] * many).view(NAMES[:m], batches=3)).direction
     names = [NAMES[i] for i in order]
     clock = Clock(seed=1)
     g = stacked([now.take(order)] * many).view(names, None, clock, batches=3)
-    other = call(made(case, names), g).direction
+    other = call(run(case, names), g).direction
     error = ((one.var(0) + other.var(0)) / many).sqrt()
     assert ((one.mean(0) - other.mean(0)).abs() <= 5 * error + 1e-9).all()
 
@@ -302,7 +311,7 @@ def is_homogeneous(method: Method) -> bool:
 @every_case(where=is_homogeneous)
 def test_common_scale(case, m) -> None:
     """All losses in other units: the direction stays. (Learned weights take steps that do not.)"""
-    steps = 1 if made(case, m).learned else 3
+    steps = 1 if made(case, m).traits.learned else 3
     _direction_stays(case, m, [torch.full((m,), s) for s in (1e-9, 1e-3, 1e3, 1e9)], steps)
 
 
@@ -315,7 +324,7 @@ def test_exceptions_to_the_law_of_scale_are_needed(kind) -> None:
             _direction_stays(case, m, [torch.full((m,), s) for s in (1e-9, 1e9)], 3)
 
 
-@every_case(where=lambda method: method.scale_invariant, least=2)
+@every_case(where=lambda method: method.traits.scale_invariant, least=2)
 def test_scale_of_each_task(case, m) -> None:
     """Each loss in units of its own: the direction stays, where that is promised."""
     at = chance("scales", m)
@@ -326,9 +335,9 @@ def test_scale_of_each_task(case, m) -> None:
 def _direction_stays(case: Case, m: int, factors: Sequence[Tensor], steps: int) -> None:
     for kind in ("independent", "conflicting", "agreeing"):
         moments = path(kind, m, steps)
-        results = walk(made(case, m), moments)
+        results = walk(run(case, m), moments)
         for factor in factors:
-            scaled = walk(made(case, m), [now.scaled(factor) for now in moments])
+            scaled = walk(run(case, m), [now.scaled(factor) for now in moments])
             for step, (one, other) in enumerate(zip(results, scaled, strict=True)):
                 assert turned(one, other) <= 1e-6, f"{kind} × {factor[0]:.0e}, step {step}"
 
@@ -345,13 +354,13 @@ def slack(g: Tensor, result: Result, dtype: torch.dtype) -> Tensor:
     return g.norm(dim=1) * (ulp**0.5 * result.direction.norm() + sum(g.shape) * ulp * result.size)
 
 
-@every_case(where=lambda method: method.feasible)
+@every_case(where=lambda method: method.traits.feasible)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_feasible(case, m, dtype) -> None:
     for kind in EVERY:
         moments = path(kind, m, dtype=dtype)
         for step, (now, result) in enumerate(
-            zip(moments, walk(made(case, m), moments), strict=True)
+            zip(moments, walk(run(case, m), moments), strict=True)
         ):
             g = now.jacobian.double()
             products = g @ result.direction
@@ -361,7 +370,7 @@ def test_feasible(case, m, dtype) -> None:
 # Stationary: the direction is zero where zero is in the hull of the gradients -----------------
 
 
-@every_case(where=lambda method: method.stationary, least=2)
+@every_case(where=lambda method: method.traits.stationary, least=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stationary(case, m, dtype) -> None:
     tolerance = 30 * torch.finfo(dtype).eps ** 0.5
@@ -369,7 +378,7 @@ def test_stationary(case, m, dtype) -> None:
         if kind == "stationary face" and m == 2:
             continue
         moments = path(kind, m, dtype=dtype)
-        for result in walk(made(case, m), moments):
+        for result in walk(run(case, m), moments):
             assert result.direction.norm() <= tolerance * result.size, kind
 
 
@@ -377,7 +386,7 @@ def test_directions_elsewhere_are_not_zero() -> None:
     """So that the law above says something."""
     for case in CASES:
         m = few(case)
-        (result,) = walk(made(case, m), path("independent", m, 1))
+        (result,) = walk(run(case, m), path("independent", m, 1))
         assert result.direction.norm() > 1e-3 * result.size, case.name
 
 
@@ -397,7 +406,7 @@ def test_finite(case, m, dtype) -> None:
         moments = [now.scaled(scale) for now in path(kind, m, 2, dtype)]
         if kind == "zeros":
             moments = [replace(now, losses=0 * now.losses, after=0 * now.losses) for now in moments]
-        for step, result in enumerate(walk(made(case, m), moments)):
+        for step, result in enumerate(walk(run(case, m), moments)):
             where = f"{kind} × {scale}, step {step}"
             assert result.direction.isfinite().all(), where
             if result.weights is not None:
@@ -432,10 +441,10 @@ def test_whatever_the_gradients(case, data) -> None:
     m = data.draw(st.sampled_from([m for m in case.tasks if m <= 8]))
     jacobian, losses = data.draw(jacobians(m)), moment("independent", m).losses
     now = Moment(jacobian, losses, (Moment(jacobian.flip(-1), losses),) * 2, losses)
-    method = made(case, m)
-    (result,) = walk(method, [now])
+    running = run(case, m)
+    (result,) = walk(running, [now])
     assert result.direction.isfinite().all()
-    if method.feasible:
+    if running.method.traits.feasible:
         assert (jacobian @ result.direction >= -slack(jacobian, result, torch.float64)).all()
 
 
@@ -446,7 +455,7 @@ def test_whatever_the_gradients(case, data) -> None:
 def test_weights_come_in_the_precision_of_the_losses(case) -> None:
     m = few(case)
     for dtype in (torch.float32, torch.float64):
-        for result in walk(made(case, m), path("independent", m, 4, dtype)):
+        for result in walk(run(case, m), path("independent", m, 4, dtype)):
             assert result.weights.dtype == dtype
 
 
@@ -479,11 +488,13 @@ class Witness(Matrices):
 
 @each_case()
 def test_needs(case) -> None:
+    """In every call at most what it said that it would need, and in some call all of it."""
     m = few(case)
-    method = made(case, m)
+    running = run(case, m)
+    method = running.method
     asked: set[str] = set()
     for step, now in enumerate(path("conflicting", m, 4)):
-        parts = [now, *now.further[: method.batches - 1]]
+        parts = [now, *now.further[: method.traits.batches - 1]]
         sources = [Witness(part.jacobian) for part in parts]
         tasks, clock = NAMES[:m], SpyClock.at(step)
         first, *others = (
@@ -491,14 +502,18 @@ def test_needs(case) -> None:
             for source, part in zip(sources, parts, strict=True)
         )
         g = TaskGradients(sources[0], first.losses, tasks=tasks, clock=clock, samples=others)
-        method(g)
-        advance(method, g, now.after)
-        asked.update(*(source.asked for source in sources))
-    dearest = max(asked, key=get_args(Needs).index, default="losses")
-    if method.needs in ("nothing", "losses"):
+        said = method.needs(running.state, clock)
+        assert dearest(said, method.traits.needs) == method.traits.needs
+        running(g)
+        follow(running, g, now.after)
+        asked_now = set().union(*(source.asked for source in sources))
+        if asked_now:
+            assert dearest(said, *asked_now) == said, step
+        asked |= asked_now
+    if method.traits.needs in ("nothing", "losses"):
         assert not asked
     else:
-        assert dearest == method.needs
+        assert dearest(*asked) == method.traits.needs
 
 
 # Stack: independent networks along leading dimensions -----------------------------------------
@@ -535,15 +550,14 @@ def test_stack(case, lead) -> None:
                 assert far(weights, one.weights, one.weights.norm()) <= 1e-9, f"{k}, step {step}"
 
 
-def ensemble(case: Case, m: int, lead: tuple[int, ...]) -> Weighting | Aggregator:
+def ensemble(case: Case, m: int, lead: tuple[int, ...]) -> Running:
     """The method for a stack of networks: learned weights have the shape of the stack."""
-    method = made(case, m)
-    for scalar in method.parameters():
-        scalar.data = scalar.data.expand(lead).clone()
-    return method
+    running = run(case, m)
+    running.held.expand(torch.Size(lead))
+    return running
 
 
-# History: what was staged is written when the step stands -------------------------------------
+# History: whoever holds the state decides when the next one takes its place --------------------
 
 
 def state(module: nn.Module) -> dict[str, Any]:
@@ -551,22 +565,36 @@ def state(module: nn.Module) -> dict[str, Any]:
 
 
 @each_case()
-def test_a_forward_without_commit_leaves_no_trace(case) -> None:
+def test_looking_changes_nothing(case) -> None:
+    """A method's answer follows from its arguments, and no call writes to them."""
     m = few(case)
-    method = made(case, m)
-    walk(method, path("independent", m, 3))
-    before = state(method)
+    running = run(case, m)
+    walk(running, path("independent", m, 3))
+    method, before = running.method, state(running)
     now = moment("conflicting", m)
     kept, stream = copy.deepcopy(now), torch.get_rng_state()
-    g = now.view(NAMES[:m], None, SpyClock.at(3), method.batches)
-    first = method(g)
-    assert same(state(method), before)
-    assert torch.equal(method(g), first)
+    g = now.view(NAMES[:m], None, SpyClock.at(3), method.traits.batches)
+    first, second = (method.advance(g, running.state) for _ in range(2))
+    assert same([first.value, first.state], [second.value, second.state])
+    for following in (first.state, second.state):
+        learned = [method.learn(g, running.state).values() for _ in range(2)]
+        assert same(*map(list, learned))
+        losses = TaskGradients.of(losses=now.after, tasks=NAMES[:m])
+        method.after(losses, following)
+    assert same([first.value, first.state], [second.value, second.state])
+    assert same(state(running), before)
     assert same([now.jacobian, now.losses], [kept.jacobian, kept.losses])
     assert torch.equal(torch.get_rng_state(), stream)
-    method.discard()
-    assert same(state(method), before)
-    assert torch.equal(method(g), first)
+
+
+@each_case()
+def test_a_call_by_itself_is_a_first_call(case) -> None:
+    m = few(case)
+    running = run(case, m)
+    g = moment("conflicting", m).view(NAMES[:m], None, SpyClock.at(0), 3)
+    assert torch.equal(running.method(g), running(g))
+    running.reset()
+    assert same(state(running), state(run(case, m)))
 
 
 # Subset: missing tasks ------------------------------------------------------------------------
@@ -593,20 +621,19 @@ def of_some(*, of=lambda case: True, where=lambda method: True):
 
 @of_some()
 def test_the_state_of_absent_tasks_is_untouched(case, m, k) -> None:
-    method = made(case, m)
-    walk(method, path("independent", m, 3))
+    running = run(case, m)
+    walk(running, path("independent", m, 3))
     present, absent = list(range(k)), list(range(k, m))
-    before = state(method)
-    learned = list(method.parameters())
+    before = state(running)
+    learned = list(running.parameters())
     weights = torch.stack([p.detach() for p in learned]) if learned else torch.ones(m)
     now = moment("conflicting", m).take(present)
-    g = now.view(NAMES[:m], present, SpyClock.at(3), method.batches)
-    method(g)
-    method.learn(g)
+    g = now.view(NAMES[:m], present, SpyClock.at(3), running.method.traits.batches)
+    running(g)
     for i, scalar in enumerate(learned):
         assert (scalar.grad is not None) == (i in present)
-    advance(method, g, now.after)
-    for name, value in method.state_dict().items():
+    follow(running, g, now.after)
+    for name, value in running.state_dict().items():
         if value.ndim and value.shape[-1] == m:
             assert same(value[..., absent], before[name][..., absent]), name
     if learned:  # a normalisation of all weights may rescale them
@@ -638,10 +665,10 @@ def _in_turns(case: Case, m: int, k: int) -> tuple[list[Result], list[Result]]:
         others = others[: max(n for n in case.tasks if n <= len(others))]
     turns = path("independent", m, 5)
     own = [now.take(some) for now in turns[::2]]
-    alone = walk(made(case, m), own, speaking=[some] * 3, steps=[0, 2, 4])
+    alone = walk(run(case, m), own, speaking=[some] * 3, steps=[0, 2, 4])
     who = [some, others, some, others, some]
     moments = [now.take(speaking) for now, speaking in zip(turns, who, strict=True)]
-    return alone, walk(made(case, m), moments, speaking=who)[::2]
+    return alone, walk(run(case, m), moments, speaking=who)[::2]
 
 
 @of_some(of=lambda case: case.name not in DRAWING, where=is_homogeneous)
@@ -650,8 +677,8 @@ def test_a_first_call_of_some_tasks_is_that_of_a_method_for_them_alone(case, m, 
     some = list(range(k))
     for kind in REGULAR:
         now = moment(kind, m).take(some)
-        (part,) = walk(made(case, m), [now], speaking=[some])
-        (alone,) = walk(made(case, k), [now])
+        (part,) = walk(run(case, m), [now], speaking=[some])
+        (alone,) = walk(run(case, k), [now])
         assert turned(part, alone) <= noise([now]), kind
 
 
@@ -671,6 +698,7 @@ class Rig:
         self.method = made(case, self.tasks)
         if at is not None:
             put_at(self.method, at)
+        self.running = Running(self.method, self.tasks)
         self.balancer = Balancer(**{slot: self.method}, model=self.network, tasks=self.tasks)
         parameters = [*self.network.parameters(), *self.balancer.parameters()]
         self.optimizer = OPTIMIZERS["sgd"](parameters)
@@ -684,7 +712,8 @@ class Rig:
         return outputs.features, losses_of(outputs, batch)
 
     def samples(self, batch: int) -> list[dict[str, Tensor]]:
-        return [self.forward(100 * k + batch)[1] for k in range(1, self.method.batches)]
+        further = range(1, self.method.traits.batches)
+        return [self.forward(100 * k + batch)[1] for k in further]
 
     def backward(self, batch: int, **options: Any) -> eh.Balance:
         features, losses = self.forward(batch)
@@ -701,7 +730,7 @@ class Rig:
 
     def look_back(self, batch: int) -> None:
         """The losses after the update, for a method that wants them."""
-        if self.method.after:
+        if self.method.traits.after:
             with torch.no_grad():
                 self.balancer.updated(self.forward(batch)[1], SpyClock.at(batch))
 
@@ -728,9 +757,9 @@ def put_at(method: Method, at: Place) -> None:
 
 def places(method: Method) -> list[str]:
     """Where the laws let a method look."""
-    if not method.reads_gradients or isinstance(method, Aggregator):
+    if not method.traits.reads_gradients or isinstance(method, Aggregator):
         return ["as made"]
-    sampled = ["representation"] if method.batches == 1 else []
+    sampled = ["representation"] if method.traits.batches == 1 else []
     return ["parameters", "last_layer", "callable", *sampled]
 
 
@@ -783,8 +812,8 @@ def _is_the_textbooks(case: Case, at: str, way: str) -> None:
         heads = [*rig.network.heads.parameters()]
         plain = plain_jacobian([sum(rig.forward(step)[1].values())], heads)[0]
         assert far(flat_grad(heads), plain, plain.norm()) <= 1e-12, f"{way}, step {step}"
-        _small_step(rig.method)
-        if rig.method.after:
+        small_step(rig.balancer)
+        if rig.method.traits.after:
             rig.balancer.updated(after, SpyClock.at(step))
 
 
@@ -817,11 +846,11 @@ def _textbook(
 
     features, losses = book.forward(step)
     g = view(features, losses, [view(features, s, ()) for s in book.samples(step)])
-    found = book.method(g)
+    found = book.running(g)
     jacobian = by.unsqueeze(1) * plain_jacobian(losses.values(), book.trunk)
     direction = found @ jacobian if isinstance(book.method, Weighting) else found
     after = 0.9 * g.losses * positive(len(tasks), step)
-    advance(book.method, g, after)
+    follow(book.running, g, after)
     return direction, dict(zip(tasks, after, strict=True))
 
 
@@ -839,17 +868,10 @@ def test_the_aggregator_sees_the_weighted_problem(case) -> None:
             head = [*rig.network.head(task).parameters()]
             plain = factors[task] * plain_jacobian([loss], head)[0]
             assert far(flat_grad(head), plain, plain.norm()) <= 1e-12
-        _small_step(rig.method)
-        if rig.method.after:  # what a balancer tells is weighted again
+        small_step(rig.balancer)
+        if rig.method.traits.after:  # what a balancer tells is weighted again
             raw = {task: loss / factors[task] for task, loss in after.items()}
             rig.balancer.updated(raw, SpyClock.at(step))
-
-
-def _small_step(method: Method) -> None:
-    for scalar in method.parameters():
-        if scalar.grad is not None:
-            scalar.data -= 0.05 * scalar.grad
-            scalar.grad = None
 
 
 # Slot: the same trunk update in either slot, heads differ by exactly w ------------------------
@@ -871,7 +893,7 @@ def test_slot(case) -> None:
             )
             assert far(scaled, weight * plain, plain.norm()) <= 1e-12 * max(1.0, float(weight))
         for rig in (in_both, in_trunk):
-            _small_step(rig.method)
+            small_step(rig.balancer)
             rig.look_back(step)
 
 
@@ -882,7 +904,7 @@ SPOILED = [
     (case, where)
     for case in CASES
     for where in ("loss", "gradient", "sample")
-    if where != "sample" or made(case, few(case)).batches > 1
+    if where != "sample" or made(case, few(case)).traits.batches > 1
 ]
 
 
@@ -921,7 +943,7 @@ def test_phases_without_the_trunk(case, slot) -> None:
     for step in range(2):
         for each in (rig, joint):
             each.step(step)
-    before = state(rig.method)
+    before = state(rig.balancer.states)
     for step in (2, 3):
         with resting(rig.network, own):
             balance = rig.backward(step, phase=own)
@@ -930,7 +952,7 @@ def test_phases_without_the_trunk(case, slot) -> None:
             each.look_back(step)
         assert all(p.grad is None for p in rig.trunk)
         assert balance.trunk_weights is None
-        if rig.method.reads_gradients:
+        if rig.method.traits.reads_gradients:
             assert all(p.grad is None for p in rig.balancer.parameters())
             if slot == "weighting":
                 last = rig.balancer.last_weights
@@ -939,9 +961,9 @@ def test_phases_without_the_trunk(case, slot) -> None:
             assert far(balance.weights, together.weights, together.weights.norm()) <= 1e-12
             grads = [[p.grad for p in each.balancer.parameters()] for each in (rig, joint)]
             assert same(*grads)
-            assert same(state(rig.method), state(joint.method))
-    if rig.method.reads_gradients:
-        assert same(state(rig.method), before)
+            assert same(state(rig.balancer.states), state(joint.balancer.states))
+    if rig.method.traits.reads_gradients:
+        assert same(state(rig.balancer.states), before)
 
 
 # Resume ---------------------------------------------------------------------------------------
@@ -1034,7 +1056,7 @@ TWINS = [
     for row in products(["weighting", "aggregator"])
     if not isinstance(m := BY_NAME[row[0]].make(("a", "b", "c")), Aggregator)
     or row[4] != "weighting"
-    if m.batches == 1 and not m.learned and not m.after
+    if m.traits.batches == 1 and not m.traits.learned and not m.traits.after
 ]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import evenhand as eh
-from evenhand import Balancer, Clock, TaskGradients
+from evenhand import Balancer, Clock, Running, TaskGradients
 from samplers import NAMES, inputs, losses_of, small_network
 
 LOSSES = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6).map(
@@ -27,9 +27,8 @@ def view(losses: Tensor | list[float], **more: object) -> TaskGradients:
     return TaskGradients.of(losses=values, tasks=NAMES[: values.shape[-1]], **more)
 
 
-def bound(method: eh.Weighting, m: int) -> eh.Weighting:
-    method.bind(NAMES[:m])
-    return method
+def bound(method: eh.Weighting, m: int) -> Running:
+    return Running(method, NAMES[:m])
 
 
 def gradient(function: Callable[[Tensor], Tensor], losses: Tensor) -> Tensor:
@@ -137,7 +136,6 @@ def test_imtl_l_weighs_and_learns_as_autograd_says(losses: Tensor, seed: int) ->
     values = losses.clone().requires_grad_()
     reference(values).backward()
     close(method(view(losses)), values.grad, rtol=1e-6)
-    method.learn(view(losses))
     found = torch.stack([scalar.grad for scalar in method.parameters()])
     torch.testing.assert_close(found.double(), reference.log_scale.grad, rtol=1e-5, atol=1e-5)
 
@@ -147,14 +145,14 @@ def test_imtl_l_draws_every_scaled_loss_to_one() -> None:
     optimizer = torch.optim.SGD(method.parameters(), lr=0.3)
     for _ in range(300):
         optimizer.zero_grad()
-        method.learn(view(losses))
+        method(view(losses))
         optimizer.step()
     torch.testing.assert_close(method(view(losses)) * losses, torch.ones(3).double())
 
 
 def test_imtl_l_leaves_an_absent_task_alone() -> None:
     method = bound(eh.IMTLL(), 2)
-    method.learn(TaskGradients.of(losses=torch.ones(1), tasks=["t1"], index=torch.tensor([1])))
+    method(TaskGradients.of(losses=torch.ones(1), tasks=["t1"], index=torch.tensor([1])))
     first, second = method.parameters()
     assert first.grad is None
     assert second.grad is not None
@@ -203,12 +201,11 @@ def test_rlw_of_an_absent_task_goes_with_it() -> None:
 # DWA ------------------------------------------------------------------------------------------
 
 
-def epochs_of(method: eh.Weighting, epochs: list[list[list[float]]]) -> Tensor:
+def epochs_of(method: Running, epochs: list[list[list[float]]]) -> Tensor:
     """The weights of the last step, after epochs of steps of losses."""
     for epoch, steps in enumerate(epochs):
         for losses in steps:
             weights = method(view(losses, clock=Clock(epoch=epoch)))
-            method.commit()
     return weights
 
 
@@ -222,7 +219,6 @@ def test_dwa_agrees_with_its_peer_epoch_by_epoch(m: int, temperature: float, see
             weights = method(view(losses, clock=Clock(epoch=epoch)))
             close(weights, gradient(reference, losses))
             close(weights.sum(), torch.tensor(float(m)))
-            method.commit()
         reference.step()
 
 
@@ -247,7 +243,6 @@ def test_dwa_of_a_task_that_misses_an_epoch_uses_its_own_last_two() -> None:
         else:
             g = view(losses, clock=clock)
         weights = method(g)
-        method.commit()
     close(weights, 2 * (torch.tensor([1 / 2, 2 / 8]).double() / 2).softmax(0))
 
 
@@ -267,7 +262,6 @@ def test_log_stch_descends_logarithms_first_then_the_relative_maximum() -> None:
     again = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
     for epoch, losses in ((1, first), (1, again)):
         close(method(view(losses, clock=Clock(epoch=epoch))), 1 / losses)
-        method.commit()
     nadir = (first + again) / 2
     now = torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)
 
@@ -294,7 +288,6 @@ def test_log_stch_measures_a_late_task_when_it_comes() -> None:
     method = bound(eh.LogSTCH(warmup=0), 2)
     alone = {"tasks": ["t0"], "index": torch.tensor([0]), "total": 2}
     method(TaskGradients.of(losses=torch.tensor([2.0]).double(), clock=Clock(), **alone))
-    method.commit()
     weights = method(view([2.0, 5.0], clock=Clock(epoch=3)))
     close(weights * torch.tensor([2.0, 5.0]).double(), torch.ones(2))
 
@@ -302,12 +295,10 @@ def test_log_stch_measures_a_late_task_when_it_comes() -> None:
 # FAMO -----------------------------------------------------------------------------------------
 
 
-def tell(method: eh.Weighting, before: Tensor, after: Tensor | None) -> Tensor:
+def tell(method: Running, before: Tensor, after: Tensor | None) -> Tensor:
     weights = method(view(before))
-    method.commit()
     if after is not None:
-        method.updated(view(after))
-        method.commit()
+        method.after(view(after))
     return weights
 
 
@@ -362,16 +353,14 @@ def test_famo_knows_of_each_task_whether_it_waits() -> None:
         losses=torch.tensor([0.5, 0.9]).double(), tasks=["t0", "t2"],
         index=torch.tensor([0, 2]), total=3,
     )  # fmt: skip
-    method.updated(alone)
-    method.commit()
-    assert method.logits[1] == 0
-    assert method.logits[0] < 0 < method.logits[2]
-    assert method.steps.tolist() == [1, 0, 1]
-    assert method.waiting.tolist() == [0, 1, 0]
-    before = method.logits.clone()
-    method.updated(alone)  # told twice: nobody waits any more
-    method.commit()
-    assert torch.equal(method.logits, before)
+    method.after(alone)
+    assert method.state["logits"][1] == 0
+    assert method.state["logits"][0] < 0 < method.state["logits"][2]
+    assert method.state["steps"].tolist() == [1, 0, 1]
+    assert method.state["waiting"].tolist() == [0, 1, 0]
+    before = method.state["logits"].clone()
+    method.after(alone)  # told twice: nobody waits any more
+    assert torch.equal(method.state["logits"], before)
 
 
 def test_famo_in_a_loop_of_ones_own() -> None:
@@ -381,10 +370,10 @@ def test_famo_in_a_loop_of_ones_own() -> None:
     history = []
     for _ in range(30):
         optimizer.zero_grad()
-        balance = balancer.backward(losses_of(network(inputs(), ["a", "b"])))
+        balance = balancer.backward(losses_of(network(inputs(), tasks=["a", "b"])))
         optimizer.step()
         with torch.no_grad():
-            balancer.updated(losses_of(network(inputs(), ["a", "b"])))
+            balancer.updated(losses_of(network(inputs(), tasks=["a", "b"])))
         history.append(balance.losses.log())
         assert float(balance.weights.sum()) == pytest.approx(1.0)
     assert bool((history[-1] < history[0]).all())
@@ -431,9 +420,8 @@ def test_arguments_out_of_range_are_refused(make: Callable[[], object], message:
 def test_a_reference_is_for_every_task(make: Callable[..., eh.Weighting]) -> None:
     method = make(reference={"a": 0.0})
     with pytest.raises(ValueError, match="give one number for each"):
-        method.bind(["a", "b"])
-    assert method.tasks is None
-    method.bind(["a"])
+        method.require(["a", "b"])
+    method.require(["a"])
 
 
 def test_what_they_are_made_of_can_be_read() -> None:
@@ -452,7 +440,7 @@ def test_epochs_come_from_the_clock(method: eh.Weighting) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
     for step in range(12):
         optimizer.zero_grad()
-        losses = losses_of(network(inputs(step % 3), ["a", "b"]), step % 3)
+        losses = losses_of(network(inputs(step % 3), tasks=["a", "b"]), step % 3)
         balance = balancer.backward(losses, clock=Clock(epoch=step // 3, step=step))
         optimizer.step()
         # LogSTCH promises of w_i L_i what DWA promises of w_i: first ones, then a sum of M.

@@ -36,7 +36,7 @@ def test_outputs_come_by_task_with_their_features() -> None:
 def test_only_the_heads_asked_for_are_evaluated() -> None:
     network = small_network(norm=True)
     seen = network.head("c")[1].num_batches_tracked
-    assert list(network(inputs(), ["b", "a"])) == ["b", "a"]
+    assert list(network(inputs(), tasks=["b", "a"])) == ["b", "a"]
     assert int(seen) == 0
 
 
@@ -221,7 +221,7 @@ def test_a_shared_phase_keeps_nothing_for_the_weights_of_heads() -> None:
 def test_backward_visits_only_what_the_phase_moves(phase, rested) -> None:
     network = small_network()
     with resting(network, phase if rested else Phase(ALL)):
-        outputs = network(inputs(), phase.tasks)
+        outputs = network(inputs(), tasks=phase.tasks)
     losses = losses_of(outputs)
     visited = _visits(outputs.features, losses.values())
     Balancer(model=network, tasks=ALL).backward(losses, features=outputs.features, phase=phase)

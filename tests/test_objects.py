@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import evenhand as eh
-from evenhand import MultiTaskNetwork
+from evenhand import MultiTaskNetwork, Traits
 from evenhand.app import report
 from evenhand.app.findings import Findings, columns
 from evenhand.comparison.compare import compare, finished, prepare
@@ -54,7 +54,7 @@ def mine(split: int = 0) -> Problem:
 class Halves(eh.Weighting):
     """Twice the first task, half of the others."""
 
-    needs = "nothing"
+    traits = Traits(needs="nothing")
 
     def weigh(self, g: eh.TaskGradients) -> Tensor:
         weights = torch.full_like(g.losses, 0.5)

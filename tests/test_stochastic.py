@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import evenhand as eh
-from evenhand import Aggregator, Balancer, Clock, TaskGradients
+from evenhand import Aggregator, Balancer, Clock, Running, TaskGradients
 from evenhand.linalg import min_norm
 from samplers import (
     NAMES,
@@ -31,9 +31,8 @@ SEEDS = st.integers(0, 999)
 SIZES = st.integers(1, 6)
 
 
-def bound(method: Any, m: int) -> Any:
-    method.bind(NAMES[:m])
-    return method
+def bound(method: Any, m: int) -> Running:
+    return Running(method, NAMES[:m])
 
 
 def view(rows: Tensor, *further: Tensor, **more: Any) -> TaskGradients:
@@ -51,7 +50,6 @@ def some(index: list[int], rows: Tensor, *further: Tensor, total: int) -> TaskGr
 
 def step(method: Any, g: TaskGradients) -> Tensor:
     found: Tensor = method(g)
-    method.commit()
     return found
 
 
@@ -171,12 +169,12 @@ def test_sdmgrad_solves_its_own_problem_on_equal_batches() -> None:
 def test_absent_tasks_keep_their_share(make: Callable[..., Any]) -> None:
     method = bound(make(), 3)
     rows = batches(3, 2, 3)
-    before = step(method, view(*rows)), method.shares.clone()
+    before = step(method, view(*rows)), method.state["shares"].clone()
     weights = step(method, some([0, 2], *rows, total=3))
     assert weights.shape == (2,)
-    assert method.shares[1] == before[1][1]
-    close(method.shares.sum(), torch.ones(()))
-    assert bool((method.shares >= 0).all())
+    assert method.state["shares"][1] == before[1][1]
+    close(method.state["shares"].sum(), torch.ones(()))
+    assert bool((method.state["shares"] >= 0).all())
 
 
 @pytest.mark.parametrize("make", [eh.MoDo, eh.SDMGrad])
@@ -219,7 +217,7 @@ def test_moco_by_its_equations() -> None:
         slope = y @ (y.T @ lam) + rho * lam
         lam = eh.linalg.project_simplex(lam - gamma / k**decay * slope)
         close(step(method, view(rows)), lam @ y)
-        close(method.shares, lam)
+        close(method.state["shares"], lam)
 
 
 def test_moco_on_constant_gradients_tends_to_the_min_norm_point() -> None:
@@ -311,9 +309,9 @@ def test_cr_mogm_averages_each_task_over_its_own_calls() -> None:
 
 def test_cr_mogm_promises_nothing_of_one_step_and_hands_on_what_the_base_needs() -> None:
     method = eh.CRMOGM(eh.SDMGrad())
-    assert (method.needs, method.batches) == ("jacobian", 3)
-    assert not eh.CRMOGM(eh.MGDA()).feasible
-    assert eh.CRMOGM(eh.IMTLL()).learned
+    assert (method.traits.needs, method.traits.batches) == ("jacobian", 3)
+    assert not eh.CRMOGM(eh.MGDA()).traits.feasible
+    assert eh.CRMOGM(eh.IMTLL()).traits.learned
 
 
 # ExcessMTL ------------------------------------------------------------------------------------
@@ -340,8 +338,8 @@ def test_excess_mtl_waits_for_a_first_gradient() -> None:
     for rows in ([[1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 2.0]]):
         weights = step(method, view(torch.tensor(rows).double()))
         assert bool(weights.isfinite().all())
-    assert method.count.tolist() == [3, 2]
-    close(method.baseline, [1.0, 2.0])
+    assert method.state["count"].tolist() == [3, 2]
+    close(method.state["baseline"], [1.0, 2.0])
 
 
 def test_excess_mtl_refuses_the_representation() -> None:
@@ -360,7 +358,7 @@ def test_a_history_of_gradients_keeps_their_precision(make: Callable[[], Any]) -
                         (torch.float64, torch.float64)):  # fmt: skip
         method = bound(make(), 2)
         found = step(method, view(batches(2, 0, 1)[0].to(dtype)))
-        state = method.squares if make is eh.ExcessMTL else method.tracked
+        state = method.state["squares"] if make is eh.ExcessMTL else method.state["tracked"]
         assert (state.dtype, state.shape) == (kept, (4, 2))
         assert found.dtype == dtype
 
@@ -390,10 +388,10 @@ def test_a_history_of_gradients_leaves_absent_tasks_alone(make: Callable[[], Any
     method = bound(make(), 3)
     first, second = batches(3, 0, 2)
     step(method, view(first))
-    state = method.squares if make is eh.ExcessMTL else method.tracked
+    state = method.state["squares"] if make is eh.ExcessMTL else method.state["tracked"]
     before = state[:, 1].clone()
     step(method, some([0, 2], second, total=3))
-    state = method.squares if make is eh.ExcessMTL else method.tracked
+    state = method.state["squares"] if make is eh.ExcessMTL else method.state["tracked"]
     assert torch.equal(state[:, 1], before)
     assert not torch.equal(state[:, 0], before)
 
@@ -457,7 +455,7 @@ def test_they_train_a_network(make: Callable[[], Any]) -> None:
     for _ in range(40):
         optimizer.zero_grad()
         outputs = network(inputs(), TASKS)
-        samples = [losses_of(network(inputs(), TASKS)) for _ in range(method.batches - 1)]
+        samples = [losses_of(network(inputs(), TASKS)) for _ in range(method.traits.batches - 1)]
         balance = balancer.backward(losses_of(outputs), features=outputs.features, samples=samples)
         assert (balance.trunk_weights is None) == isinstance(method, Aggregator)
         optimizer.step()

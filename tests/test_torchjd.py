@@ -34,13 +34,13 @@ def view(jacobian: Tensor, step: int = 0) -> TaskGradients:
     return TaskGradients.of(jacobian=jacobian, clock=Clock(step=step))
 
 
-def ours(method: eh.Weighting | eh.Aggregator, jacobian: Tensor, step: int = 0) -> Tensor:
+def ours(
+    method: eh.Weighting | eh.Aggregator | eh.Running, jacobian: Tensor, step: int = 0
+) -> Tensor:
     """The direction."""
-    g = view(jacobian, step)
-    method.bind(g.tasks)
-    out = method(g)
-    method.commit()
-    return out @ jacobian if isinstance(method, eh.Weighting) else out
+    out = method(view(jacobian, step))
+    rule = method.method if isinstance(method, eh.Running) else method
+    return out @ jacobian if isinstance(rule, eh.Weighting) else out
 
 
 def preference(m: int) -> tuple[dict[str, float], Tensor]:
@@ -120,7 +120,8 @@ def test_pcgrad(m: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("m", "n"), SIZES)
 def test_gradvac(m: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same orders given, the same directions and targets over several steps (their ε = 0)."""
-    vaccine, theirs = eh.GradVac(beta=0.5), peer.GradVac(beta=0.5, eps=0.0)
+    names = [f"task{i}" for i in range(m)]
+    vaccine, theirs = eh.Running(eh.GradVac(beta=0.5), names), peer.GradVac(beta=0.5, eps=0.0)
     plain = torch.randperm
     for step, j in enumerate(matrices(m, n, count=8)):
         direction = ours(vaccine, j, step)
@@ -137,7 +138,7 @@ def test_gradvac(m: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
         close(direction, theirs(j), 1e-7)
         monkeypatch.undo()
     seen = ~torch.eye(m, dtype=torch.bool)
-    close(vaccine.phi[seen], theirs.gramian_weighting._phi_t[seen], 1e-7)
+    close(vaccine.state["phi"][seen], theirs.gramian_weighting._phi_t[seen], 1e-7)
 
 
 def test_graddrop(monkeypatch: pytest.MonkeyPatch) -> None:

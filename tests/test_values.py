@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import evenhand as eh
-from evenhand import MGDA, CentralDirection, Equal, Normalized, TaskGradients, Tension
+from evenhand import MGDA, CentralDirection, Equal, Normalized, Running, TaskGradients, Tension
 from evenhand.linalg import project_cone
 from evenhand.weighting.tension import one_pass
 
@@ -138,15 +138,15 @@ def test_normalised_min_norm(by: str, expected: Tensor) -> None:
 def test_only_the_normalised_direction_divided_back_is_feasible_and_stationary(by: str) -> None:
     losses = vector(0.5, 2) if by == "l2" else vector(0.1, 2)
     raw, back = Normalized(MGDA(), by=by), Normalized(MGDA(), by=by, back=True)
-    assert not raw.feasible
-    assert back.feasible
+    assert not raw.traits.feasible
+    assert back.traits.feasible
     g = gradients(matrix((3, 4), (5, -12)), losses)
     assert (PAIR @ (raw(g) @ PAIR)).min() < -0.1
     assert (PAIR @ (back(g) @ PAIR)).min() > 0
     opposed = matrix((1, 0), (-3, 0))
     g = gradients(opposed, losses)
-    assert not raw.stationary
-    assert back.stationary
+    assert not raw.traits.stationary
+    assert back.traits.stationary
     assert (raw(g) @ opposed).norm() > 0.1
     assert (back(g) @ opposed).norm() < 1e-12
 
@@ -154,16 +154,19 @@ def test_only_the_normalised_direction_divided_back_is_feasible_and_stationary(b
 # Tension --------------------------------------------------------------------------------------
 
 
+def running(method: eh.Weighting, tasks: int) -> Running:
+    return Running(method, [f"task{i}" for i in range(tasks)])
+
+
 def pulled(
-    tension: Tension, directions: Tensor, norms: list[tuple[float, ...]], losses: Tensor
+    method: Tension, directions: Tensor, norms: list[tuple[float, ...]], losses: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weights after feeding fixed directions with the norms given, and the last Jacobian."""
-    tension.bind([f"task{i}" for i in range(len(losses))])
+    tension = running(method, len(losses))
     unit = torch.nn.functional.normalize(directions)
     for length in norms:
         jacobian = unit * vector(*length)[:, None]
         weights = tension(gradients(jacobian, losses))
-        tension.commit()
     return weights, jacobian
 
 
@@ -210,15 +213,14 @@ def reference(
 )
 def test_tension_equals_its_vector_form(seed: int, tasks: int, period: int, alpha: float) -> None:
     random = np.random.default_rng(seed)
-    tension = Tension(Equal(mean=True), alpha=alpha, period=period, feasibility="none")
-    tension.bind([f"task{i}" for i in range(tasks)])
+    method = Tension(Equal(mean=True), alpha=alpha, period=period, feasibility="none")
+    tension = running(method, tasks)
     history = []
     for _ in range(period + 3):
         rows = random.normal(size=(tasks, 6)) * random.uniform(0.5, 2, size=(tasks, 1))
         losses = random.uniform(0.01, 5, size=tasks)
         history.append(np.linalg.norm(rows, axis=1))
         weights = tension(gradients(torch.tensor(rows), torch.tensor(losses))).numpy()
-        tension.commit()
         mean = rows.mean(0)
         expected = mean
         if len(history) > period:
@@ -234,16 +236,12 @@ def test_what_a_feasible_base_gives_is_left_alone_until_a_task_pulls(
         rows = torch.randn(5, 5, generator=torch.Generator().manual_seed(seed))
         rows[-1] = -rows[:-1].sum(0)  # a stationary point, where any correction is rounding
         g = gradients(rows)
-        tension = Tension(base(), period=1)
-        tension.bind(g.tasks)
-        assert torch.equal(tension(g), base()(g))
+        assert torch.equal(Tension(base(), period=1)(g), base()(g))
 
 
 def test_the_constraint_holds_before_the_first_tension_if_the_base_does_not_promise_it() -> None:
     g = gradients(matrix((1, 0.1), (-3, 0.1)))
-    tension = Tension(Equal())
-    tension.bind(g.tasks)
-    v = tension(g) @ g.jacobian
+    v = Tension(Equal())(g) @ g.jacobian
     assert (g.jacobian @ v).min() >= -1e-12
     assert (g.jacobian @ (Equal()(g) @ g.jacobian)).min() < -1
 
@@ -258,13 +256,11 @@ def test_pulls_that_cancel_leave_nothing() -> None:
 
 
 def test_the_first_tension_comes_one_iteration_after_the_window_fills() -> None:
-    tension, g = Tension(MGDA(), period=3), gradients(PAIR, vector(0.5, 2))
-    tension.bind(g.tasks)
+    tension, g = running(Tension(MGDA(), period=3), 2), gradients(PAIR, vector(0.5, 2))
     base = MGDA()(g)
     changed = []
     for _ in range(5):
         changed.append(bool((tension(g) - base).abs().max() > 1e-6))
-        tension.commit()
     assert changed == [False, False, False, True, True]
 
 
@@ -377,16 +373,14 @@ def test_tension_is_feasible_with_auto_and_projection(
 ) -> None:
     random = np.random.default_rng(seed)
     bases = {"mgda": MGDA, "central": CentralDirection, "equal": Equal}
-    tension = Tension(bases[base](), period=1, feasibility=feasibility)
-    tension.bind([f"task{i}" for i in range(tasks)])
-    assert tension.feasible
+    tension = running(Tension(bases[base](), period=1, feasibility=feasibility), tasks)
+    assert tension.method.traits.feasible
     for _ in range(3):
         rows = torch.tensor(
             random.normal(size=(tasks, 4)) * 10 ** random.uniform(-2, 2, (tasks, 1))
         )
         losses = torch.tensor(10 ** random.uniform(-6, 2, tasks))
         v = tension(gradients(rows, losses)) @ rows
-        tension.commit()
         size = rows.norm(dim=1)
         assert bool((rows @ v >= -1e-7 * size * (v.norm() + size.max())).all())
 
@@ -427,11 +421,9 @@ def test_auto_passes_on_the_segment_and_projects_elsewhere() -> None:
 def test_tension_is_finite_where_gradients_or_losses_are_zero(
     base: type[eh.Weighting], jacobian: Tensor, losses: Tensor
 ) -> None:
-    tension = Tension(base(), period=2)
-    tension.bind([f"task{i}" for i in range(len(losses))])
+    tension = running(Tension(base(), period=2), len(losses))
     for _ in range(4):
         weights = tension(gradients(jacobian, losses))
-        tension.commit()
         assert bool(weights.isfinite().all())
 
 

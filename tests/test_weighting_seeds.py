@@ -21,6 +21,7 @@ from evenhand import (
     Normalized,
     PerBlock,
     Phase,
+    Running,
     TaskGradients,
     Tension,
     Uncertainty,
@@ -51,9 +52,8 @@ def random_losses(m: int = 3, seed: int = 0) -> Tensor:
     return torch.rand(m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
 
 
-def bound(method: Weighting) -> Weighting:
-    method.bind(TASKS)
-    return method.double()
+def bound(method: Weighting) -> Running:
+    return Running(method, TASKS).double()
 
 
 def forward(network: MultiTaskNetwork, batch: int = 0) -> tuple[dict[str, Tensor], Tensor]:
@@ -81,7 +81,7 @@ def test_uncertainty_equals_the_differentiated_objective(kind: str | Mapping[str
     }
     sum(terms[kinds[task]][i] for i, task in enumerate(TASKS)).backward()
     g = TaskGradients.of(losses=losses, tasks=TASKS)
-    weighting.learn(g)
+    weighting(g)
     learned = torch.stack([scalar.grad for scalar in weighting.parameters()])
     torch.testing.assert_close(learned, s.grad, rtol=0, atol=1e-12)
     factor = torch.tensor([0.5 if kinds[task] == "regression" else 1.0 for task in TASKS])
@@ -101,7 +101,6 @@ def test_uncertainty_equals_torchjd() -> None:
         oracle(losses).backward()
         g = TaskGradients.of(losses=losses.detach(), tasks=TASKS)
         torch.testing.assert_close(weighting(g), losses.grad, rtol=0, atol=1e-12)
-        weighting.learn(g)
         ours.step()
         theirs.step()
 
@@ -114,7 +113,7 @@ def test_uncertainty_draws_each_weighted_loss_to_one_half() -> None:
         optimizer = torch.optim.SGD(weighting.parameters(), lr=0.1)
         for _ in range(500):
             optimizer.zero_grad()
-            weighting.learn(g)
+            weighting(g)
             optimizer.step()
         torch.testing.assert_close(
             weighting(g) * losses, torch.full((3,), 0.5).double(), rtol=0, atol=1e-2
@@ -125,7 +124,7 @@ def test_uncertainty_wants_a_kind_for_each_task() -> None:
     with pytest.raises(ValueError, match="kind='poisson': must be one of 'regression'"):
         Uncertainty("poisson")
     with pytest.raises(ValueError, match=r"kinds are given for a, but the tasks are a, b"):
-        Uncertainty({"a": "regression"}).bind(["a", "b"])
+        Uncertainty({"a": "regression"}).require(["a", "b"])
 
 
 # GradNorm -------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ def test_gradnorm_equals_double_backward(alpha: float, speaking: tuple[str, ...]
     optimizer.zero_grad()
     losses, z = forward(network, 3)
     losses = {task: losses[task] for task in speaking}
-    raw = torch.stack([scalar.detach() for scalar in gradnorm.parameters()])
+    raw = torch.stack([scalar.detach() for scalar in balancer.parameters()])
     normalised = 3 * raw / raw.sum()
     assert normalised.min() > 0
     assert (normalised - 1).abs().max() > 1e-3
@@ -174,7 +173,7 @@ def test_gradnorm_equals_double_backward(alpha: float, speaking: tuple[str, ...]
     (expected,) = torch.autograd.grad(criterion, weights, retain_graph=True)
     balance = balancer.backward(losses, features=z)
     torch.testing.assert_close(balance.weights, weights.detach(), rtol=0, atol=1e-12)
-    grads = [scalar.grad for scalar in gradnorm.parameters()]
+    grads = [scalar.grad for scalar in balancer.parameters()]
     spoken = torch.stack([grads[TASKS.index(task)] for task in speaking])
     torch.testing.assert_close(spoken, expected, rtol=1e-10, atol=1e-12)
     absent = set(TASKS) - set(speaking)
@@ -186,16 +185,13 @@ def test_gradnorm_equals_double_backward(alpha: float, speaking: tuple[str, ...]
 )
 def test_alpha_decides_how_much_a_slow_task_gains(alpha: float, signs: list[float]) -> None:
     """G = (1, 2) with the mean 1.5, and r = (0.7, 1.3)."""
-    gradnorm = GradNorm(alpha)
-    gradnorm.bind(["a", "b"])
+    gradnorm = Running(GradNorm(alpha), ["a", "b"])
     rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     for losses in ([10.0, 1.0], [7.0, 1.3]):
         gradnorm.zero_grad()
         g = TaskGradients.of(jacobian=rows, losses=torch.tensor(losses), tasks=["a", "b"])
         gradnorm(g)
-        gradnorm.learn(g)
-        gradnorm.commit()
-    learned = [float(scalar.grad) for scalar in gradnorm.scalars]
+    learned = [float(scalar.grad) for scalar in gradnorm.parameters()]
     assert learned == [signs[0] * 1.0, signs[1] * 2.0]
 
 
@@ -209,7 +205,7 @@ def test_gradnorm_looks_at_the_last_shared_layer_or_where_it_is_told() -> None:
         balancer.backward(losses, features=z, retain_graph=True)
         norms = plain_jacobian(losses.values(), layer.parameters()).norm(dim=1)
         signs = (norms - norms.mean()).sign()
-        learned = torch.stack([scalar.grad for scalar in gradnorm.parameters()])
+        learned = torch.stack([scalar.grad for scalar in balancer.parameters()])
         torch.testing.assert_close(learned, signs * norms)
 
 
@@ -228,12 +224,10 @@ def test_gradnorm_weights_sum_to_the_number_of_tasks_after_every_step() -> None:
     seen, slopes = [], []
     for _ in range(3):
         g = given(rows, random_losses())
-        seen.append(gradnorm(g))
         optimizer.zero_grad()
-        gradnorm.learn(g)
-        assert sum(float(scalar.detach()) for scalar in gradnorm.scalars) == pytest.approx(3)
-        slopes.append(float(gradnorm.scalars[1].grad))
-        gradnorm.commit()
+        seen.append(gradnorm(g))
+        assert sum(float(w.detach()) for w in gradnorm.parameters()) == pytest.approx(3)
+        slopes.append(float(gradnorm.state["scalars"]["1"].grad))
         optimizer.step()
     assert [float(weights.sum()) for weights in seen] == pytest.approx([3, 3, 3], abs=1e-12)
     assert bool((torch.stack(seen) > 0).all())
@@ -245,7 +239,7 @@ def test_gradnorm_weights_sum_to_the_number_of_tasks_after_every_step() -> None:
 
 def test_gradnorm_keeps_the_part_of_an_absent_task() -> None:
     gradnorm = bound(GradNorm())
-    for scalar, value in zip(gradnorm.scalars, (1.0, 2.0, 3.0), strict=True):
+    for scalar, value in zip(gradnorm.parameters(), (1.0, 2.0, 3.0), strict=True):
         scalar.data.fill_(value)
     everybody = gradnorm(given(random_rows()))
     torch.testing.assert_close(everybody, torch.tensor([0.5, 1.0, 1.5]).double())
@@ -258,11 +252,9 @@ def test_gradnorm_remembers_the_first_loss_of_each_task() -> None:
     for losses, tasks in (([4.0, 0.0], ("a", "b")), ([2.0, 9.0], ("a", "c")), ([1.0], ("c",))):
         rows = random_rows(len(tasks))
         gradnorm(given(rows, torch.tensor(losses).double(), tasks))
-        gradnorm.commit()
-    assert gradnorm.first_losses.tolist() == [4.0, 1e-12, 9.0]
+    assert gradnorm.state["first_losses"].tolist() == [4.0, 1e-12, 9.0]
     gradnorm(given(random_rows(1), torch.tensor([5.0]).double(), ("b",)))
-    gradnorm.discard()
-    assert gradnorm.first_losses.tolist() == [4.0, 1e-12, 9.0]
+    assert gradnorm.state["first_losses"].tolist() == [4.0, 1e-12, 9.0]
     with pytest.raises(ValueError, match=r"alpha=-1"):
         GradNorm(alpha=-1)
 
@@ -299,18 +291,14 @@ def test_a_stack_needs_learned_weights_of_its_own(make: Callable[[], Weighting])
     )
     shared = bound(make())
     with pytest.raises(ValueError, match=r"have shape \[\], the losses are a stack of \[2\]"):
-        shared.learn(stack)
+        shared(stack)
     together, single = bound(make()), [bound(make()) for _ in members]
     for scalar in together.parameters():
         scalar.data = scalar.data.expand(2).clone()
     for _ in range(3):
         weights = together(stack)
-        together.learn(stack)
-        together.commit()
         for k, (method, g) in enumerate(zip(single, members, strict=True)):
             torch.testing.assert_close(weights[k], method(g), rtol=0, atol=1e-12)
-            method.learn(g)
-            method.commit()
         for scalar, *others in zip(
             together.parameters(), *(method.parameters() for method in single), strict=True
         ):
@@ -324,6 +312,11 @@ def test_a_stack_needs_learned_weights_of_its_own(make: Callable[[], Weighting])
 # Histories ------------------------------------------------------------------------------------
 
 
+def strengths(tension: Running, g: TaskGradients) -> Tensor:
+    """c of the next call."""
+    return tension.method._strengths(g, tension.state)[0]
+
+
 def test_tension_counts_and_averages_for_each_task_by_itself() -> None:
     """A task's pull depends on the calls in which it spoke, whoever else was there."""
     tension = bound(Tension(Equal(), period=2, feasibility="none"))
@@ -331,13 +324,13 @@ def test_tension_counts_and_averages_for_each_task_by_itself() -> None:
     calls = [TASKS, ("a",), ("a", "c"), ("b", "c"), TASKS, ("b",), TASKS]
     for step, tasks in enumerate(calls):
         rows, losses = random_rows(len(tasks), step), random_losses(len(tasks), step)
-        got = tension._strengths(given(rows, losses, tasks))
-        tension.commit()
+        got = strengths(tension, given(rows, losses, tasks))
+        tension(given(rows, losses, tasks))
         for k, task in enumerate(tasks):
             g = given(rows[k : k + 1], losses[k : k + 1], (task,))
-            torch.testing.assert_close(got[k], alone[task]._strengths(g)[0], rtol=0, atol=1e-14)
-            alone[task].commit()
-    assert tension.count.tolist() == [5, 5, 5]
+            torch.testing.assert_close(got[k], strengths(alone[task], g)[0], rtol=0, atol=1e-14)
+            alone[task](g)
+    assert tension.state["count"].tolist() == [5, 5, 5]
     assert (got > 0).tolist() == [True, True, True]
 
 
@@ -345,10 +338,9 @@ def test_a_task_without_a_full_window_does_not_pull() -> None:
     tension = bound(Tension(Equal(mean=True), period=2, feasibility="none"))
     for step in range(2):
         tension(given(random_rows(2, step), tasks=("a", "b")))
-        tension.commit()
     rows, losses = random_rows(3, 9), random_losses(3, 9)
+    c = strengths(tension, given(rows, losses))
     weights = tension(given(rows, losses))
-    c = tension._strengths(given(rows, losses))
     assert (c > 0).tolist() == [True, True, False]
     mean = rows.mean(0)
     pulls = [(rows[k] - mean) / (rows[k] - mean).norm() for k in range(2)]
@@ -426,11 +418,11 @@ def test_history_rests_with_the_trunk(name: str) -> None:
     run = Run("weighting", MAKE[name])
     for batch in range(3):
         run.step(batch)
-    before = snapshot(run.balancer.weighting.state_dict())
+    before = snapshot(run.balancer.states.state_dict())
     losses, z = forward(run.network, 5)
     run.optimizer.zero_grad()
     run.balancer.backward(losses, features=z, phase=Phase(TASKS, moves=("own",)))
-    assert same(before, run.balancer.weighting.state_dict())
+    assert same(before, run.balancer.states.state_dict())
     assert all(scalar.grad is None for scalar in run.balancer.parameters())
 
 
@@ -440,10 +432,9 @@ def test_a_stack_of_tensions_is_the_stack_of_single_ones(m: int, feasibility: st
     """Base weights on the segment in one member only, so that "auto" has both to do."""
     tasks = [f"t{i}" for i in range(m)]
 
-    def make() -> Tension:
-        tension = Tension(Normalized(MGDA(), by="loss", back=True), 0.3, 1, feasibility)
-        tension.bind(tasks)
-        return tension
+    def make() -> Running:
+        base = Normalized(MGDA(), by="loss", back=True)
+        return Running(Tension(base, 0.3, 1, feasibility), tasks)
 
     together, single = make(), [make() for _ in range(4)]
     for step in range(4):
@@ -453,12 +444,10 @@ def test_a_stack_of_tensions_is_the_stack_of_single_ones(m: int, feasibility: st
         losses[0] = 1  # no normalisation: min-norm weights, which sum to 1
         g = TaskGradients.of(jacobian=rows, losses=losses, tasks=tasks)
         weights = together(g)
-        together.commit()
         for k, tension in enumerate(single):
             one = TaskGradients.of(jacobian=rows[k], losses=losses[k], tasks=tasks)
             torch.testing.assert_close(weights[k], tension(one), rtol=0, atol=1e-12)
-            tension.commit()
-    assert together.window.shape == (4, 1, m)
+    assert together.state["window"].shape == (4, 1, m)
 
 
 # Normalisation --------------------------------------------------------------------------------
@@ -466,35 +455,31 @@ def test_a_stack_of_tensions_is_the_stack_of_single_ones(m: int, feasibility: st
 
 def test_normalised_hands_the_scaled_problem_on_for_learning() -> None:
     rows, losses = random_rows(), random_losses()
-    inner = bound(Uncertainty())
-    normalised = bound(Normalized(inner, by="loss"))
-    normalised.learn(given(rows, losses))
-    for scalar in inner.parameters():  # every scaled loss is 1, every weight ½
+    normalised = bound(Normalized(Uncertainty(), by="loss"))
+    normalised(given(rows, losses))
+    for scalar in normalised.parameters():  # every scaled loss is 1, every weight ½
         torch.testing.assert_close(scalar.grad, torch.zeros(()).double())
 
 
 def test_normalised_scales_the_losses_after_the_update_as_those_before() -> None:
     before, after = random_losses(seed=0), random_losses(seed=1)
-    plain, inner = bound(FAMO()), bound(FAMO())
-    normalised = bound(Normalized(inner, by="loss"))
+    plain, normalised = bound(FAMO()), bound(Normalized(FAMO(), by="loss"))
     plain(TaskGradients.of(losses=torch.ones(3).double(), tasks=TASKS))
     normalised(TaskGradients.of(losses=before, tasks=TASKS))
     for method, losses in ((plain, after / before), (normalised, after)):
-        method.commit()
-        method.updated(TaskGradients.of(losses=losses, tasks=TASKS))
-        method.commit()
+        method.after(TaskGradients.of(losses=losses, tasks=TASKS))
     assert not same(plain.state_dict(), bound(FAMO()).state_dict())
-    for name, value in plain.state_dict().items():
-        torch.testing.assert_close(inner.state_dict()[name], value)
+    for name, value in plain.state.items():
+        torch.testing.assert_close(normalised.state["base"][name], value)
 
 
 def test_wrappers_declare_what_they_and_their_base_need() -> None:
-    assert Normalized(Equal(), by="l2").needs == "norms"
-    assert Normalized(MGDA(), by="loss").needs == "gramian"
-    assert Tension(Equal()).needs == "gramian"
+    assert Normalized(Equal(), by="l2").traits.needs == "norms"
+    assert Normalized(MGDA(), by="loss").traits.needs == "gramian"
+    assert Tension(Equal()).traits.needs == "gramian"
     assert Tension(MGDA(at="representation")).at == "representation"
-    assert Normalized(FAMO(), by="loss").after
-    assert Tension(Normalized(GradNorm())).learned
+    assert Normalized(FAMO(), by="loss").traits.after
+    assert Tension(Normalized(GradNorm())).traits.learned
 
 
 # Per block ------------------------------------------------------------------------------------
@@ -522,7 +507,7 @@ def test_per_block_is_the_method_on_each_block(features: bool, order: tuple[int,
     both = torch.cat(rows, dim=1)
     joint = MGDA()(TaskGradients.of(jacobian=both)) @ both
     assert (torch.cat(expected) - joint).norm() > 1e-3
-    assert per_block.feasible
+    assert per_block.traits.feasible
     assert bool((both @ torch.cat(expected) >= -1e-12).all())
 
 
@@ -590,11 +575,12 @@ def test_blocks_have_histories_and_learned_weights_of_their_own() -> None:
     losses, z = forward(network)
     balancer.backward(losses, features=z, retain_graph=True)
     rows = [plain_jacobian(losses.values(), layer.parameters()) for layer in layers.values()]
-    for method, block in zip(tension.weightings, rows, strict=True):
-        torch.testing.assert_close(method.window[-1], block.norm(dim=1))
-        assert method.count.tolist() == [1, 1, 1]
+    states = balancer.states.tree()["aggregator"]
+    for state, block in zip(states.values(), rows, strict=True):
+        torch.testing.assert_close(state["window"][-1], block.norm(dim=1))
+        assert state["count"].tolist() == [1, 1, 1]
     learning = PerBlock(lambda at: GradNorm(at=at), layers)
-    assert learning.learned
+    assert learning.traits.learned
     balancer = Balancer(aggregator=learning, tasks=TASKS, model=network)
     assert len(list(balancer.parameters())) == 6
     balancer.backward(losses, features=z)

@@ -34,9 +34,10 @@ class ReleasedMinNorm(eh.MGDA):
     Interior optima stand, also those closer to a vertex than that.
     """
 
-    def weigh(self, g: eh.TaskGradients) -> Tensor:
-        weights = super().weigh(g)
-        return torch.where((weights == 0) | (weights == 1), weights.clamp(0.001, 0.999), weights)
+    def weigh(self, g: eh.TaskGradients) -> eh.Solved:
+        weights, solution = super().weigh(g)
+        vertex = (weights == 0) | (weights == 1)
+        return eh.Solved(torch.where(vertex, weights.clamp(0.001, 0.999), weights), solution)
 
 
 @dataclass(frozen=True)

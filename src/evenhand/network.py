@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -19,17 +19,21 @@ from torch.nn import functional
 from evenhand.schedules import Phase
 
 Nest = Any
-"""A tensor, or lists, tuples and mappings of tensors (a feature pyramid)."""
+"""A tensor, or lists, tuples, mappings and dataclasses of tensors (a feature pyramid)."""
 
 
 def leaves(nest: Nest) -> list[Tensor]:
-    """The tensors of a nest, in order.
+    """The tensors of a nest, in order. None stands for nothing.
 
     Raises:
         TypeError: something in the nest is neither a tensor nor a container of tensors.
     """
+    if nest is None:
+        return []
     if isinstance(nest, Tensor):
         return [nest]
+    if is_dataclass(nest) and not isinstance(nest, type):
+        return [leaf for f in fields(nest) for leaf in leaves(getattr(nest, f.name))]
     if isinstance(nest, Mapping):
         return [leaf for value in nest.values() for leaf in leaves(value)]
     if isinstance(nest, Sequence) and not isinstance(nest, str):
@@ -97,27 +101,35 @@ class Reading:
 
     @property
     def intact(self) -> bool:
-        """Whether nobody has written to the probe: it is what the head saw, or what it said."""
-        return self.probe._version == self.version
+        """Whether the probe is what the head saw, or what it said: nobody has written to it, and
+        no hook changes the gradient that arrives there.
+        """
+        return self.probe._version == self.version and not self.probe._backward_hooks
 
 
 class Outputs(dict[str, Any]):
-    """The outputs of a `MultiTaskNetwork` by task.
+    """The outputs of a `MultiTaskNetwork` by head.
+
+    Wrappers that cast or move outputs make new ones from a mapping, ``Outputs({...})``; those know
+    neither features nor readings nor network.
 
     Attributes:
-        features: the representation Z that they came from.
-        readings: how each task's head read it, where that is known.
+        features: the representation Z that they came from; None where that is not known.
+        readings: how each head read it, where that is known.
+        network: the network that they are of.
     """
 
     def __init__(
         self,
         outputs: Mapping[str, Any],
-        features: Nest,
+        features: Nest = None,
         readings: Mapping[str, Reading] | None = None,
+        network: MultiTaskNetwork | None = None,
     ) -> None:
         super().__init__(outputs)
         self.features = features
         self.readings = readings or {}
+        self.network = network
 
 
 class MultiTaskNetwork(nn.Module):
@@ -162,15 +174,26 @@ class MultiTaskNetwork(nn.Module):
         """The head of `task`."""
         return self.heads[self.tasks.index(task)]
 
-    def forward(self, x: Any, tasks: Sequence[str] | None = None) -> Outputs:
-        """Outputs of `tasks` (all by default); the other heads are not evaluated."""
-        features = self.trunk(x)
-        speaking = self.tasks if tasks is None else tasks
+    def forward(self, *inputs: Any, tasks: Sequence[str] | None = None, **named: Any) -> Outputs:
+        """Outputs of the heads `tasks` (all by default); the other heads are not evaluated.
+
+        Args:
+            inputs, named: handed to the trunk as they are. A head that needs more than one tensor
+                gets it from a trunk that returns a nest.
+            tasks: the heads to evaluate.
+
+        Raises:
+            KeyError: `tasks` names a head that is not there.
+        """
+        features = self.trunk(*inputs, **named)
+        wanted = self.tasks if tasks is None else tuple(tasks)
+        if unknown := [task for task in wanted if task not in self.tasks]:
+            raise KeyError(f"no head is called {unknown[0]!r}: there are {', '.join(self.tasks)}")
         readings: dict[str, Reading] = {}
         if self.fused and isinstance(features, Tensor):
-            return self._read_at_once(speaking, features)
-        outputs = {task: self._read(task, features, readings) for task in speaking}
-        return Outputs(outputs, features, readings)
+            return self._read_at_once(wanted, features)
+        outputs = {task: self._read(task, features, readings) for task in wanted}
+        return Outputs(outputs, features, readings, self)
 
     def _read(self, task: str, features: Nest, readings: dict[str, Reading]) -> Any:
         """The output of `task`, and how its head came to it."""
@@ -198,9 +221,9 @@ class MultiTaskNetwork(nn.Module):
         pieces = torch.split(joint, [head.out_features for head in heads], dim=-1)
         outputs = dict(zip(tasks, pieces, strict=True))
         if not features.requires_grad:
-            return Outputs(outputs, features)
+            return Outputs(outputs, features, None, self)
         read = {t: Reading.through(outputs[t], h) for t, h in zip(tasks, heads, strict=True)}
-        return Outputs(outputs, features, read)
+        return Outputs(outputs, features, read, self)
 
     def blocks(self) -> Blocks:
         """Which parameters are shared, and whose the others are."""
@@ -216,6 +239,24 @@ class MultiTaskNetwork(nn.Module):
             for task in self.tasks
         }
         return Blocks(tuple(trunk + tied), own, _last_layer(self.trunk))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers (DDP, FSDP, `torch.compile`, `AveragedModel`, …).
+
+    A wrapper is a module without parameters of its own that holds one other, under the name that
+    torch's wrappers have for it.
+    """
+    while not isinstance(model, MultiTaskNetwork):
+        children = dict(model.named_children())
+        inner = next((children[n] for n in WRAPPED if n in children), None)
+        if inner is None or len(children) > 1 or model._parameters:
+            return model
+        model = inner
+    return model
+
+
+WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def _is_plainly_linear(head: nn.Module) -> bool:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from evenhand.aggregation.tracking import Tracking
 from evenhand.autodiff.gradients import TaskGradients
+from evenhand.weighting.base import Outcome
+from evenhand.weighting.state import State
+from evenhand.weighting.traits import Traits
 
 
 class DBMTL(Tracking):
@@ -35,13 +38,11 @@ class DBMTL(Tracking):
     Example:
         >>> from evenhand import TaskGradients
         >>> g = TaskGradients.of(jacobian=torch.tensor([[8.0, 0.0], [0.0, 1.0]]))
-        >>> method = DBMTL(beta=0.5)
-        >>> method.bind(g.tasks)
-        >>> method(g)
+        >>> DBMTL(beta=0.5)(g)
         tensor([4., 4.])
     """
 
-    scale_invariant = True
+    traits = Traits(needs="jacobian", scale_invariant=True)
 
     def __init__(self, beta: float = 0.9, decay: float = 0.0) -> None:
         super().__init__()
@@ -53,12 +54,12 @@ class DBMTL(Tracking):
     def rate(self, count: Tensor) -> Tensor:
         return 1 - self.beta / count**self.decay
 
-    def merge(self, g: TaskGradients) -> Tensor:
-        tracked = self.track(g)
+    def merge_from(self, g: TaskGradients, state: State) -> Outcome:
+        tracked, following = self.track(g, state)
         length = tracked.norm(dim=-1, keepdim=True)
         units = torch.where(length > 0, tracked / length, 0)
         direction: Tensor = length.amax(-2) * units.sum(-2)
-        return direction.to(g.jacobian)
+        return Outcome(direction.to(g.jacobian), following)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, decay={self.decay}"

@@ -59,14 +59,13 @@ class GradDrop(Aggregator):
         self.leak = values if isinstance(leak, Mapping) else float(leak)
         self.f = f
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; each must have a leak, where they have one each."""
+    def require(self, tasks: Sequence[str]) -> None:
         if isinstance(self.leak, Mapping) and set(tasks) != set(self.leak):
             raise ValueError(
                 f"leaks for {', '.join(self.leak)}, "
                 f"but the tasks are {', '.join(tasks)}: give one number for each"
             )
-        super().bind(tasks)
+        super().require(tasks)
 
     def merge(self, g: TaskGradients) -> Tensor:
         j = g.jacobian

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from evenhand.aggregation.tracking import Tracking
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.base import put, take
-from evenhand.weighting.shares import redistribute
+from evenhand.weighting.base import Outcome
+from evenhand.weighting.shares import equal_shares, redistribute
+from evenhand.weighting.state import State, put, take
 
 
 class MoCo(Tracking):
@@ -39,15 +39,12 @@ class MoCo(Tracking):
         ValueError: an argument is out of range; or, in a call, the gradients' size has changed.
 
     Example:
+        >>> import torch
         >>> from evenhand import TaskGradients
         >>> g = TaskGradients.of(jacobian=torch.tensor([[3.0, 0.0], [1.0, 2.0]]))
-        >>> moco = MoCo(beta=1.0)
-        >>> moco.bind(g.tasks)
-        >>> moco(g)
+        >>> MoCo(beta=1.0)(g)
         tensor([1.8000, 1.2000])
     """
-
-    shares: Tensor
 
     def __init__(
         self, beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0, decay: float = 0.5
@@ -62,24 +59,23 @@ class MoCo(Tracking):
         self.rho = rho
         self.decay = decay
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """Averages Y, counts k and weights λ."""
-        super().setup(total)
-        self.register_buffer("shares", torch.full((total,), 1 / total, dtype=torch.float64))
+        return super().init(total) | {"shares": equal_shares(total)}
 
     def rate(self, count: Tensor) -> Tensor:
         return self.beta / count**self.decay
 
-    def merge(self, g: TaskGradients) -> Tensor:
-        tracked = self.track(g)
+    def merge_from(self, g: TaskGradients, state: State) -> Outcome:
+        tracked, following = self.track(g, state)
         gramian = (tracked @ tracked.mT).double()
-        shares = take(self.shares, g)
+        shares = take(state["shares"], g)
         slope = (gramian @ shares.unsqueeze(-1)).squeeze(-1) + self.rho * shares
-        gamma = self.gamma / (take(self.count, g) + 1) ** self.decay
+        gamma = self.gamma / take(following["count"], g) ** self.decay
         moved = redistribute(shares - gamma * slope, shares.sum(-1, keepdim=True))
-        self.stage(shares=put(self.shares, g, moved))
         direction = moved.to(tracked).unsqueeze(-2) @ tracked
-        return direction.squeeze(-2).to(g.jacobian)
+        following["shares"] = put(state["shares"], g, moved)
+        return Outcome(direction.squeeze(-2).to(g.jacobian), following)
 
     def extra_repr(self) -> str:
         rates = f"beta={self.beta}, gamma={self.gamma}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from evenhand.aggregation.base import Aggregator
+from evenhand.aggregation.base import StatefulAggregator
 from evenhand.autodiff.gradients import Place, TaskGradients
-from evenhand.weighting.base import Method, Weighting
+from evenhand.linalg.solution import Solution
+from evenhand.schedules import Clock
+from evenhand.weighting.base import Gradients, Outcome, Weighting
+from evenhand.weighting.state import State
+from evenhand.weighting.traits import Needs, dearest, joined
 
 Choose = Callable[[tuple[Tensor, ...]], Iterable[Tensor]]
 
@@ -21,7 +26,7 @@ class Make(Protocol):
     def __call__(self, *, at: Place) -> Weighting: ...
 
 
-class PerBlock(Aggregator):
+class PerBlock(StatefulAggregator):
     """Any weighting, applied to each block of shared parameters by itself.
 
     For block b (a layer, a level of a pyramid) with the part g_i^b of every task's gradient, the
@@ -66,27 +71,66 @@ class PerBlock(Aggregator):
         self.places = {name: _place(name, chosen) for name, chosen in blocks.items()}
         made = [_made(make, name, place) for name, place in self.places.items()]
         self.weightings = nn.ModuleList(made)
-        self.batches = max(weighting.batches for weighting in made)
-        self.after = any(weighting.after for weighting in made)
-        self.learned = any(weighting.learned for weighting in made)
-        self.feasible = all(weighting.feasible for weighting in made)
+        self.traits = replace(
+            joined(*(weighting.traits for weighting in made), needs="jacobian"),
+            stationary=False,
+            scale_invariant=False,
+        )
 
-    def inner(self) -> Iterator[Method]:
-        return (child for child in self.weightings if isinstance(child, Method))
+    def require(self, tasks: Sequence[str]) -> None:
+        for _, weighting in self._parts():
+            weighting.require(tasks)
 
-    def merge(self, g: TaskGradients) -> Tensor:
+    def init(self, total: int) -> State:
+        """The state of each block's weighting, by the block's number."""
+        return {number: weighting.init(total) for number, weighting in self._parts()}
+
+    def needs(self, state: State, clock: Clock) -> Needs:
+        parts = (weighting.needs(state[number], clock) for number, weighting in self._parts())
+        return dearest("jacobian", *parts)
+
+    def merge_from(self, g: TaskGradients, state: State) -> Outcome:
         jacobian = g.jacobian  # asked for first: the blocks' rows are then slices of its rows
         spans = {name: g.spans(place) for name, place in self.places.items()}
         _require_partition(spans, jacobian.shape[-1])
         direction = torch.zeros_like(jacobian[..., 0, :])
-        for weighting, columns in zip(self.weightings, spans.values(), strict=True):
-            weights = weighting(g).to(jacobian).unsqueeze(-2)
+        following: State = {}
+        solves: list[Solution] = []
+        for (number, weighting), columns in zip(self._parts(), spans.values(), strict=True):
+            found = weighting.advance(g, state[number])
+            following[number] = found.state
+            solves += found.solves
+            weights = found.value.to(jacobian).unsqueeze(-2)
             for span in columns:
                 direction[..., span] = (weights @ jacobian[..., span]).squeeze(-2)
-        return direction
+        return Outcome(direction, following, tuple(solves))
+
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
+        gradients: Gradients = {}
+        for number, weighting in self._parts():
+            gradients |= weighting.learn(g, state[number])
+        return gradients
+
+    def after(self, losses: TaskGradients, state: State) -> State:
+        return {number: part.after(losses, state[number]) for number, part in self._parts()}
+
+    def _parts(self) -> Iterator[tuple[str, Weighting]]:
+        for number, weighting in self.weightings.named_children():
+            if isinstance(weighting, Weighting):
+                yield number, weighting
 
     def extra_repr(self) -> str:
         return ", ".join(self.places)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """The place of parameters that were named themselves (a lambda could not be pickled)."""
+
+    parameters: tuple[Tensor, ...]
+
+    def __call__(self, shared: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.parameters
 
 
 def _place(name: str, chosen: Iterable[Tensor] | nn.Module | Choose) -> Choose:
@@ -97,12 +141,12 @@ def _place(name: str, chosen: Iterable[Tensor] | nn.Module | Choose) -> Choose:
     parameters = tuple(chosen)
     if not parameters:
         raise ValueError(f"block {name!r} has no parameters")
-    return lambda shared: parameters
+    return _Given(parameters)
 
 
 def _made(make: Make, name: str, place: Choose) -> Weighting:
     weighting = make(at=place)
-    if weighting.reads_gradients and weighting.at is not place:
+    if weighting.traits.reads_gradients and weighting.at is not place:
         raise ValueError(
             f"make(at=…) for block {name!r} gave {weighting}, which looks at "
             f"{weighting.at!r}: hand `at` on to the method"

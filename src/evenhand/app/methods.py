@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import get_args
 
 from evenhand.autodiff.gradients import Place
 from evenhand.recipes import Composition, Recipe
 from evenhand.schedules import Clock, Phase
-from evenhand.weighting.base import Method, Needs
+from evenhand.weighting.base import Method
+from evenhand.weighting.state import Held
+from evenhand.weighting.traits import dearest
 
 TASKS = ("a", "b", "c")
 FREE = ("nothing", "losses", "product")
@@ -42,11 +43,11 @@ def traits(recipe: Recipe) -> Traits:
     composition = next(iter(recipe.compose(TASKS).values()))
     methods = _methods(composition)
     for method in methods:
-        method.bind(composition.tasks)
+        method.require(composition.tasks)
     promises = {
-        "feasible": bool(methods) and methods[-1].feasible,
-        "scale-invariant": any(method.scale_invariant for method in methods),
-        "stateful": any(method.state_dict() for method in methods),
+        "feasible": bool(methods) and methods[-1].traits.feasible,
+        "scale-invariant": any(method.traits.scale_invariant for method in methods),
+        "stateful": any(_has_state(method, len(composition.tasks)) for method in methods),
     }
     return Traits(
         _needs(methods),
@@ -60,24 +61,26 @@ def _methods(composition: Composition) -> list[Method]:
     return [slot for slot in slots if slot is not None]
 
 
+def _has_state(method: Method, tasks: int) -> bool:
+    return bool(Held(method.init(tasks)).state_dict())
+
+
 def _needs(methods: Sequence[Method]) -> str:
-    order = get_args(Needs)
-    dearest = max(methods, key=lambda method: order.index(method.needs), default=None)
-    if dearest is None or dearest.needs == "nothing":
-        return "nothing"
-    if not dearest.reads_gradients:
-        return dearest.needs
-    name = dearest.needs.replace("gramian", "Gramian").replace("jacobian", "Jacobian")
-    return name + PLACES.get(dearest.at, " of chosen parameters")
+    needs = dearest("nothing", *(method.traits.needs for method in methods))
+    looking = [method for method in methods if method.traits.needs == needs]
+    if not looking or not looking[0].traits.reads_gradients:
+        return needs
+    name = needs.replace("gramian", "Gramian").replace("jacobian", "Jacobian")
+    return name + PLACES.get(looking[0].at, " of chosen parameters")
 
 
 def _passes(composition: Composition) -> str:
     """Backward passes of one update, as `differentiation` takes them in a `MultiTaskNetwork`."""
     methods = _methods(composition)
-    places = {method.at for method in methods if method.reads_gradients}
+    places = {method.at for method in methods if method.traits.reads_gradients}
     if not places and composition.aggregator is None:
         passes = "1"
-    elif "parameters" in places and all(m.needs in FREE for m in methods):
+    elif "parameters" in places and all(m.traits.needs in FREE for m in methods):
         passes = "all heads + 2 trunks"
     elif "parameters" in places:
         passes = "all heads + m trunks"
@@ -85,9 +88,9 @@ def _passes(composition: Composition) -> str:
         passes = "all heads + 1 trunk"
     else:
         passes = "all heads + m last layers + 1 trunk"
-    further = max((method.batches for method in methods), default=1) - 1
+    further = max((method.traits.batches for method in methods), default=1) - 1
     more = f", m more on each of {further} further batches" if further else ""
-    return passes + more + (", and 1 forward" if any(m.after for m in methods) else "")
+    return passes + more + (", and 1 forward" if any(m.traits.after for m in methods) else "")
 
 
 def _updates(recipe: Recipe) -> str:

@@ -25,8 +25,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf, prod
 from typing import Any, Literal, cast
 
@@ -273,12 +275,44 @@ def layers(roots: Iterable[Any], targets: Sequence[Tensor]) -> dict[int, Layer]:
     users = _users(roots)
     found = {}
     for position, weight in enumerate(targets):
-        if weight.ndim < 2 or not weight.is_leaf or weight._backward_hooks:
+        if weight.ndim < 2 or not weight.is_leaf or weight.is_complex():
             continue
         layer = _layer(weight, users)
         if layer is not None:
             found[position] = layer
     return found
+
+
+@contextmanager
+def passing_gradients(found: Mapping[int, Layer]) -> Iterator[dict[int, int]]:
+    """Inside, where the gradient of each layer's output lies in memory when its node takes it.
+
+    What is differentiated by the output gets the gradient that arrives there; hooks that stand on
+    the output run after that, just before its node. See `changed`.
+    """
+    passed: dict[int, int] = {}
+
+    def noted(k: int, gradients: tuple[Tensor | None, ...]) -> None:
+        if gradients[0] is not None:
+            passed[k] = _address(gradients[0])
+
+    handles = [layer.node.register_prehook(partial(noted, k)) for k, layer in found.items()]
+    try:
+        yield passed
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def changed(gradient: Tensor | None, address: int) -> bool:
+    """Whether a hook put another tensor in the place of this one before the layer's node ran."""
+    return gradient is not None and _address(gradient) != address
+
+
+def _address(tensor: Tensor) -> int:
+    if torch._C._functorch.is_batchedtensor(tensor):  # in a vectorised pass
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.data_ptr()
 
 
 def _users(roots: Iterable[Any]) -> Users:

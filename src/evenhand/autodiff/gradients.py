@@ -10,7 +10,7 @@ a *place*:
 
 `TaskGradients` is the view that methods get. In training the source behind it is the autograd
 graph (`passes.py`), which takes each pass once; `Matrices` is the source for those who
-have the numbers already. What ranks must agree on passes the one `Door`.
+have the numbers already. What ranks must agree on passes the `Reducer`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class NonFiniteError(ArithmeticError):
         )
 
 
-class Door:
-    """The one door to other processes; this one leads nowhere.
+class Reducer:
+    """What ranks of a data-parallel run agree by; this one is alone.
 
-    What ranks of a data-parallel run must agree on passes here: losses and gradients are means
-    over ranks, Gramians at the representation (whose samples the ranks share out) are sums.
+    Losses and gradients are means over ranks, Gramians at the representation (whose samples the
+    ranks share out) are sums.
 
     Attributes:
         alone: whether there is no other process, so that nothing need be replaced by its mean.

@@ -1,312 +1,671 @@
-"""What a balancer knows of whose each parameter is, and how it finds out.
+"""Whose a parameter is: what is balanced, and which block it belongs to.
 
-A `MultiTaskNetwork` says it, or the user does. For any other model it is read off the autograd
-graph: a parameter that several tasks reach is shared (it need not be all of them), a parameter
-that one task reaches is that task's own. What was found is kept by parameter and, where the model
-is known, saved by name.
+Two notions with two names. **Balanced** is a leaf that several tasks reach: by the graph of every
+call so far, kept as a growing union. A **block** (the trunk, each head) is what phases freeze and
+what optimizers belong to: the structure of the model, fixed for a run. A head that two losses use
+is balanced like the trunk, and trains with the heads.
+
+The graph of the call at hand says who reaches what (`walk`). Where it cannot tell two tasks apart,
+because their losses pass a node that joins unrelated tensors (`torch.cat` of the heads' outputs, a
+compiled function), the model's structure says what is a head, and gradients that are not zero say
+which losses use it; where no structure is known, `Undecided` asks for it. A user's `shared=` says
+what is balanced whatever the graph says.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from evenhand.network import Blocks, MultiTaskNetwork, Outputs, Reading
-from evenhand.schedules import Phase
+from evenhand.autodiff.call import Call
+from evenhand.autodiff.walk import Edge, edge_of, walk
+from evenhand.network import Blocks, MultiTaskNetwork, Outputs, Reading, unwrapped
+
+Probe = Callable[[Sequence[Tensor]], list[int]]
+"""Leaves -> for each of them, the mask of the active tasks whose gradient there is not zero."""
 
 
+class Undecided(ValueError):
+    """The graph cannot tell whose a parameter is, and nobody has said it."""
+
+
+@dataclass
 class Sharing:
-    """Whose each parameter is, as far as a balancer knows.
+    """Whose the leaves are that the losses of one call reach, and that train in it.
 
     Attributes:
-        ownership: what is known; None before the first call that tells.
+        balanced: the leaves whose gradients methods look at and combine.
+        carried: leaves that several tasks have reached and that are no parameters, beside others
+            that are (inputs that a physics-informed loss differentiates by): their gradients are
+            combined like those of the balanced ones, and nobody looks at them.
+        beyond: those of both that do not lie behind the features.
+        alone: for each active task, the other leaves that no other active task reaches.
+        common: the other leaves that several active tasks reach, each with the mask of the active
+            tasks whose gradients it gets.
+        extra: leaves that `plus` alone reaches.
+        frozen: leaves that get no gradient in a named phase.
+        features: what every path from a loss to a balanced leaf behind it passes, or None.
+        readings: how the head of each active task reads the features, where each loss sees one.
+        last_layer: the last shared layer, where the structure tells.
+    """
+
+    balanced: list[Tensor] = field(default_factory=list)
+    carried: list[Tensor] = field(default_factory=list)
+    beyond: list[Tensor] = field(default_factory=list)
+    alone: list[list[Tensor]] = field(default_factory=list)
+    common: list[tuple[Tensor, int]] = field(default_factory=list)
+    extra: list[Tensor] = field(default_factory=list)
+    frozen: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] | None = None
+    readings: list[Reading] = field(default_factory=list)
+    last_layer: tuple[Tensor, ...] = ()
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """Every leaf that gets a gradient."""
+        alone = [leaf for mine in self.alone for leaf in mine]
+        return [
+            *self.balanced,
+            *self.carried,
+            *alone,
+            *(leaf for leaf, _ in self.common),
+            *self.extra,
+        ]
+
+
+class Union:
+    """Which tasks have reached which leaf in any call so far, held weakly.
+
+    Each entry has two masks over all tasks: those that reach it by the graph, and those whose
+    gradient there was once not zero.
     """
 
     def __init__(self) -> None:
-        self.ownership: Ownership | None = None
-        self._model: tuple[nn.Module, ...] = ()  # a tuple, so that nobody takes it for a submodule
+        self._masks: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
 
-    def know(self, model: nn.Module) -> None:
-        """Learn what `model` shares, if it is a `MultiTaskNetwork`, and its parameters' names."""
-        self._model = (model,)
-        if isinstance(model, MultiTaskNetwork):
-            self.ownership = Ownership.of(model.blocks())
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def of(self, leaf: Tensor) -> int:
+        """The tasks that have reached `leaf`."""
+        found = self._masks.get(id(leaf))
+        return found[1] if found is not None and found[0]() is leaf else 0
+
+    def seen(self, leaf: Tensor) -> int:
+        """The tasks whose gradient at `leaf` was once not zero."""
+        found = self._masks.get(id(leaf))
+        return found[2] if found is not None and found[0]() is leaf else 0
+
+    def add(self, leaf: Tensor, mask: int, seen: int = 0) -> int:
+        """Add tasks to a leaf's; returns all that have reached it."""
+        key = id(leaf)
+        found = self._masks.get(key)
+        if found is not None and found[0]() is leaf:
+            if mask & ~found[1] or seen & ~found[2]:
+                self._masks[key] = found[0], found[1] | mask, found[2] | seen
+            return found[1] | mask
+        masks = self._masks
+        self._masks[key] = weakref.ref(leaf, lambda ref: _dropped(masks, key, ref)), mask, seen
+        return mask
+
+    def items(self) -> list[tuple[Tensor, int]]:
+        """The leaves that are alive, with the tasks that have reached them."""
+        alive = [(ref(), mask) for ref, mask, _ in self._masks.values()]
+        return [(leaf, mask) for leaf, mask in alive if leaf is not None]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Union:
+        # A model that is copied along has its copies in the memo.
+        other = Union()
+        for ref, mask, seen in list(self._masks.values()):
+            leaf = ref()
+            if leaf is not None:
+                other.add(memo.get(id(leaf), leaf), mask, seen)
+        return other
+
+    def __reduce__(self) -> tuple[type[Union], tuple[()]]:
+        return Union, ()  # weak references do not outlive the process
+
+
+def _dropped(
+    masks: dict[int, tuple[weakref.ref[Tensor], int, int]], key: int, ref: weakref.ref[Tensor]
+) -> None:
+    if key in masks and masks[key][0] is ref:
+        del masks[key]
+
+
+class Structure:
+    """What is known of the model: its blocks, the order and the names of its parameters.
+
+    The model is looked at again whenever a leaf appears that it did not have before.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrapped(model)
+        networks = [m for m in self.model.modules() if isinstance(m, MultiTaskNetwork)]
+        self.network = networks[0] if len(networks) == 1 else None
+        self._read()
+
+    def _read(self) -> None:
+        self._slots = {
+            (module, name): parameter
+            for module in self.model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
+        self.names: dict[Tensor, str] = {}
+        for name, parameter in self.model.named_parameters():
+            self.names[parameter] = plain_name(name)
+        self.places = {parameter: k for k, parameter in enumerate(self.names)}
+        self.blocks = None if self.network is None else self.network.blocks()
+        known = self.blocks
+        self.trunk = set() if known is None else set(known.shared)
+        self.heads = set() if known is None else set(known.own_of(known.own))
+
+    def refresh(self, found: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Look again if one of these parameters is not known.
+
+        Returns the parameters that stand in another's place, each behind it: loading with
+        ``assign=True`` puts them there. A module that was replaced is another one.
+        """
+        if not any(leaf not in self.names for leaf in found if isinstance(leaf, nn.Parameter)):
+            return []
+        before = self._slots
+        self._read()
+        return [
+            (before[slot], parameter)
+            for slot, parameter in self._slots.items()
+            if slot in before and before[slot] is not parameter
+        ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
+        # The model itself is copied only where it is copied along.
+        return Structure(memo.get(id(self.model), self.model))
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("the structure of a model is not pickled: attach the model again")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without the wrappers that it passes."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPINGS)
+
+
+WRAPPINGS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+class Ownership:
+    """Whose each parameter is, as far as a balancer knows."""
+
+    def __init__(self) -> None:
+        self.union = Union()
+        self._structure: Structure | None = None
+        self._given = False  # whether the user attached the model
+        self._named: tuple[tuple[Tensor, ...], dict[str, tuple[Tensor, ...]] | None] | None = None
+        self._just_named = False
+        self._saved: dict[str, list[str]] = {}  # by name, until the parameters are met
+        self._heard = 0
+        self._told: set[str] = set()
+
+    # What is told ----------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, given: bool = True) -> None:
+        """Learn the structure of `model`, whatever it is wrapped in, and its parameters' names."""
+        if self._structure is None or self._structure.model is not unwrapped(model):
+            self._structure = Structure(model)
+        self._given = self._given or given
+
+    @property
+    def watches(self) -> bool:
+        """Whether parameters of a model that the user attached are still to be met."""
+        return self._given and "unreached" not in self._told
+
+    @property
+    def network(self) -> MultiTaskNetwork | None:
+        """The network whose structure is known."""
+        return None if self._structure is None else self._structure.network
 
     def name(
         self, shared: Iterable[Tensor] | None, own: Mapping[str, Iterable[Tensor]] | None
     ) -> None:
-        """Take a user's word for it.
+        """Take a user's word for what is balanced; it holds until another is given.
 
         Raises:
-            ValueError: `own` is given without `shared`.
+            ValueError: `own` is given without `shared`; a tensor is no leaf, or stands in both.
         """
         if own is not None and shared is None:
             raise ValueError("own= completes shared=: name the shared parameters too")
-        if shared is not None:
-            named = Blocks(tuple(shared), {t: tuple(p) for t, p in (own or {}).items()})
-            if self.ownership is None or {*self.ownership.shared} != {*named.shared}:
-                self.ownership = Ownership.of(named)
+        if shared is None:
+            return
+        balanced = tuple(shared)
+        mine = None if own is None else {task: tuple(its) for task, its in own.items()}
+        if inner := [t for t in balanced if not t.is_leaf]:
+            raise ValueError(
+                f"shared= holds a tensor of shape {tuple(inner[0].shape)} that is computed from "
+                "others: name the parameters; what they compute is features="
+            )
+        both = [(t, p) for t, its in (mine or {}).items() for p in its if _among(p, balanced)]
+        if both:
+            task, parameter = both[0]
+            raise ValueError(
+                f"a parameter of shape {tuple(parameter.shape)} stands in shared= and in "
+                f"own= of {task!r}: it is either balanced or the task's own"
+            )
+        self._named = balanced, mine
+        self._just_named = True
+
+    # What is found ---------------------------------------------------------------------------
 
     def decide(
         self,
-        losses: Mapping[str, Tensor],
-        features: list[Tensor],
-        phase: Phase,
+        call: Call,
         tasks: Sequence[str],
-        needed: bool,
-        readings: Mapping[str, Reading],
-    ) -> tuple[Blocks, list[Tensor] | None]:
-        """Whose each parameter is, and the features, if all sharing is behind them.
+        features: Sequence[Tensor],
+        outputs: Outputs | None,
+        probe: Probe,
+    ) -> Sharing:
+        """Whose the leaves are that the losses of `call` reach.
 
         Args:
-            losses: of the tasks that speak.
-            features: those that require gradients; may be empty.
-            phase: what moves.
+            call: the call.
             tasks: all tasks.
-            needed: whether anybody asks what is shared. If not, and it cannot be told, all that
-                the losses reach is treated alike.
-            readings: how each head read the features, where that is known.
+            features: the representation that the user gave, those that require gradients.
+            outputs: the outputs of a `MultiTaskNetwork`, if the user gave them.
+            probe: asked where the graph cannot tell two tasks apart.
 
         Raises:
-            ValueError: it is needed and cannot be told.
+            ValueError: no loss depends on the features; nothing is reached that trains; or it
+                cannot be told whose a parameter is (`Undecided`).
         """
-        ownership = self.ownership or Ownership()
-        unread = [task for task in losses if task not in ownership.read_tasks]
-        if unread and "shared" in phase.moves:
-            if not (ownership.explicit or features or len(losses) == len(tasks)):
-                if needed:
-                    raise ValueError(
-                        "what is shared cannot be told from this call, in which only "
-                        f"{', '.join(losses)} speak: pass shared= or features=, or let all "
-                        "tasks speak in the first call"
-                    )
-                return Blocks(tuple(_reached([v.grad_fn for v in losses.values()], ())), {}), None
-            ownership.read(losses, features, readings)
-            self.ownership = ownership
-            if ownership.read_tasks == set(tasks):
-                self._warn_unreached(phase)
-        elif ownership.explicit and any(task not in ownership.own for task in losses):
-            ownership.read_own(losses)
-        if features and "shared" in phase.moves:
-            ownership.follow(losses, features)
-        blocks = ownership.blocks()
-        idle = [task for task in losses if not blocks.own.get(task)]
-        if "shared" not in phase.moves and idle:
-            raise ValueError(
-                f"this phase moves the tasks' own parameters, and {idle[0]!r} has none that are "
-                "known: name the shared ones with shared=, or begin with a call in which "
-                "everything moves"
-            )
-        if not blocks.moving(phase):
-            raise ValueError(
-                f"the losses of {', '.join(losses)} reach no parameter that moves: tensors that "
-                "are no nn.Parameter must be named with shared="
-            )
-        return blocks, features if features and not ownership.beyond_features else None
+        if outputs is not None and outputs.network is not None and not self._given:
+            self.attach(outputs.network, given=False)
+        found = _Found.of(call, tasks, features, outputs)
+        if self._structure is not None:
+            for before, after in self._structure.refresh(found.reached):
+                self.union.add(after, self.union.of(before), self.union.seen(before))
+        self._forget_named(found.reached)
+        masks = self._told_apart(call, tasks, found, probe)
+        for leaf, mask in masks.items():
+            self.union.add(leaf, mask)
+        self._heard |= sum(1 << k for k in call.index)
+        self._meet_saved(tasks, masks)
+        sharing = self._sorted(call, tasks, masks, found)
+        self._warn(call, tasks, sharing)
+        return sharing
 
-    def readings(self, losses: Mapping[str, Tensor], outputs: Outputs) -> list[Reading]:
-        """How the heads of the tasks that speak read the features, if each loss sees one alone.
+    def of_sums(self, call: Call, tasks: Sequence[str], masks: dict[Tensor, int]) -> Sharing:
+        """Whose the leaves are of several micro-batches, each of which was decided on already.
 
-        Nothing where a loss depends on what another head read, where a head's reading is unknown,
-        or where somebody has written to it since. Each task's graph is looked at once.
+        Args:
+            call: the tasks of all of them.
+            tasks: all tasks.
+            masks: which tasks reach each leaf; none do where `plus` alone does.
         """
-        found = [outputs.readings[task] for task in losses if task in outputs.readings]
-        ownership = self.ownership
-        if ownership is None or len(found) < len(losses):
-            return []
-        if not all(reading.intact for reading in found):
-            return []
-        for task, reading in zip(losses, found, strict=True):
-            if task not in ownership.alone:
-                others = [r.probe for t, r in outputs.readings.items() if t != task]
-                beyond = _edges([*others, outputs.features])
-                own = _edges([reading.probe])
-                ownership.alone[task] = not _meets(losses[task].grad_fn, own, beyond)
-        return found if all(ownership.alone[task] for task in losses) else []
+        reached = {leaf: mask for leaf, mask in masks.items() if mask}
+        extra = [leaf for leaf, mask in masks.items() if not mask]
+        found = _Found(reached, set(), set(), set(), extra, (), [])
+        return self._sorted(call, tasks, reached, found)
 
-    def _warn_unreached(self, phase: Phase) -> None:
-        """One warning that names the trainable parameters that no task reaches."""
-        known = self.ownership or Ownership()
-        excused = {*known.reached, *known.blocks().resting(phase)}  # these could not be reached
-        for model in self._model:
-            trainable = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
-            names = [name for name, parameter in trainable if parameter not in excused]
-            if names:
-                warnings.warn(
-                    f"no task reaches {len(names)} parameter(s), which will not be trained: "
-                    + ", ".join(names[:5])
-                    + ("…" if len(names) > 5 else ""),
-                    stacklevel=6,
-                )
+    def _forget_named(self, reached: Iterable[Tensor]) -> None:
+        """Forget what an earlier call named, if these losses reach none of it.
 
-    def state(self) -> dict[str, Any]:
-        """What was found in graphs, by parameter name, where the model is known."""
-        known = None if self.ownership is None else self.ownership.blocks()
-        for model in self._model:
-            names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-            told = isinstance(model, MultiTaskNetwork)
-            if known is not None and not told and names.keys() >= {*known.all}:
-                return {
-                    "shared": [names[p] for p in known.shared],
-                    "own": {task: [names[p] for p in own] for task, own in known.own.items()},
-                }
-        return {}
+        It was said of another model then.
+        """
+        if self._named is not None and not self._just_named:
+            there = {id(leaf) for leaf in reached}
+            if not any(id(leaf) in there for leaf in self._named[0]):
+                self._named = None
+        self._just_named = False
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def _told_apart(
+        self, call: Call, tasks: Sequence[str], found: _Found, probe: Probe
+    ) -> dict[Tensor, int]:
+        """Which tasks reach each leaf, also where the graph alone cannot tell."""
+        masks = dict(found.reached)
+        if self._named is not None or len(call.tasks) < 2:
+            return masks
+        trunk = set() if self._structure is None else self._structure.trunk
+        heads = set() if self._structure is None else self._structure.heads
+        unsure = [
+            leaf
+            for leaf in masks
+            if leaf in found.joint
+            and leaf not in trunk
+            and _several(masks[leaf])
+            and masks[leaf] & ~self.union.seen(leaf)
+        ]
+        if not unsure:
+            return masks
+        seen = dict(zip(unsure, probe(unsure), strict=True))
+        speaking = 0
+        for mask in seen.values():
+            speaking |= mask  # a task whose gradient is zero everywhere here says nothing
+        for leaf, mask in seen.items():
+            self.union.add(leaf, 0, mask)
+            silent = masks[leaf] & speaking & ~(mask | self.union.seen(leaf))
+            if not mask or not silent:
+                continue
+            if leaf not in heads:
+                raise Undecided(self._undecided(leaf, masks[leaf], silent, tasks))
+            masks[leaf] &= ~silent
+        return masks
+
+    def _undecided(self, leaf: Tensor, mask: int, silent: int, tasks: Sequence[str]) -> str:
+        names = {} if self._structure is None else self._structure.names
+        what = repr(names[leaf]) if leaf in names else f"a parameter of shape {tuple(leaf.shape)}"
+        return (
+            f"whose {what} is cannot be told: the losses of {_listed(mask, tasks)} pass one node "
+            "of the graph (torch.cat, a compiled function) on the way to it, and the gradient of "
+            f"{_listed(silent, tasks)} there is zero. Say what is balanced with "
+            "shared=trunk.parameters(), or give Balancer(model=) a MultiTaskNetwork, or take the "
+            "heads' outputs before they are joined and compile trunk and heads apart"
+        )
+
+    def _sorted(
+        self, call: Call, tasks: Sequence[str], masks: Mapping[Tensor, int], found: _Found
+    ) -> Sharing:
+        """The reached leaves by what happens to each of them."""
+        structure = self._structure
+        trunk = set() if structure is None else structure.trunk
+        heads = set() if structure is None else structure.heads
+        own = {} if self._named is None else self._named[1] or {}
+        position = {k: at for at, k in enumerate(call.index)}
+        sharing = Sharing(alone=[[] for _ in call.tasks])
+        if structure is not None and structure.blocks is not None:
+            sharing.last_layer = structure.blocks.last_layer
+        parameters = any(isinstance(leaf, nn.Parameter) for leaf in masks)
+        for leaf in self._ordered(masks):
+            balanced = self._is_balanced(leaf, heads, lone=len(tasks) == 1)
+            in_trunk = leaf in trunk or (balanced and leaf not in heads)
+            admitted = _admitted(leaf, masks.get(leaf, 0), own, tasks)
+            if ("shared" if in_trunk else "own") not in call.trains:
+                sharing.frozen.append(leaf)
+            elif balanced:
+                counts = isinstance(leaf, nn.Parameter) or self._named is not None or not parameters
+                (sharing.balanced if counts else sharing.carried).append(leaf)
+                if leaf not in found.behind:
+                    sharing.beyond.append(leaf)
+            elif admitted and admitted == masks[leaf] and not _several(admitted):
+                sharing.alone[position[admitted.bit_length() - 1]].append(leaf)
+            elif admitted:
+                sharing.common.append((leaf, admitted))
+        sharing.extra = [leaf for leaf in found.extra if leaf not in masks]
+        if call.phase:
+            sharing.extra = [leaf for leaf in sharing.extra if self._trains(leaf, call)]
+            sharing.frozen += self._frozen_elsewhere(call, sharing)
+        if found.features and not any(leaf in found.round for leaf in sharing.balanced):
+            sharing.features = list(found.features)
+            if not sharing.beyond and not sharing.common:
+                sharing.readings = found.readings
+        if not any((sharing.balanced, sharing.carried, sharing.common, *sharing.alone)):
+            raise ValueError(_nothing_trains(call))
+        return sharing
+
+    def _ordered(self, masks: Mapping[Tensor, int]) -> list[Tensor]:
+        """The reached leaves, and those that were named: in the model's order, where it is known.
+
+        What was named comes in the order in which it was.
+        """
+        found = list(masks)
+        if self._structure is not None:
+            places, last = self._structure.places, len(self._structure.places)
+            found.sort(key=lambda leaf: places.get(leaf, last))
+        if self._named is None:
+            return found
+        named = [leaf for leaf in self._named[0] if leaf.requires_grad]
+        return named + [leaf for leaf in found if not _among(leaf, named)]
+
+    def _is_balanced(self, leaf: Tensor, heads: set[Tensor], lone: bool) -> bool:
+        if self._named is not None:
+            return _among(leaf, self._named[0])
+        return _several(self.union.of(leaf)) or (lone and leaf not in heads)
+
+    def _trains(self, leaf: Tensor, call: Call) -> bool:
+        """Whether the block of a leaf that no loss reaches trains; where none is known it does."""
+        structure = self._structure
+        if structure is None or structure.blocks is None:
+            return True
+        return ("shared" if leaf in structure.trunk else "own") in call.trains
+
+    def _frozen_elsewhere(self, call: Call, sharing: Sharing) -> list[Tensor]:
+        """What a phase freezes beside what its losses reach: the heads of absent tasks; a trunk."""
+        known = {leaf: _several(mask) for leaf, mask in self.union.items()}
+        structure = self._structure
+        if structure is not None and structure.blocks is not None:
+            known.update(dict.fromkeys(structure.heads, False))
+            known.update(dict.fromkeys(structure.trunk, True))
+        elif self._named is not None:
+            known.update(dict.fromkeys(self._named[0], True))
+        there = {*sharing.trained, *sharing.frozen}
+        return [
+            leaf
+            for leaf, in_trunk in known.items()
+            if leaf not in there and not (in_trunk and "shared" in call.trains)
+        ]
+
+    # What is known ---------------------------------------------------------------------------
+
+    def blocks(self, tasks: Sequence[str]) -> Blocks:
+        """The blocks of the model; for one of unknown structure, as far as calls have told.
+
+        Raises:
+            ValueError: no call has told yet.
+        """
+        if self._structure is not None and self._structure.blocks is not None:
+            return self._structure.blocks
+        met = self.union.items()
+        if any(isinstance(leaf, nn.Parameter) for leaf, _ in met):
+            met = [(leaf, mask) for leaf, mask in met if isinstance(leaf, nn.Parameter)]
+        if self._named is not None:
+            shared, own = self._named
+            mine: dict[str, list[Tensor]] = {t: list(its) for t, its in (own or {}).items()}
+        elif met:
+            shared, mine = tuple(p for p, mask in met if _several(mask) or len(tasks) == 1), {}
+        else:
+            raise ValueError("what is shared is known only after the first backward, or by model=")
+        for leaf, mask in met:
+            if not _several(mask) and mask and not _among(leaf, shared):
+                task = tasks[mask.bit_length() - 1]
+                if self._named is None or task not in (self._named[1] or {}):
+                    mine.setdefault(task, []).append(leaf)
+        return Blocks(shared, {task: tuple(its) for task, its in mine.items()})
+
+    def _warn(self, call: Call, tasks: Sequence[str], sharing: Sharing) -> None:
+        """Once: parameters that no task reaches, when every task has been heard."""
+        structure = self._structure
+        if structure is None or not self._given or "unreached" in self._told:
+            return
+        if self._heard != (1 << len(tasks)) - 1 or len(call.trains) < 2 or call.phase:
+            return
+        self._told.add("unreached")
+        extra = set(sharing.extra)
+        names = [
+            name
+            for leaf, name in structure.names.items()
+            if leaf.requires_grad and not self.union.of(leaf) and leaf not in extra
+        ]
+        if names:
+            warnings.warn(
+                f"no task reaches {len(names)} parameter(s), which will not be trained: "
+                + ", ".join(names[:5])
+                + ("…" if len(names) > 5 else ""),
+                stacklevel=6,
+            )
+
+    # Saving ----------------------------------------------------------------------------------
+
+    def state(self, tasks: Sequence[str]) -> dict[str, Any]:
+        """Which tasks have reached which parameter, by name, where the model is known."""
+        if self._structure is None:
+            lost = "not saved: the model is not known (Balancer(model=…) or attach)"
+            return {"reached": lost if len(self.union) else {}}
+        names = self._structure.names
+        found = {
+            names[leaf]: _names(mask, tasks) for leaf, mask in self.union.items() if leaf in names
+        }
+        return {"reached": {**self._saved, **found}}
+
+    def load_state(self, state: Mapping[str, Any], tasks: Sequence[str]) -> None:
         """Restore what `state` gave."""
-        for model in self._model:
-            if "shared" in state:
-                parameters = dict(model.named_parameters())
-                shared = tuple(parameters[name] for name in state["shared"])
-                own = {t: tuple(parameters[n] for n in mine) for t, mine in state["own"].items()}
-                self.ownership = Ownership.of(Blocks(shared, own))
+        self.union = Union()
+        reached = state.get("reached", {})
+        self._saved = {} if isinstance(reached, str) else dict(reached)
+        if self._structure is not None:
+            self._meet_saved(tasks, self._structure.names)
+
+    def _meet_saved(self, tasks: Sequence[str], met: Iterable[Tensor]) -> None:
+        """Add what was saved by name, once the parameters of that name are there."""
+        if not self._saved or self._structure is None:
+            return
+        for leaf in met:
+            name = self._structure.names.get(leaf)
+            if name is not None and name in self._saved:
+                who = self._saved.pop(name)
+                self.union.add(leaf, sum(1 << tasks.index(task) for task in who))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ownership:
+        other = Ownership()
+        other.union = copy.deepcopy(self.union, memo)
+        other._structure = copy.deepcopy(self._structure, memo)
+        other._given = self._given
+        if self._named is not None:
+            shared, own = self._named
+            there = tuple(memo.get(id(p), p) for p in shared)
+            mine = own and {t: tuple(memo.get(id(p), p) for p in its) for t, its in own.items()}
+            other._named = there, mine
+        other._saved = dict(self._saved)
+        other._heard, other._told = self._heard, set(self._told)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parameters and models are other objects in another process; `state_dict` has the names.
+        return {**vars(Ownership()), "_heard": self._heard, "_told": self._told}
 
 
 @dataclass
-class Ownership:
-    """What is known so far of whose each parameter is, read off the autograd graph and kept.
-
-    With features, everything behind them is shared, and a task's own parameters are learned when
-    it first speaks. Without, sharing can be decided only in a call in which all tasks speak.
+class _Found:
+    """What the walk of a call found.
 
     Attributes:
-        explicit: `shared` was named by the user or the model and is not to be extended.
-        beyond_features: some path from a loss to a shared parameter goes round the features.
-        read_tasks: the tasks whose graphs were read.
-        followed: the tasks whose ways to the features were looked at, for `beyond_features`.
-        reached: all parameters that were found in a graph.
-        alone: whether a task's loss sees its own head's reading of the features and no other.
+        reached: for each leaf that a task reaches, the mask of the tasks.
+        joint: the leaves for which the graph may not tell two tasks apart.
+        behind: the leaves behind the features.
+        round: the leaves to which a task has a way that goes round the features.
+        extra: leaves that `plus` reaches.
+        features: the features that some task reaches.
+        readings: how the head of each active task reads the features, if each loss sees one alone.
     """
 
-    shared: dict[Tensor, None] = field(default_factory=dict)
-    own: dict[str, dict[Tensor, None]] = field(default_factory=dict)
-    last_layer: tuple[Tensor, ...] = ()
-    explicit: bool = False
-    beyond_features: bool = False
-    read_tasks: set[str] = field(default_factory=set)
-    followed: set[str] = field(default_factory=set)
-    reached: dict[Tensor, None] = field(default_factory=dict)
-    alone: dict[str, bool] = field(default_factory=dict)
-    _blocks: Blocks | None = None
+    reached: dict[Tensor, int]
+    joint: set[Tensor]
+    behind: set[Tensor]
+    round: set[Tensor]
+    extra: list[Tensor]
+    features: Sequence[Tensor]
+    readings: list[Reading]
 
     @classmethod
-    def of(cls, blocks: Blocks) -> Ownership:
-        """What a model or a user says."""
-        own = {task: dict.fromkeys(parameters) for task, parameters in blocks.own.items()}
-        return cls(dict.fromkeys(blocks.shared), own, blocks.last_layer, explicit=True)
-
-    def blocks(self) -> Blocks:
-        if self._blocks is None:
-            own = {task: tuple(parameters) for task, parameters in self.own.items()}
-            self._blocks = Blocks(tuple(self.shared), own, self.last_layer)
-        return self._blocks
-
-    def read(
-        self,
-        losses: Mapping[str, Tensor],
+    def of(
+        cls,
+        call: Call,
+        tasks: Sequence[str],
         features: Sequence[Tensor],
-        readings: Mapping[str, Reading],
-    ) -> None:
-        """Learn from the graphs of `losses`, whose paths may pass `features`.
+        outputs: Outputs | None,
+    ) -> _Found:
+        """Walk the graph once for all tasks, with bits by their positions among all tasks.
 
-        At the output of a linear head, whose parameters its reading names, a path ends: beyond it
-        lie all heads that were evaluated with it as one.
-
-        Raises:
-            ValueError: a parameter thought to be one task's own is reached by another one.
+        At the output of a linear head, whose parameters its reading names, the walk ends: beyond
+        it may lie all heads that were evaluated with it as one.
         """
-        self._blocks = None
-        behind = _reached([z.grad_fn for z in features], ())
-        linear = {task: r for task, r in readings.items() if r.parameters}
-        stops = _edges([*features, *(reading.probe for reading in linear.values())])
-        reach: dict[Tensor, list[str]] = {}
-        for task, loss in losses.items():
-            head = linear[task].parameters if task in linear else ()
-            for parameter in (*_reached([loss.grad_fn], stops), *head):
-                reach.setdefault(parameter, []).append(task)
-        if not self.explicit:
-            lone = len(losses) == 1 and not features  # one task in all: its whole network is trunk
-            several = (p for p, who in reach.items() if len(who) > 1 or lone)
-            self.shared.update(behind)
-            self.shared.update(dict.fromkeys(several))
-        for parameter, who in reach.items():
-            if parameter not in self.shared:
-                self._claim(parameter, who)
-        for task in losses:
-            self.own.setdefault(task, {})
-        self.read_tasks.update(losses)
-        self.reached.update(behind)
-        self.reached.update(dict.fromkeys(reach))
-
-    def follow(self, losses: Mapping[str, Tensor], features: Sequence[Tensor]) -> None:
-        """Learn whether a task has a way to a shared parameter that goes round the features.
-
-        Each task is followed once; whether it is first heard with or without features, and who
-        said what is shared, does not matter.
-        """
-        fresh = [loss.grad_fn for task, loss in losses.items() if task not in self.followed]
-        round_them = _reached(fresh, _edges(features))
-        self.beyond_features |= any(parameter in self.shared for parameter in round_them)
-        self.followed.update(losses)
-
-    def read_own(self, losses: Mapping[str, Tensor]) -> None:
-        """Learn the own parameters alone, from graphs in which the trunk may be at rest."""
-        self._blocks = None
-        for task, loss in losses.items():
-            for parameter in _reached([loss.grad_fn], ()):
-                if parameter not in self.shared:
-                    self._claim(parameter, [task])
-
-    def _claim(self, parameter: Tensor, who: Sequence[str]) -> None:
-        holders = {task for task, own in self.own.items() if parameter in own} | set(who)
-        if len(holders) > 1:
+        plus = 1 << len(tasks)
+        roots = [(edge_of(loss), 1 << k) for loss, k in zip(call.losses, call.index, strict=True)]
+        if call.plus is not None and call.plus.requires_grad:
+            roots.append((edge_of(call.plus), plus))
+        edges = [edge_of(z) for z in features]
+        probes: dict[Edge, Reading] = {}
+        if outputs is not None and len(features) == 1:
+            known = outputs.readings.values()
+            probes = {edge_of(r.probe): r for r in known if r.probe.requires_grad}
+        reach = walk(roots, [*edges, *probes], counted=plus - 1)
+        direct = 0
+        for edge in edges:
+            direct |= reach.stops.get(edge, 0)
+        through = 0
+        for edge, reading in probes.items():
+            mask = reach.stops.get(edge, 0)
+            through |= mask
+            for parameter in reading.parameters if mask else ():
+                if parameter.requires_grad:
+                    reach.leaves[parameter] = reach.leaves.get(parameter, 0) | mask
+        whole = direct | through
+        if features and not whole & ~plus:
             raise ValueError(
-                f"a parameter of shape {tuple(parameter.shape)} is reached by the tasks "
-                f"{', '.join(sorted(holders))} but is not among the shared ones; "
-                "name all shared parameters with shared="
+                "no loss depends on features=: give the representation that the losses were "
+                "computed from, not a copy made beside it, or the module that makes it"
             )
-        self.own.setdefault(who[0], {})[parameter] = None
+        behind = walk([(edge, 1) for edge in edges]).leaves if edges else {}
+        reached = {leaf: mask & ~plus for leaf, mask in reach.leaves.items() if mask & ~plus}
+        found = cls(
+            reached={**reached, **{p: reached.get(p, 0) | (whole & ~plus) for p in behind}},
+            joint=reach.joint,
+            behind=set(behind),
+            round={leaf for leaf in behind if leaf in reached},
+            extra=[leaf for leaf, mask in reach.leaves.items() if mask & plus],
+            features=features,
+            readings=[],
+        )
+        if whole & plus:
+            found.extra += [leaf for leaf in behind if leaf not in found.extra]
+        if not direct & ~plus:
+            found.readings = _paired(call, probes, {e: reach.stops.get(e, 0) for e in probes})
+        return found
 
 
-def _edges(features: Sequence[Tensor]) -> list[tuple[Any, int]]:
-    """Where the features hang in the graph."""
-    return [(z.grad_fn, z.output_nr) for z in features if z.grad_fn is not None]
+def _paired(call: Call, probes: Mapping[Edge, Reading], masks: Mapping[Edge, int]) -> list[Reading]:
+    """The reading of each active task, if each loss sees one head alone, and no two the same."""
+    by_mask = {masks[edge]: reading for edge, reading in probes.items() if masks[edge]}
+    seen = sum(1 for mask in masks.values() if mask)
+    found = [by_mask.get(1 << k) for k in call.index]
+    readings = [reading for reading in found if reading is not None and reading.intact]
+    return readings if len(readings) == len(found) == seen else []
 
 
-def _meets(root: Any, stops: Sequence[tuple[Any, int]], edges: Sequence[tuple[Any, int]]) -> bool:
-    """Whether a walk of the autograd graph from `root`, not entering `stops`, meets `edges`."""
-    stack, seen = [root], {root}
-    while stack:
-        for edge in stack.pop().next_functions:
-            if edge in edges:
-                return True
-            if edge[0] is not None and edge[0] not in seen and edge not in stops:
-                seen.add(edge[0])
-                stack.append(edge[0])
-    return False
+def _nothing_trains(call: Call) -> str:
+    message = f"the losses of {', '.join(call.tasks)} reach no parameter that trains"
+    if call.phase and len(call.trains) < 2:
+        message += (
+            f": this phase trains the block {call.trains[0]!r}, and what is shared is not known "
+            "yet; name it with shared=, or give Balancer(model=) a MultiTaskNetwork"
+        )
+    return message
 
 
-def _reached(roots: Iterable[Any], stops: Sequence[tuple[Any, int]]) -> dict[Tensor, None]:
-    """The parameters that a walk of the autograd graph from `roots` finds, in order.
+def _several(mask: int) -> bool:
+    return bool(mask & (mask - 1))
 
-    `stops` are edges (node, output number) that the walk does not enter. Leaves that are no
-    `nn.Parameter` (inputs that a physics-informed loss differentiates by) are not parameters.
-    """
-    found: dict[Tensor, None] = {}
-    stack = [root for root in roots if root is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        variable = getattr(node, "variable", None)  # set on AccumulateGrad nodes only
-        if isinstance(variable, nn.Parameter):
-            found[variable] = None
-        for child, number in node.next_functions:
-            if child is None or child in seen or (child, number) in stops:
-                continue
-            seen.add(child)
-            stack.append(child)
-    return found
+
+def _among(leaf: Tensor, others: Iterable[Tensor]) -> bool:
+    return any(leaf is other for other in others)
+
+
+def _names(mask: int, tasks: Sequence[str]) -> list[str]:
+    return [task for k, task in enumerate(tasks) if mask >> k & 1]
+
+
+def _listed(mask: int, tasks: Sequence[str]) -> str:
+    return ", ".join(map(repr, _names(mask, tasks)))
+
+
+def _admitted(
+    leaf: Tensor, mask: int, own: Mapping[str, Sequence[Tensor]], tasks: Sequence[str]
+) -> int:
+    """The tasks among `mask` whose gradients a leaf that is not balanced gets."""
+    for task, its in own.items():
+        if task in tasks and not _among(leaf, its):
+            mask &= ~(1 << tasks.index(task))
+    return mask

@@ -20,95 +20,126 @@ a sum over members is every member's pass.
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate, chain, islice
-from typing import Any, cast
+from functools import cached_property
+from itertools import chain, islice
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from evenhand.autodiff.factors import Factored, layers, may_pay
-from evenhand.autodiff.gradients import Door, NonFiniteError, Place, Row, all_finite, norms, times
-from evenhand.autodiff.rows import Filled, Heads, Rows, beside, fill, plain_column
-from evenhand.network import Blocks, Reading
-from evenhand.schedules import Phase
+from evenhand.autodiff.arithmetic import (
+    added,
+    batched,
+    chosen_targets,
+    cut,
+    differentiated_along,
+    doubly,
+    finite,
+    gradient,
+    shaped_like,
+    spans_among,
+    weighted_sum,
+)
+from evenhand.autodiff.call import Call, require_finite
+from evenhand.autodiff.factors import (
+    Factored,
+    Layer,
+    changed,
+    layers,
+    may_pay,
+    passing_gradients,
+)
+from evenhand.autodiff.gradients import (
+    NonFiniteError,
+    Place,
+    Reducer,
+    Row,
+    all_finite,
+    norms,
+    times,
+)
+from evenhand.autodiff.hooks import without_hooks
+from evenhand.autodiff.ownership import Sharing
+from evenhand.autodiff.rows import Column, Filled, Heads, Rows, beside, fill, plain_column
 
 
 @dataclass
 class Update:
-    """The gradients of one step: of the shared parameters, and of each task's own."""
+    """The gradients of one step, leaf by leaf."""
 
-    shared: Row
-    own: dict[str, Row]
+    leaves: list[Tensor]
+    gradients: list[Tensor | None]
+
+    def given(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The leaves that get a gradient, and these."""
+        found = list(self.items())
+        return [leaf for leaf, _ in found], [g for _, g in found]
+
+    def items(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The leaves that get a gradient, each with it."""
+        for leaf, g in zip(self.leaves, self.gradients, strict=True):
+            if g is not None:
+                yield leaf, g
 
 
-class Graph:
-    """Gradients of the tasks' losses by shared parameters, features and own parameters.
+class Passes:
+    """Gradients of the tasks' losses by balanced leaves, features and all other leaves.
 
     Args:
-        losses: the losses of the m tasks that speak, with their graphs: scalars, or one entry
-            for each member of a stacked ensemble, whose tensors all begin with that shape.
-        stacked: the same as one tensor [..., m]. Where one task is differentiated by itself it
-            will not do: zeros would be passed back through all the others' heads.
-        phase: which tasks these are, and what moves.
-        blocks: whose each parameter is.
-        features: tensors that every path from a loss to a shared parameter passes; None when
-            there are none, or when some path goes round them.
-        readings: how each head reads the features, if its loss depends on no other reading.
-        plus: a scalar that is nobody's task, added to what moves without any weight.
-        scale: every loss is multiplied by it before differentiation (loss scaling for half
-            precision); what methods see is divided by it again.
-        chunk: (this graph) -> how many tasks' passes to take at once; one by one by default.
+        call: the active tasks and their losses.
+        sharing: whose the leaves are.
+        reducer: what ranks agree by.
+        chunk: (these passes) -> how many tasks' passes to take at once; one by one by default.
         factored: whether gradients by layers' weights are kept as factors.
-        retain_graph: keep all of the graph; else it is freed as it is used up.
-        retain_trunk: keep the trunk's for a pass after all tasks' gradients are known.
+        retain_trunk: keep the trunk's graph for a pass after all tasks' gradients are known.
     """
 
     def __init__(
         self,
-        losses: Sequence[Tensor],
-        stacked: Tensor,
-        phase: Phase,
-        blocks: Blocks,
-        features: Sequence[Tensor] | None,
+        call: Call,
+        sharing: Sharing,
         *,
-        readings: Sequence[Reading] = (),
-        plus: Tensor | None = None,
-        scale: float | Tensor | None = None,
-        door: Door | None = None,
-        chunk: Callable[[Graph], int] = lambda graph: 1,
+        reducer: Reducer | None = None,
+        chunk: Callable[[Passes], int] = lambda passes: 1,
         factored: Factored = "auto",
-        retain_graph: bool = False,
         retain_trunk: bool = False,
     ) -> None:
-        self.tasks = phase.tasks
-        self.blocks = blocks
-        self.shared = [p for p in blocks.shared if p.requires_grad]
-        self.own = [[p for p in blocks.own.get(t, ()) if p.requires_grad] for t in phase.tasks]
-        self.moves = phase.moves
-        self._each = list(losses) if scale is None else [loss * scale for loss in losses]
-        self._losses = stacked if scale is None else stacked * scale
-        self._members = stacked.shape[:-1]
-        self._features = None if features is None else [z for z in features if z.requires_grad]
-        self._readings = readings if self._features else ()
-        self._plus = plus if plus is None or scale is None else plus * scale
+        self.call = call
+        self.sharing = sharing
+        self.tasks = call.tasks
+        self.shared = sharing.balanced
+        self._combined_leaves = [*sharing.balanced, *sharing.carried]
+        scale, plus = call.scale, call.plus
+        self._each = [loss if scale is None else loss * scale for loss in call.losses]
+        self._members = call.members
+        self._features = sharing.features
+        self._readings = sharing.readings if self._features else []
+        self._plus = None if plus is None or not plus.requires_grad else plus
+        if self._plus is not None and scale is not None:
+            self._plus = self._plus * scale
         self._scale = scale
-        self._door = door or Door()
+        self._reducer = reducer or Reducer()
         self._chunk = chunk
         self._factored = factored
-        self._retain = retain_graph
-        self._keep = retain_graph or retain_trunk or plus is not None
+        self._retain = call.retain
+        later = self._plus is not None or bool(sharing.common)
+        self._keep = call.retain or retain_trunk or later
         self._heads: Rows | None = None
-        self._own: list[Row] | None = None
+        self._beyond: Rows | None = None
+        self._alone: list[Row] | None = None
         self._rows: dict[Place, Rows] = {}
         self._gramians: dict[Place, Tensor] = {}
         self._combination: tuple[Tensor, Row] | None = None
+
+    @cached_property
+    def _losses(self) -> Tensor:
+        """All losses, [..., m], with their graphs. Where one task is differentiated by itself it
+        will not do: zeros would be passed back through all the others' heads.
+        """
+        return torch.stack(self._each, dim=-1)
 
     # What methods ask for ---------------------------------------------------------------------
 
@@ -123,7 +154,7 @@ class Graph:
         if place not in self._gramians:
             gramian = self.rows(place).gramian()
             if place == "representation":
-                gramian = self._door.gramian_of_features(gramian)
+                gramian = self._reducer.gramian_of_features(gramian)
             self._require_finite(gramian.diagonal(dim1=-2, dim2=-1))
             if self._scale is not None:
                 gramian = gramian / self._scale / self._scale
@@ -136,7 +167,8 @@ class Graph:
 
     def product(self, place: Place, weights: Tensor) -> Tensor:
         """G w at `place`, [m], in two passes for any number of tasks where G is not known yet."""
-        if place != "parameters" or place in self._rows:
+        apart = self.sharing.beyond or self.sharing.carried
+        if place != "parameters" or place in self._rows or apart:
             return times(self.gramian(place), weights)
         direction, product = self._differentiable(weights)
         self._combination = weights, direction
@@ -151,39 +183,13 @@ class Graph:
 
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
-        sizes = [p.numel() // self._members.numel() for p in self.shared]
-        ends = accumulate(sizes)
-        columns = {
-            id(p): slice(end - size, end)
-            for p, size, end in zip(self.shared, sizes, ends, strict=True)
-        }
-        return [columns[id(target)] for target in self.targets(place)]
+        return spans_among(self.targets(place), self.shared, self._members)
 
     def targets(self, place: Place) -> list[Tensor]:
         """The tensors that `place` differentiates by."""
-        match place:
-            case "parameters":
-                return self.shared
-            case "representation":
-                return self._representation()
-            case "last_layer":
-                chosen = list(self.blocks.last_layer)
-            case _ if callable(place):
-                chosen = list(place(self.blocks.shared))
-            case _:
-                raise ValueError(f"at={place!r} is no place a gradient can be taken")
-        if not chosen:
-            raise ValueError(
-                f"at={place!r}: the last shared layer of this model is not known; name it with "
-                "at=lambda shared: model.layer.parameters(), or use a MultiTaskNetwork"
-            )
-        foreign = [p for p in chosen if not any(p is s for s in self.shared)]
-        if foreign:
-            raise ValueError(
-                f"at={place!r} chose a parameter of shape {tuple(foreign[0].shape)} that is not "
-                "shared (or frozen)"
-            )
-        return chosen
+        if place == "representation":
+            return self._representation()
+        return chosen_targets(place, self.shared, self.sharing.last_layer)
 
     def rows(self, place: Place) -> Rows:
         """g_i at `place` for every task."""
@@ -197,11 +203,21 @@ class Graph:
             rows = known.among([position[id(p)] for p in self.targets(place)])
         else:
             chunk, keep = self._chunk(self), self._keep or place != "parameters"
-            rows = self.taken(self.targets(place), chunk, keep)
-            if not self._door.alone:
-                rows = rows.map(self._door.mean)
+            targets = self._combined_leaves if place == "parameters" else self.targets(place)
+            rows = self.taken(targets, chunk, keep)
+            if not self._reducer.alone:
+                rows = rows.map(self._reducer.mean)
         self._rows[place] = rows
         return rows
+
+    def nonzero(self, leaves: Sequence[Tensor]) -> list[int]:
+        """For each leaf, the mask of the tasks (by position among all) whose gradient is not 0."""
+        masks = [0] * len(leaves)
+        for k, loss in zip(self.call.index, self._each, strict=True):
+            for at, g in enumerate(gradient([loss], leaves)):
+                if g is not None and bool((g.to_dense() != 0).any()):
+                    masks[at] |= 1 << k
+        return masks
 
     # The passes -------------------------------------------------------------------------------
 
@@ -210,41 +226,86 @@ class Graph:
 
         Unless the graph is to be kept, the last pass frees it: from all rows everything follows.
         """
+        beyond: dict[int, Column] = {}
+        if self._features is not None and self.sharing.beyond:
+            self.through_heads()  # what lies round the features comes along
+            assert self._beyond is not None
+            beyond = {
+                id(leaf): column
+                for leaf, column in zip(self.sharing.beyond, self._beyond.columns, strict=True)
+            }
+        behind = [target for target in targets if id(target) not in beyond]
+        columns = iter(self._taken(behind, chunk, keep) if behind else [])
+        ordered = [beyond[id(t)] if id(t) in beyond else next(columns) for t in targets]
+        looked_at = len(targets) - (
+            len(self.sharing.carried) if len(targets) > len(self.shared) else 0
+        )
+        return Rows(ordered, targets, self._members, len(self.tasks), self.call.stacked, looked_at)
+
+    def _taken(self, targets: Sequence[Tensor], chunk: int, keep: bool) -> list[Filled]:
+        """The columns of targets that lie behind the features, or anywhere without features."""
+        found = self._layers(targets)
+        while True:
+            columns: list[Filled] = [plain_column(len(self.tasks), self._members) for _ in targets]
+            inputs: list[Tensor | GradientEdge] = list(targets)
+            for k, layer in found.items():
+                columns[k], inputs[k] = layer.column(len(self.tasks)), layer.edge
+            hooked = self._fill(columns, inputs, found, chunk, keep)
+            if not hooked:
+                return columns
+            found = {k: layer for k, layer in found.items() if k not in hooked}
+
+    def _fill(
+        self,
+        columns: list[Filled],
+        inputs: Sequence[Tensor | GradientEdge],
+        found: Mapping[int, Layer],
+        chunk: int,
+        keep: bool,
+    ) -> set[int]:
+        """Take all passes; or, after the first one, tell the layers whose output has a hook."""
         m = len(self.tasks)
-        columns, inputs = self._empty_columns(targets)
-        if chunk > 1 and m > 1:
-            self._vectorised(columns, inputs, chunk)
+        parts = self._parts(inputs, chunk if m > 1 else 1, keep)
+        with passing_gradients(found) as passed:
+            where, row = next(parts)
+        if hooked := {k for k, there in passed.items() if changed(row[k], there)}:
+            parts.close()
+            return hooked
+        fill(columns, where, row)
+        for where, row in parts:
+            fill(columns, where, row)
+        return set()
+
+    def _parts(
+        self, inputs: Sequence[Tensor | GradientEdge], chunk: int, keep: bool
+    ) -> Generator[tuple[int | slice, Row], None, None]:
+        """Pass by pass, which tasks it was of and what it found."""
+        m = len(self.tasks)
+        if chunk > 1:
+            yield from self._vectorised(inputs, chunk)
         elif self._features is None:
-            for i, row in enumerate(self._from_losses(inputs)):
-                fill(columns, i, row)
+            yield from enumerate(self._from_losses(inputs))
         else:
             heads = self.through_heads()
             for i in range(m):
-                row = self._through_trunk(heads.row(i), inputs, keep or i < m - 1)
-                fill(columns, i, row)
-        return Rows(columns, targets, self._members, m)
+                yield i, self._through_trunk(heads.row(i), inputs, keep or i < m - 1)
 
-    def _empty_columns(
-        self, targets: Sequence[Tensor]
-    ) -> tuple[list[Filled], list[Tensor | GradientEdge]]:
-        """Columns for gradients by `targets`, and what to differentiate by to fill them."""
+    def _layers(self, targets: Sequence[Tensor]) -> dict[int, Layer]:
+        """By its position, each target whose gradients are kept as factors."""
         m = len(self.tasks)
-        columns = [plain_column(m, self._members) for _ in targets]
-        inputs: list[Tensor | GradientEdge] = list(targets)
         always = self._factored == "always"
-        if self._factored == "never" or m == 1 or self._members or not self._door.alone:
-            return columns, inputs
+        if self._factored == "never" or m == 1 or self._members or not self._reducer.alone:
+            return {}
         outputs = self._each if self._features is None else self._features
         least = len(outputs[0]) if outputs[0].ndim else 1
-        if always or may_pay(targets, m, least):
-            for k, layer in layers((y.grad_fn for y in outputs), targets).items():
-                if always or layer.pays(m):
-                    columns[k], inputs[k] = layer.column(m), layer.edge
-        return columns, inputs
+        if not (always or may_pay(targets, m, least)):
+            return {}
+        found = layers((y.grad_fn for y in outputs), targets)
+        return {k: layer for k, layer in found.items() if always or layer.pays(m)}
 
     def _vectorised(
-        self, columns: Sequence[Filled], inputs: Sequence[Tensor | GradientEdge], chunk: int
-    ) -> None:
+        self, inputs: Sequence[Tensor | GradientEdge], chunk: int
+    ) -> Iterator[tuple[slice, Row]]:
         """The passes of `chunk` tasks at a time, as one that runs on stacks."""
         m = len(self.tasks)
         if self._features is None:
@@ -260,7 +321,7 @@ class Graph:
                     stacks.append(stack)
         for i in range(0, m, chunk):
             part = slice(i, i + chunk)
-            fill(columns, part, _batched(outputs, inputs, [stack[part] for stack in stacks]))
+            yield part, batched(outputs, inputs, [stack[part] for stack in stacks])
 
     def _representation(self) -> list[Tensor]:
         if not self._features:
@@ -272,55 +333,55 @@ class Graph:
         return self._features
 
     def through_heads(self) -> Rows:
-        """∂L_i/∂Z for every task; the heads' own gradients come along if they move."""
+        """∂L_i/∂Z for every task; the gradients of what lies round Z come along."""
         if self._heads is None:
             features = self._representation()
             if self._readings:
                 self._heads = self._through_readings(features)
             else:
-                m = len(self.tasks)
-                columns = [plain_column(m, self._members) for _ in features]
-                with _cut(features):
-                    for i, row in enumerate(self._from_losses(features)):
+                m, beyond = len(self.tasks), self.sharing.beyond
+                columns = [plain_column(m, self._members) for _ in (*features, *beyond)]
+                with cut(features), without_hooks(features):
+                    for i, row in enumerate(self._from_losses([*features, *beyond])):
                         fill(columns, i, row)
-                self._heads = Rows(columns, features, self._members, m)
+                z, further = columns[: len(features)], columns[len(features) :]
+                self._heads = Rows(z, features, self._members, m, self.call.stacked)
+                self._beyond = Rows(further, beyond, self._members, m, self.call.stacked)
+                if not self._reducer.alone:
+                    self._beyond = self._beyond.map(self._reducer.mean)
         return self._heads
 
     def _through_readings(self, features: Sequence[Tensor]) -> Rows:
         """One pass for all heads."""
         probes = [reading.probe for reading in self._readings]
-        own = self.own if self._takes_own else [[] for _ in self.tasks]
-        keep = self._retain or self._plus is not None
+        alone = self.sharing.alone if self._alone is None else [[] for _ in self.tasks]
         total = self._losses.sum()
-        gradients = iter(_grad([total], [*probes, *chain(*own)], retain_graph=keep))
+        gradients = iter(gradient([total], [*probes, *chain(*alone)], retain_graph=self._keep))
         heads = list(islice(gradients, len(probes)))
-        if self._takes_own:
-            self._own = [list(islice(gradients, len(mine))) for mine in own]
+        if self._alone is None:
+            self._alone = [list(islice(gradients, len(mine))) for mine in alone]
         (z,), m = features, len(self.tasks)
         weights = [reading.weight for reading in self._readings]
         deltas = [d.to(z.dtype) for d in heads if d is not None]
         matrices = [w.detach().to(z.dtype) for w in weights if w is not None]
         if len(deltas) == len(matrices) == m:
-            return Rows([Heads(deltas, matrices, z)], features, self._members, m)
+            columns: list[Column] = [Heads(deltas, matrices, z)]
+            return Rows(columns, features, self._members, m, self.call.stacked)
         column = plain_column(m, self._members)
         for i, (d, w) in enumerate(zip(heads, weights, strict=True)):
             column.put(i, d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype))
-        return Rows([column], features, self._members, m)
-
-    @property
-    def _takes_own(self) -> bool:
-        return "own" in self.moves and self._own is None
+        return Rows([column], features, self._members, m, self.call.stacked)
 
     def _from_losses(self, targets: Sequence[Tensor | GradientEdge]) -> Iterator[Row]:
-        """Each task's gradient, from its loss; own gradients come along with the last one."""
-        own = self.own if self._takes_own else [[] for _ in self.tasks]
+        """Each task's gradient, from its loss; what it alone reaches comes along."""
+        alone = self.sharing.alone if self._alone is None else [[] for _ in self.tasks]
         kept: list[Row] = []
-        for loss, mine in zip(self._each, own, strict=True):
-            row = _grad([loss], [*targets, *mine])
+        for loss, mine in zip(self._each, alone, strict=True):
+            row = gradient([loss], [*targets, *mine])
             kept.append(row[len(targets) :])
             yield row[: len(targets)]
-        if self._takes_own:
-            self._own = kept
+        if self._alone is None:
+            self._alone = kept
 
     def _through_trunk(
         self, head: Row, targets: Sequence[Tensor | GradientEdge], retain_graph: bool = True
@@ -330,7 +391,7 @@ class Graph:
         if not pairs:
             return [None] * len(targets)
         outputs, gradients = zip(*pairs, strict=True)
-        return _grad(outputs, targets, gradients, retain_graph)
+        return gradient(outputs, targets, gradients, retain_graph)
 
     def _differentiable(self, weights: Tensor) -> tuple[Row, Tensor]:
         """The direction d = Σ w_i g_i, and the products g_i·d, from two passes for any m."""
@@ -343,10 +404,10 @@ class Graph:
             pairs = zip(self._features, mixed, strict=True)
             outputs = [z for z, d in pairs if d is not None]
             gradients = seeds = [d.detach().requires_grad_() for d in mixed if d is not None]
-        direction = _doubly(outputs, self.shared, gradients)
+        direction = doubly(outputs, self.shared, gradients)
         agreed = self._agreed([None if d is None else d.detach() for d in direction])
         changes = iter(
-            _along(
+            differentiated_along(
                 [d for d in direction if d is not None], seeds, [d for d in agreed if d is not None]
             )
         )
@@ -355,65 +416,132 @@ class Graph:
         else:
             along = [None if d is None else next(changes) for d in mixed]
             product = self.through_heads().against(along)
-        return agreed, self._door.mean(product)
+        return agreed, self._reducer.mean(product)
+
+    # What accumulation asks for ---------------------------------------------------------------
+
+    def per_task(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Every leaf, task (by position among all) and gradient ∂L_i/∂θ."""
+        common = [
+            (leaf, k, g)
+            for at, k in enumerate(self.call.index)
+            for leaf, g in self._common_of(at, k)
+        ]
+        if self._features is not None and self._combined_leaves:
+            self.through_heads()
+        alone = self._through_alone()
+        rows = self.rows("parameters")
+        for at, k in enumerate(self.call.index):
+            there = [*rows.targets, *self.sharing.alone[at]]
+            for leaf, g in zip(there, [*rows.row(at), *alone[at]], strict=True):
+                if g is not None:
+                    yield leaf, k, g
+        yield from common
+
+    def _common_of(self, at: int, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+        leaves = [leaf for leaf, mask in self.sharing.common if mask >> k & 1]
+        for leaf, g in zip(leaves, gradient([self._each[at]], leaves), strict=True):
+            if g is not None:
+                yield leaf, g
+
+    def gradient_of_plus(self) -> list[tuple[Tensor, Tensor]]:
+        """The leaves that `plus` reaches, each with its gradient."""
+        if self._plus is None:
+            return []
+        leaves = self.sharing.trained
+        found = gradient([self._plus], leaves, retain_graph=self._retain)
+        return [(leaf, g) for leaf, g in zip(leaves, found, strict=True) if g is not None]
 
     # What the update asks for -----------------------------------------------------------------
 
     def in_span(self, trunk: Tensor | None, heads: Tensor | None) -> Update:
-        """Σ trunk_i g_i for the trunk and heads_i ∂L_i/∂θ_i for each head, plus `plus`'s share.
+        """Σ trunk_i g_i for balanced leaves and Σ heads_i ∂L_i/∂θ for all others, and `plus`'s.
 
         `trunk` None means the same weights as `heads`, `heads` None means ones: then one backward
         pass of the weighted sum does for both, unless the passes per task are at hand already.
         """
-        same = trunk is None or "shared" not in self.moves
+        same = trunk is None or not self._combined_leaves
         if same and self._heads is None and not self._rows and self._combination is None:
             return self._one_pass(heads)
-        if self._features is not None and "shared" in self.moves:
-            self.through_heads()  # which brings the heads' own gradients along
-        extra = self._gradient_of_plus()
-        own = self._own_scaled(heads)
-        shared: Row = []
-        if "shared" in self.moves:
-            everywhere = torch.ones_like(self._losses) if heads is None else heads
-            shared = self._combined(everywhere if trunk is None else trunk)
-        return _added(Update(shared, own), extra)
+        if self._features is not None and self._combined_leaves:
+            self.through_heads()  # what the heads' leaves get comes along
+        self._through_alone()  # before the pass that frees the graph
+        if trunk is None:
+            trunk = torch.ones_like(self.call.stacked) if heads is None else heads
+        balanced = self._combined(trunk) if self._combined_leaves else []
+        return self._update(balanced, heads)
 
     def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
-        """A direction [n] at `place` for the trunk, heads and `plus` as in `in_span`."""
-        extra = self._gradient_of_plus()
-        own = self._own_scaled(heads)
+        """A direction [n] at `place` for balanced leaves; the others and `plus` as in `in_span`."""
         # A copy: the direction may be the method's own state, `.grad` is for others to write to.
         targets = self.targets(place)
-        shared = _unflat(direction.clone(), targets, self._members, self._scale)
+        row = shaped_like(direction.clone(), targets, self._members, self._scale)
         if place == "representation":
-            shared = self._agreed(self._through_trunk(shared, self.shared, self._retain))
-        return _added(Update(shared, own), extra)
+            if self.sharing.beyond:
+                raise ValueError(
+                    "at='representation': a direction there says nothing of a parameter of shape "
+                    f"{tuple(self.sharing.beyond[0].shape)}, which several tasks reach beyond the "
+                    "features; take at='parameters'"
+                )
+            self._through_alone()
+            row = self._agreed(self._through_trunk(row, self.shared, self._keep))
+        carried = [g for _, g in self._common(self._all_of(self.sharing.carried), heads)]
+        return self._update([*row, *carried], heads)
+
+    def _all_of(self, leaves: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+        everybody = sum(1 << k for k in self.call.index)
+        return [(leaf, everybody) for leaf in leaves]
 
     def _one_pass(self, weights: Tensor | None) -> Update:
-        total = _weighted_sum(self._losses, weights)
+        """One pass of the weighted sum by every leaf that gets all of its tasks' gradients."""
+        leaves = self.sharing.trained
+        whole = {id(leaf) for leaf, _ in self._partly}
+        targets = [leaf for leaf in leaves if id(leaf) not in whole]
+        total = weighted_sum(self._losses, weights)
         if self._plus is not None:
             total = total + self._plus
-        shared = self.shared if "shared" in self.moves else []
-        own = self.own if "own" in self.moves else [[] for _ in self.tasks]
-        row = _grad([total], [*shared, *chain(*own)], retain_graph=self._retain)
-        return self._update(self._agreed(row), shared, own)
+        row = gradient([total], targets, retain_graph=self._retain or bool(whole))
+        found = {id(p): g for p, g in zip(targets, self._agreed(row), strict=True)}
+        for leaf, g in self._common(self._partly, weights):
+            extra = None if self._plus is None else gradient([self._plus], [leaf])[0]
+            found[id(leaf)] = added(g, extra)
+        return Update(leaves, [found[id(leaf)] for leaf in leaves])
 
-    def _gradient_of_plus(self) -> Update | None:
-        if self._plus is None or not self._plus.requires_grad:
-            return None
-        shared = self.shared if "shared" in self.moves else []
-        own = self.own if "own" in self.moves else [[] for _ in self.tasks]
-        row = _grad([self._plus], [*shared, *chain(*own)])
-        return self._update(self._agreed(row), shared, own)
+    def _update(self, balanced: Row, heads: Tensor | None) -> Update:
+        """What balanced and carried leaves get, the gradients of all others, and `plus`'s."""
+        sharing = self.sharing
+        alone = self._alone_scaled(heads)
+        common = [gradient for _, gradient in self._common(sharing.common, heads)]
+        row: list[Tensor | None] = [*balanced, *chain(*alone), *common]
+        row += [None] * len(sharing.extra)
+        leaves = sharing.trained
+        if self._plus is not None:
+            extra = self._agreed(gradient([self._plus], leaves, retain_graph=self._retain))
+            row = [added(g, e) for g, e in zip(row, extra, strict=True)]
+        return Update(leaves, row)
 
-    def _update(self, row: Row, shared: list[Tensor], own: list[list[Tensor]]) -> Update:
-        entries = iter(row)
-        trunk = list(islice(entries, len(shared)))
-        heads: dict[str, Row] = {
-            task: list(islice(entries, len(mine)))
-            for task, mine in zip(self.tasks, own, strict=True)
-        }
-        return Update(trunk, heads if "own" in self.moves else {})
+    @property
+    def _partly(self) -> list[tuple[Tensor, int]]:
+        """The common leaves that do not get the gradients of all active tasks."""
+        everybody = sum(1 << k for k in self.call.index)
+        return [(leaf, mask) for leaf, mask in self.sharing.common if mask != everybody]
+
+    def _common(
+        self, common: Sequence[tuple[Tensor, int]], weights: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Σ weights_i ∂L_i/∂θ over the tasks of each leaf's mask; one pass for each mask."""
+        by_mask: dict[int, list[Tensor]] = {}
+        for leaf, mask in common:
+            by_mask.setdefault(mask, []).append(leaf)
+        found: dict[int, Tensor | None] = {}
+        for mask, leaves in by_mask.items():
+            among = [at for at, k in enumerate(self.call.index) if mask >> k & 1]
+            losses = torch.stack([self._each[at] for at in among], dim=-1)
+            total = weighted_sum(losses, None if weights is None else weights[..., among])
+            row = self._agreed(gradient([total], leaves))
+            found.update({id(leaf): g for leaf, g in zip(leaves, row, strict=True)})
+        for leaf, _ in common:
+            yield leaf, found[id(leaf)]
 
     def _combined(self, weights: Tensor) -> Row:
         if self._combination is not None and torch.equal(weights, self._combination[0]):
@@ -421,184 +549,61 @@ class Graph:
         if "parameters" in self._rows:
             return self._rows["parameters"].combined(weights)
         if self._features is not None:
-            through_heads = self.through_heads().combined(weights)
-            return self._agreed(self._through_trunk(through_heads, self.shared, self._retain))
-        total = _weighted_sum(self._losses, weights)
-        return self._agreed(_grad([total], self.shared, None, self._retain))
+            return self._combined_through(weights)
+        total = weighted_sum(self._losses, weights)
+        return self._agreed(gradient([total], self._combined_leaves, None, self._keep))
 
-    def _own_scaled(self, weights: Tensor | None) -> dict[str, Row]:
-        if "own" not in self.moves:
-            return {}
-        if self._own is None:
-            # No parameter is two tasks' own, so the gradient of the sum is every task's.
-            gradients = iter(_grad([self._losses.sum()], [*chain(*self.own)]))
-            self._own = [list(islice(gradients, len(mine))) for mine in self.own]
-        own = dict(zip(self.tasks, map(self._agreed, self._own), strict=True))
+    def _combined_through(self, weights: Tensor) -> Row:
+        """Σ weights_i g_i by one pass through the trunk, and from rows for what lies round it."""
+        mixed = self.through_heads().combined(weights)
+        beyond: dict[int, Tensor | None] = {}
+        if self._beyond is not None and self.sharing.beyond:
+            row = self._beyond.combined(weights)
+            beyond = {id(leaf): g for leaf, g in zip(self.sharing.beyond, row, strict=True)}
+        leaves = self._combined_leaves
+        behind = [leaf for leaf in leaves if id(leaf) not in beyond]
+        taken = iter(self._agreed(self._through_trunk(mixed, behind, self._keep)))
+        return [beyond[id(leaf)] if id(leaf) in beyond else next(taken) for leaf in leaves]
+
+    def _through_alone(self) -> list[Row]:
+        """The gradients of what each task alone reaches."""
+        if self._alone is None:
+            # No leaf of one task is another's, so the gradient of the sum is every task's.
+            alone = self.sharing.alone
+            gradients = iter(gradient([self._losses.sum()], [*chain(*alone)]))
+            self._alone = [list(islice(gradients, len(mine))) for mine in alone]
+        return self._alone
+
+    def _alone_scaled(self, weights: Tensor | None) -> Sequence[Row]:
+        rows = [self._agreed(row) for row in self._through_alone()]
         if weights is None:
-            return own
-        scale = dict(zip(self.tasks, weights.unbind(-1), strict=True))
-        return {
-            task: [None if g is None else g * beside(scale[task], g) for g in row]
-            for task, row in own.items()
-        }
+            return rows
+        return [
+            [None if g is None else g * beside(weight, g) for g in row]
+            for row, weight in zip(rows, weights.unbind(-1), strict=True)
+        ]
 
-    def _agreed(self, row: Row) -> Row:
+    def _agreed(self, row: Row) -> list[Tensor | None]:
         """What all ranks agree this gradient is."""
-        return [None if g is None else self._door.mean(g) for g in row]
-
-    def pairs(self, update: Update) -> Iterator[tuple[Sequence[Tensor], Row]]:
-        """Parameters beside their gradients, block by block."""
-        if update.shared:
-            yield self.shared, update.shared
-        yield from zip(self.own, update.own.values(), strict=bool(update.own))
+        return [None if g is None else self._reducer.mean(g) for g in row]
 
     def require_finite(self, update: Update) -> None:
         """Raises NonFiniteError, naming the tasks that an infinite or NaN gradient is of.
 
-        A sum that is not finite is laid at the door of the tasks whose heads show it; where no
-        head does (heads that rest, or have no parameters), all that were summed are named.
+        A task is named where the gradient of what it alone reaches is not finite; where only a sum
+        is not, all that were summed are named.
         """
-        if _finite([*update.shared, *chain(*update.own.values())]):
+        if finite(update.gradients):
             return
-        guilty = [task for task, row in update.own.items() if not _finite(row)]
+        position = {id(leaf): k for k, mine in enumerate(self.sharing.alone) for leaf in mine}
+        guilty = {
+            position[id(leaf)]
+            for leaf, gradient in update.items()
+            if id(leaf) in position and not finite([gradient])
+        }
         if guilty:
-            raise NonFiniteError("gradient", guilty)
-        if not _finite(update.shared):
-            raise NonFiniteError("shared gradient, summed over the tasks,", self.tasks)
+            raise NonFiniteError("gradient", [self.tasks[k] for k in sorted(guilty)])
+        raise NonFiniteError("shared gradient, summed over the tasks,", self.tasks)
 
     def _require_finite(self, values: Tensor) -> None:
-        """Raises NonFiniteError, naming the tasks whose entries of values [..., m] are not."""
-        if not all_finite(values):
-            finite = values.isfinite().reshape(-1, len(self.tasks)).all(0)
-            flags = zip(self.tasks, finite.tolist(), strict=True)
-            raise NonFiniteError("gradient", [task for task, ok in flags if not ok])
-
-
-# Small arithmetic on lists of tensors ---------------------------------------------------------
-
-
-def _grad(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor | GradientEdge],
-    gradients: Sequence[Tensor] | None = None,
-    retain_graph: bool = True,
-) -> Row:
-    if not inputs:
-        return []
-    if gradients is None and outputs[0].ndim:
-        gradients = [torch.ones_like(output) for output in outputs]
-    targets = cast(Sequence[Tensor], inputs)  # it takes a mixture of both
-    row = torch.autograd.grad(
-        outputs, targets, gradients, retain_graph=retain_graph, allow_unused=True
-    )
-    return cast(Row, row)
-
-
-def _batched(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor | GradientEdge],
-    gradients: Sequence[Tensor],
-) -> Row:
-    """One pass on gradients [c, ...] by the outputs; what it returns is [c, ...] too."""
-    if not outputs:
-        return [None] * len(inputs)
-    try:
-        with warnings.catch_warnings():  # an operation without a rule of its own is looped over
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            row = torch.autograd.grad(
-                outputs,
-                cast(Sequence[Tensor], inputs),
-                gradients,
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
-    except RuntimeError as error:
-        raise ValueError(
-            "this network cannot be differentiated for several tasks at once; take "
-            f"Balancer(jacobian='looped'): {error}"
-        ) from error
-    return cast(Row, row)
-
-
-def _doubly(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None
-) -> Row:
-    """A pass that can be differentiated by `gradients`, or by what the outputs are made of."""
-    return cast(
-        Row,
-        torch.autograd.grad(outputs, inputs, gradients, create_graph=True, allow_unused=True),
-    )
-
-
-def _along(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Row:
-    """Differentiates what `_doubly` made."""
-    try:
-        return cast(Row, torch.autograd.grad(outputs, inputs, vectors, allow_unused=True))
-    except RuntimeError as error:
-        raise ValueError(
-            "the product J d needs operations whose backward pass can be differentiated, and one "
-            "of this network's cannot; fused attention is one: run the forward pass inside "
-            f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH). Torch says: {error}"
-        ) from error
-
-
-@contextmanager
-def _cut(features: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, gradients by the features stop there.
-
-    Of two levels of a pyramid, one made from the other, each then gets what reaches it directly;
-    the way from one to the other belongs to the trunk.
-    """
-    numbers: dict[Any, set[int]] = {}
-    for z in features if len(features) > 1 else ():
-        if z.grad_fn is not None:
-            numbers.setdefault(z.grad_fn, set()).add(z.output_nr)
-    handles = [node.register_prehook(partial(_without, which)) for node, which in numbers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _without(which: set[int], gradients: Row) -> tuple[Tensor | None, ...]:
-    return tuple(None if k in which else g for k, g in enumerate(gradients))
-
-
-def _weighted_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
-    return losses.sum() if weights is None else (losses * weights.to(losses.dtype)).sum()
-
-
-def _added(update: Update, extra: Update | None) -> Update:
-    if extra is None:
-        return update
-    own: dict[str, Row] = {task: _sum(row, extra.own[task]) for task, row in update.own.items()}
-    return Update(_sum(update.shared, extra.shared), own)
-
-
-def _sum(row: Row, other: Row) -> Row:
-    return [b if a is None else a if b is None else a + b for a, b in zip(row, other, strict=True)]
-
-
-def _unflat(
-    vector: Tensor,
-    targets: Sequence[Tensor],
-    members: torch.Size,
-    scale: float | Tensor | None,
-) -> Row:
-    if scale is not None:
-        vector = vector * scale
-    pieces = torch.split(vector, [t.numel() // members.numel() for t in targets], dim=-1)
-    return [piece.reshape(t.shape).to(t.dtype) for piece, t in zip(pieces, targets, strict=True)]
-
-
-def _finite(row: Row) -> bool:
-    present = [g for g in row if g is not None]
-    if all(g.is_cpu for g in present):
-        return all(map(all_finite, present))
-    # Elsewhere one norm costs less than many sums. It is NaN or infinite if an entry is; should
-    # finite entries overflow it, they are tested after all.
-    if math.isfinite(nn.utils.get_total_norm(present).item()):
-        return True
-    return all(bool(g.isfinite().all()) for g in present)
+        require_finite(values, self.tasks, "gradient")

@@ -8,6 +8,7 @@ meaning, each holding what costs least:
     Heads      by the features of linear heads, δ_i W_i, kept as the factors δ_i and W_i
     Product    by a layer's weight, δ_iᵀ A, likewise (`factors.py`), where rows are few
     Scattered  by an embedding's table, likewise, the rows that a batch looks up
+    Sparse     gradients that come sparse, and stay so
 
 A task's gradient by all targets is a `Row`, None where the task does not reach a target. Leading
 dimensions of the targets (`members`) are independent networks.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from itertools import combinations_with_replacement
 
 import torch
@@ -60,6 +62,14 @@ class Filled(Column):
     def put(self, where: int | slice, gradient: Tensor | None) -> None:
         """What autograd found for task `where`, or for a slice of the tasks, [c, ...]."""
 
+    def so_far(self) -> list[Tensor | None]:
+        """What was put for each task until now, where gradients are kept as they come.
+
+        Raises:
+            ValueError: they are kept as factors, and a sparse gradient cannot join them.
+        """
+        raise ValueError("a sparse gradient cannot join factors; take Balancer(factored='never')")
+
 
 class Few(Filled):
     """The tensors as they come.
@@ -72,6 +82,9 @@ class Few(Filled):
     def __init__(self, entries: Iterable[Tensor | None], members: torch.Size) -> None:
         self.entries = list(entries)
         self.members = members
+
+    def so_far(self) -> list[Tensor | None]:
+        return self.entries
 
     def put(self, where: int | slice, gradient: Tensor | None) -> None:
         if isinstance(where, int):
@@ -93,9 +106,8 @@ class Few(Filled):
         some = next((entry for entry in self.entries if entry is not None), None)
         if some is None:
             return []
-        wide = torch.promote_types(some.dtype, torch.float32)
-        flat = [None if g is None else g.reshape(-1).to(wide) for g in self.entries]
-        zero = some.new_zeros((), dtype=wide)
+        flat = [None if g is None else real(g).reshape(-1) for g in self.entries]
+        zero = real(some).new_zeros(())
         pairs = combinations_with_replacement(flat, 2)
         return [zero if g is None or h is None else torch.dot(g, h) for g, h in pairs]
 
@@ -126,6 +138,9 @@ class Stacked(Filled):
         self._tensor = tensor
         self._entries: list[Tensor | None] = [None] * m  # until they are stacked, after all passes
 
+    def so_far(self) -> list[Tensor | None]:
+        return self._entries
+
     def put(self, where: int | slice, gradient: Tensor | None) -> None:
         if isinstance(where, int):
             self._entries[where] = gradient
@@ -152,10 +167,88 @@ class Stacked(Filled):
             return None
         if self.members:
             return Few(tensor.unbind(), self.members).combined(weights)
-        return (weights.to(tensor.dtype) @ tensor.flatten(1)).view(tensor.shape[1:])
+        shape = tensor.shape[1:]
+        return (weights.to(tensor.dtype) @ tensor.reshape(self.m, shape.numel())).view(shape)
 
     def against(self, other: Tensor) -> Tensor | None:
         return _against(self.stack(), other, self.members)
+
+
+class Sparse(Filled):
+    """Sparse gradients [n, ...], as `torch.nn.Embedding(sparse=True)` gives them.
+
+    The rows that any task has are numbered; products are of those rows alone.
+
+    Args:
+        entries: one per task, each sparse or None.
+    """
+
+    def __init__(self, entries: Iterable[Tensor | None]) -> None:
+        self.entries = list(entries)
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def taking(cls, column: Filled) -> Sparse:
+        """With the entries that another column has so far."""
+        entries = column.so_far()
+        return cls(None if g is None or g.is_sparse else g.to_sparse(1) for g in entries)
+
+    def so_far(self) -> list[Tensor | None]:
+        return self.entries
+
+    def put(self, where: int | slice, gradient: Tensor | None) -> None:
+        if isinstance(where, slice):
+            raise ValueError(
+                "sparse gradients cannot be taken for several tasks at once; take "
+                "Balancer(jacobian='looped')"
+            )
+        if gradient is not None and not gradient.is_sparse:
+            gradient = gradient.to_sparse(1)
+        self.entries[where] = None if gradient is None else gradient.coalesce()
+
+    def entry(self, i: int) -> Tensor | None:
+        return self.entries[i]
+
+    def stack(self) -> Tensor | None:
+        return stacked([None if g is None else g.to_dense() for g in self.entries])
+
+    def _rows(self) -> tuple[Tensor, Tensor] | None:
+        """The numbers of the rows that some task has, [u], and what they hold, [m, u, ...]."""
+        if self._found is None:
+            some = [g for g in self.entries if g is not None]
+            if not some:
+                return None
+            numbers = torch.unique(torch.cat([g.indices()[0] for g in some]))
+            values = some[0].values()
+            rows = values.new_zeros(len(self.entries), len(numbers), *values.shape[1:])
+            for row, entry in zip(rows, self.entries, strict=True):
+                if entry is not None:
+                    row[torch.searchsorted(numbers, entry.indices()[0])] = entry.values()
+            self._found = numbers, rows
+        return self._found
+
+    def gramian(self) -> Tensor | None:
+        found = self._rows()
+        return None if found is None else _gramian(found[1], torch.Size())
+
+    def combined(self, weights: Tensor) -> Tensor | None:
+        found = self._rows()
+        if found is None:
+            return None
+        numbers, rows = found
+        shape = next(g.shape for g in self.entries if g is not None)
+        mixed = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
+        return torch.sparse_coo_tensor(
+            numbers.unsqueeze(0), mixed, shape, is_coalesced=True, check_invariants=False
+        )
+
+    def against(self, other: Tensor) -> Tensor | None:
+        found = self._rows()
+        if found is None:
+            return None
+        numbers, rows = found
+        there = other.coalesce().to_dense() if other.is_sparse else other
+        return _against(rows, there[numbers], torch.Size())
 
 
 class Heads(Column):
@@ -229,20 +322,35 @@ class Rows:
         targets: what is differentiated by.
         members: the shape that all targets begin with.
         m: how many tasks.
+        like: a tensor of the type and device that products have where there is no target.
+        looked_at: how many of the columns, from the first, products are of; all by default. The
+            others are combined with them and nothing else.
     """
 
     def __init__(
-        self, columns: Sequence[Column], targets: Sequence[Tensor], members: torch.Size, m: int
+        self,
+        columns: Sequence[Column],
+        targets: Sequence[Tensor],
+        members: torch.Size,
+        m: int,
+        like: Tensor,
+        looked_at: int | None = None,
     ) -> None:
         self.columns = columns
+        self.looked_at = len(columns) if looked_at is None else looked_at
         self.targets = targets
         self.members = members
         self.m = m
+        self.like = like
+        kinds = [torch.empty(0, dtype=t.dtype).real.dtype for t in targets] or [like.dtype]
+        self._dtype = reduce(torch.promote_types, kinds)
+        self._device = targets[0].device if targets else like.device
 
     def among(self, positions: Sequence[int]) -> Rows:
         """The same rows at some of the targets."""
         columns = [self.columns[k] for k in positions]
-        return Rows(columns, [self.targets[k] for k in positions], self.members, self.m)
+        targets = [self.targets[k] for k in positions]
+        return Rows(columns, targets, self.members, self.m, self.like)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
         """With every tensor replaced by what `function` makes of it."""
@@ -251,7 +359,7 @@ class Rows:
             Stacked(self.m, self.members, None if stack is None else function(stack))
             for stack in stacks
         ]
-        return Rows(columns, self.targets, self.members, self.m)
+        return Rows(columns, self.targets, self.members, self.m, self.like, self.looked_at)
 
     def row(self, i: int) -> Row:
         """g_i."""
@@ -259,16 +367,17 @@ class Rows:
 
     def gramian(self) -> Tensor:
         """⟨g_i, g_j⟩, [..., m, m], in single precision at least."""
-        reference = self.targets[0]
-        dtype = torch.promote_types(reference.dtype, torch.float32)
-        gramian = torch.zeros(*self.members, self.m, self.m, dtype=dtype, device=reference.device)
+        dtype = torch.promote_types(self._dtype, torch.float32)
+        gramian = torch.zeros(*self.members, self.m, self.m, dtype=dtype, device=self._device)
         pairs = []
-        for column in self.columns:
+        for column in self.columns[: self.looked_at]:
             if isinstance(column, Few) and not self.members:
                 pairs += column.products()
             elif (block := column.gramian()) is not None:
-                gramian += block
+                gramian += block.to(gramian.device)
         if pairs:  # all columns' in one tensor: a two-task step should not start many operations
+            if len({(p.dtype, p.device) for p in pairs}) > 1:
+                pairs = [p.to(gramian) for p in pairs]
             upper = torch.stack(pairs).view(-1, self.m * (self.m + 1) // 2).sum(0)
             rows, columns = torch.triu_indices(self.m, self.m, device=upper.device)
             block = torch.zeros_like(gramian)
@@ -283,29 +392,38 @@ class Rows:
 
     def against(self, row: Row) -> Tensor:
         """⟨g_i, row⟩, [..., m]."""
-        total = self.targets[0].new_zeros(*self.members, self.m)
-        for column, other in zip(self.columns, row, strict=True):
+        total = torch.zeros(*self.members, self.m, dtype=self._dtype, device=self._device)
+        for column, other in zip(self.columns[: self.looked_at], row, strict=True):
             if other is not None and (part := column.against(other)) is not None:
-                total += part
+                total += part.to(total.device)
         return total
 
     def jacobian(self) -> Tensor:
         """The rows flattened and joined, [..., m, n]; zeros where a task does not reach."""
         pieces = []
-        for column, target in zip(self.columns, self.targets, strict=True):
+        seen = slice(self.looked_at)
+        for column, target in zip(self.columns[seen], self.targets[seen], strict=True):
             stack = column.stack()
             if stack is None:
-                size = target.numel() // self.members.numel()
-                pieces.append(target.new_zeros(*self.members, self.m, size))
+                size = numbers(target) // self.members.numel()
+                empty = torch.zeros(*self.members, self.m, size, dtype=self._dtype)
+                pieces.append(empty.to(self._device))
             else:
-                pieces.append(_matrix(stack, self.members))
+                pieces.append(_matrix(real(stack), self.members).to(self._device))
+        if not pieces:
+            return self.like.new_zeros(*self.members, self.m, 0)
         return torch.cat(pieces, dim=-1)
 
 
-def fill(columns: Sequence[Filled], where: int | slice, row: Row) -> None:
-    """Put what autograd found for a task, or for a slice of them."""
-    for column, gradient in zip(columns, row, strict=True):
-        column.put(where, gradient)
+def fill(columns: list[Filled], where: int | slice, row: Row) -> None:
+    """Put what autograd found for a task, or for a slice of them.
+
+    A column whose gradients turn out to be sparse is replaced by one that keeps them so.
+    """
+    for k, gradient in enumerate(row):
+        if gradient is not None and gradient.is_sparse and not isinstance(columns[k], Sparse):
+            columns[k] = Sparse.taking(columns[k])
+        columns[k].put(where, gradient)
 
 
 def plain_column(m: int, members: torch.Size) -> Filled:
@@ -334,20 +452,33 @@ def stacked(entries: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([torch.zeros_like(some) if g is None else g for g in entries])
 
 
+def real(tensor: Tensor) -> Tensor:
+    """The same numbers as real ones, in single precision at least; a complex number is two."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def numbers(tensor: Tensor) -> int:
+    """How many real numbers a tensor holds; a complex one is two."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
 def _matrix(stack: Tensor, members: torch.Size) -> Tensor:
     """[m, *members, ...] → [*members, m, n]."""
-    return stack.reshape(stack.shape[0], *members, -1).movedim(0, -2)
+    size = stack[0].numel() // members.numel() if members.numel() else 0
+    return stack.reshape(stack.shape[0], *members, size).movedim(0, -2)
 
 
 def _gramian(stack: Tensor | None, members: torch.Size) -> Tensor | None:
     if stack is None:
         return None
-    block = _matrix(stack, members)
-    block = block.to(torch.promote_types(block.dtype, torch.float32))
+    block = _matrix(real(stack), members)
     return block @ block.mT
 
 
 def _against(stack: Tensor | None, other: Tensor, members: torch.Size) -> Tensor | None:
     if stack is None:
         return None
-    return (_matrix(stack, members) @ other.reshape(*members, -1, 1)).squeeze(-1)
+    block, column = _matrix(real(stack), members), real(other)
+    return (block @ column.reshape(*members, block.shape[-1], 1)).squeeze(-1)

@@ -99,7 +99,7 @@ def output_shapes(problem: Problem) -> dict[str, torch.Size]:
         network = problem.network(tuple(problem.tasks))
         network.eval()
         inputs, _ = next(iter(problem.validation.in_order(2)))
-        outputs = network(inputs, tuple(problem.tasks))
+        outputs = network(inputs, tasks=tuple(problem.tasks))
     wrong = [task for task in problem.tasks if not isinstance(outputs[task], Tensor)]
     if wrong:
         raise ValueError(f"the output of {wrong[0]!r} is no tensor: no constant can be fitted")

@@ -104,7 +104,7 @@ def _outputs(
     targets: dict[str, list[Tensor]] = {task: [] for task in tasks}
     network.eval()
     for inputs, labels in samples.in_order(1024):
-        said = network(inputs, tasks)
+        said = network(inputs, tasks=tasks)
         if not all(task in labels and isinstance(said[task], Tensor) for task in tasks):
             return None
         here = len(leaves(inputs)[0])

@@ -138,8 +138,8 @@ def trajectory(
     (theta,) = network.parameters()
     balancer = Balancer(weighting, aggregator, tasks=TASKS, model=network, members=(len(starts),))
     adam = _adam(theta, lr, balancer, weights_lr)
-    further = max((method.batches for method in balancer.methods), default=1) - 1
-    after = any(method.after for method in balancer.methods)
+    further = max((method.traits.batches for method in balancer.methods), default=1) - 1
+    after = any(method.traits.after for method in balancer.methods)
     seen = []
     for step in range(steps):
         if step % every == 0:

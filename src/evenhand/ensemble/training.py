@@ -125,7 +125,7 @@ def _obstacle_of_trial(members: Sequence[Training], stack: Stack) -> str:
     for network in (stack, *(member.network for member in members)):
         network.train()
     try:
-        outputs = stack(inputs, tasks)
+        outputs = stack(inputs, tasks=tasks)
         losses = _alike(problem).losses(outputs, targets)
     except (RuntimeError, ValueError) as error:
         first_line, *_ = str(error).splitlines() or [""]
@@ -133,7 +133,7 @@ def _obstacle_of_trial(members: Sequence[Training], stack: Stack) -> str:
     for k, member in enumerate(members):
         x, y = member.stream.batch(0)
         with torch.random.fork_rng(devices=[]):
-            alone = problem.losses(member.network(x, tasks), y)
+            alone = problem.losses(member.network(x, tasks=tasks), y)
         for task in tasks:
             one, other = losses[task][k], alone[task]
             near = torch.finfo(other.dtype).eps ** 0.5
@@ -153,7 +153,7 @@ def drawback(member: Training, number: int) -> str:
     if not isinstance(source, Split):
         return ""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), Meter() as meter:
-        member.network(source.inputs[:2], member.tasks)
+        member.network(source.inputs[:2], tasks=member.tasks)
     taken = meter.total * member.stream.batch_size / len(source.inputs[:2])
     if taken > LARGEST:
         return (
@@ -368,9 +368,9 @@ class _Lockstep(Training):
         """The steps of `members`."""
         first = members[0]
         stack = Stack([member.network for member in members])
-        methods = deepcopy((first.balancer.weighting, first.balancer.aggregator))
         balancer = Balancer(
-            *methods,
+            first.balancer.weighting,
+            first.balancer.aggregator,
             tasks=first.tasks,
             members=(len(members),),
             jacobian=first.balancer.chunking.wanted,

@@ -27,6 +27,7 @@ def nested(outer: Schedule, inner: Schedule, within: Sequence[Block] = BLOCKS) -
             leave nothing to move.
 
     Example: groups of two tasks in ATE-SG's shared phases, all heads at once in its own phases.
+        >>> from evenhand import alternate_epochs, in_groups
         >>> schedule = nested(alternate_epochs(1, 1), in_groups(2), within=("shared",))
         >>> [(p.tasks, p.moves) for p in schedule(Clock(epoch=0, seed=1), ("a", "b", "c"))]
         [(('a', 'b'), ('shared',)), (('c',), ('shared',))]

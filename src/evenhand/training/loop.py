@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Samples, Stream
-from evenhand.network import MultiTaskNetwork, Nest, Outputs, Rest, Resting, leaves
+from evenhand.network import MultiTaskNetwork, Outputs, Rest, Resting, leaves
 from evenhand.schedules import Clock, Phase, Schedule, jointly, mixed_seed
 from evenhand.training import checkpoint
 from evenhand.training.epoch_statistics import Tally
@@ -31,8 +31,8 @@ from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record, RecordFile
 from evenhand.training.stopping import EarlyStopping, Monitor, Plateau, relative
 
-Forward = Callable[[Nest, Sequence[str]], Outputs]
-"""(inputs, tasks) -> outputs: the network's, or the heads' where the features are in memory."""
+Forward = Callable[..., Outputs]
+"""(inputs, tasks=) -> outputs: the network's, or the heads' where the features are in memory."""
 
 
 @dataclass
@@ -97,10 +97,10 @@ class Training:
             self.drop_last,
         )
         self._blocks = self.network.blocks()
-        self.balancer.know(self.network)
+        self.balancer.attach(self.network)
         self.balancer.bind(self.tasks)
-        self._further = max((m.batches for m in self.balancer.methods), default=1) - 1
-        self._after = any(method.after for method in self.balancer.methods)
+        self._further = max((m.traits.batches for m in self.balancer.methods), default=1) - 1
+        self._after = any(method.traits.after for method in self.balancer.methods)
         self._features = FeatureMemory(
             self.network,
             self.stream,
@@ -261,7 +261,7 @@ class Training:
     ) -> tuple[Outputs, dict[str, Tensor]]:
         """Outputs and losses of the tasks of `phase` that `batch` speaks for."""
         inputs, targets = batch
-        outputs = forward(inputs, [task for task in phase.tasks if task in targets])
+        outputs = forward(inputs, tasks=[task for task in phase.tasks if task in targets])
         return outputs, self.problem.losses(outputs, targets)
 
     def _stored(self, phase: Phase, tally: Tally) -> bool:
@@ -343,7 +343,7 @@ class Training:
         """Each task's loss on `batch` in eval mode."""
         inputs, targets = batch
         with _in_eval_mode(self.network):
-            outputs = forward(inputs, [task for task in self.tasks if task in targets])
+            outputs = forward(inputs, tasks=[task for task in self.tasks if task in targets])
         return self.problem.losses(outputs, targets)
 
     # Between epochs ---------------------------------------------------------------------------
@@ -440,7 +440,7 @@ def evaluate(
             present = [task for task in tasks if task in targets]
             if not present:
                 continue
-            for name, output in network(inputs, present).items():
+            for name, output in network(inputs, tasks=present).items():
                 task = problem.tasks[name]
                 taken = task.labels.taken(output, targets[name])
                 if taken is None:

@@ -1,7 +1,7 @@
 """Weightings: TaskGradients -> task weights. One file per method."""
 
 from evenhand.weighting.aligned_mtl import AlignedMTL
-from evenhand.weighting.base import Weighting, Wrapper
+from evenhand.weighting.base import Outcome, Solved, StatefulWeighting, Weighting, Wrapper
 from evenhand.weighting.cagrad import CAGrad
 from evenhand.weighting.central import CentralDirection
 from evenhand.weighting.config import ConFIG
@@ -28,11 +28,13 @@ from evenhand.weighting.online_min_norm import OnlineMinNorm
 from evenhand.weighting.pbi import PBI
 from evenhand.weighting.pcgrad import PCGrad
 from evenhand.weighting.rlw import RLW
+from evenhand.weighting.running import Running
 from evenhand.weighting.scale_invariant import ScaleInvariant
 from evenhand.weighting.sdmgrad import SDMGrad
 from evenhand.weighting.stch import STCH, LogSTCH
 from evenhand.weighting.tchebycheff import Tchebycheff
 from evenhand.weighting.tension import Tension
+from evenhand.weighting.traits import Traits
 from evenhand.weighting.uncertainty import Uncertainty
 from evenhand.weighting.upgrad import UPGrad
 
@@ -65,11 +67,16 @@ __all__ = [
     "NashMTL",
     "Normalized",
     "OnlineMinNorm",
+    "Outcome",
     "PCGrad",
+    "Running",
     "SDMGrad",
     "ScaleInvariant",
+    "Solved",
+    "StatefulWeighting",
     "Tchebycheff",
     "Tension",
+    "Traits",
     "UPGrad",
     "Uncertainty",
     "Weighting",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.preference import Preferring
+from evenhand.weighting.traits import Traits
 
 Scale = Literal["min", "median", "rmse"]
 SCALES = ("min", "median", "rmse")
@@ -44,7 +45,7 @@ class AlignedMTL(Preferring):
         tensor([0.5000, 0.2500])
     """
 
-    needs = "gramian"
+    traits = Traits(needs="gramian")
 
     def __init__(
         self,

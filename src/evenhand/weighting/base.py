@@ -1,207 +1,230 @@
-"""What a weighting is: TaskGradients -> one weight per task.
+"""What a method is: a function of the tasks' gradients, and of a state that it gets and returns.
 
-``forward(g)`` is a pure function of the gradients and of the state kept so far. What a method
-learns from a step it hands to `stage`; the Balancer calls `commit` once the step stands, or
-`discard` when it does not (a gradient was NaN, an exception passed), so a step that is skipped
-leaves no trace. State lives in buffers whose last dimension runs over all M tasks, each with a
-count of its own where counts matter; `take` and `put` touch the entries of the tasks that speak.
+A `Weighting` gives one weight per task, an `Aggregator` a direction. One without a state says
+`weigh(g)` or `merge(g)`, and nothing else. One with a state makes the first one in `init`, gets the
+present one as an argument and returns the next:
+
+    outcome = method.advance(g, state)        # value, state, solves
+    gradients = method.learn(g, state)        # of its learned weights, if it has any
+    state = method.after(losses, state)       # the losses after the update, if it wants them
+
+All three change nothing. The `Balancer` holds the state, and replaces it once the step stands.
 """
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from evenhand.autodiff.gradients import PLACES, Place, TaskGradients
-from evenhand.linalg.solution import TOLERANCE, Solution
+from evenhand.linalg.solution import SEVERITY, TOLERANCE, Solution
+from evenhand.schedules import Clock
+from evenhand.weighting.state import State, moved
+from evenhand.weighting.traits import Needs, Traits, dearest
 
-Needs = Literal["nothing", "losses", "product", "norms", "gramian", "jacobian"]
+Gradients = dict[nn.Parameter, Tensor]
+"""The gradient of each learned weight that has one in a call."""
+
+
+class Solved(NamedTuple):
+    """Weights, and the solution of the problem that they were found by."""
+
+    weights: Tensor
+    solution: Solution
+
+
+class Outcome(NamedTuple):
+    """What a method made of one call.
+
+    Attributes:
+        value: the weights [..., m] of a weighting, the direction [..., n] of an aggregator.
+        state: the next state.
+        solves: the solutions that the value rests on, with their certificates.
+    """
+
+    value: Tensor
+    state: State
+    solves: tuple[Solution, ...] = ()
+
+
+def worst(solves: Sequence[Solution]) -> str | None:
+    """The worst status of these solves (see `linalg.Solution`); None if there are none."""
+    return max((solve.status for solve in solves), key=SEVERITY.index, default=None)
+
+
+def warn_of(method: Method, solves: Sequence[Solution]) -> bool:
+    """Warn of a solve that missed its tolerance, if one did; say whether there was one."""
+    missed = [(float(s.gap.max()), s.iterations) for s in solves if s.status == "inaccurate"]
+    if missed:
+        gap, iterations = max(missed)
+        warnings.warn(
+            f"{type(method).__name__}: a solve ended {gap:.1e} from its optimum after "
+            f"{iterations} iterations, where {TOLERANCE:.0e} was asked; its weights are used. "
+            "A balancer says this once; Balance.status says how each step's solves ended",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return bool(missed)
 
 
 class Method(nn.Module, ABC):
-    """What weightings and aggregators have in common: a place, staged state, declared needs.
+    """What weightings and aggregators have in common: a place, a state, traits.
 
     Attributes:
         at: the place at which gradients are looked at.
-        needs: the most expensive thing the method looks at.
-        batches: how many independent batches it wants (`g.samples` holds the further ones).
-        after: whether it wants the losses again after the update, on the same batch.
-        counts_epochs: whether it looks at `g.clock.epoch`, which a loop must then tell it.
-        learned: whether it has learned weights, which need an optimizer from the start.
-        feasible: whether it promises g_i·v ≥ 0 for every task, as an aggregator.
-        stationary: whether it promises v = 0 at a Pareto-stationary point, as an aggregator.
-        scale_invariant: whether it promises that the direction of v does not change when the
-            tasks' losses (and so their gradients) are multiplied one by one by positive factors.
-        status: how the last solve ended (see `linalg.Solution`); None before any.
+        traits: what the method needs and promises.
     """
 
-    needs: Needs = "gramian"
-    batches: int = 1
-    after: bool = False
-    counts_epochs: bool = False
-    learned: bool = False
-    feasible: bool = False
-    stationary: bool = False
-    scale_invariant: bool = False
+    traits: Traits = Traits()
 
     def __init__(self, *, at: Place = "parameters") -> None:
         super().__init__()
         if at not in PLACES and not callable(at):
             raise ValueError(f"at={at!r}: must be one of {', '.join(PLACES)}, or a callable")
         self.at: Place = at
-        self._staged: dict[str, Tensor] = {}
-        self._dimensions: dict[str, int] = {}
-        self.tasks: tuple[str, ...] | None = None
-        self.status: str | None = None
-        self._told = False
 
-    @property
-    def reads_gradients(self) -> bool:
-        """Whether the method cannot work in a phase in which the trunk rests."""
-        return self.needs in ("product", "norms", "gramian", "jacobian")
+    def require(self, tasks: Sequence[str]) -> None:
+        """Raise ValueError unless the method can serve these tasks. Any will do by default."""
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks. Called once, before the first `forward`; makes per-task state.
+    def init(self, total: int) -> State:
+        """The first state, for `total` tasks. None is needed by default."""
+        return {}
+
+    def needs(self, state: State, clock: Clock) -> Needs:
+        """The most expensive thing that the next call will look at: at most `traits.needs`."""
+        return self.traits.needs
+
+    def advance(self, g: TaskGradients, state: State) -> Outcome:
+        """The value for g, whatever place g looks at, and the next state.
 
         Raises:
-            ValueError: the method is bound to other tasks already, or cannot serve these.
+            AttributeError: the method has set an attribute of its own on the way. That would
+                outlive a step that fails, and a checkpoint would miss it.
         """
-        if self.tasks is not None and self.tasks != tuple(tasks):
-            raise ValueError(
-                f"{self} belongs to the tasks {', '.join(self.tasks)}; it cannot serve "
-                f"{', '.join(tasks)} as well: make a second one"
-            )
-        if self.tasks is None:
-            self.tasks = tuple(tasks)
-            self.setup(len(self.tasks))
-            self._dimensions = {name: b.ndim for name, b in self._buffers.items() if b is not None}
-        for child in self.inner():
-            child.bind(tasks)
+        with self._unchanging():
+            return self._outcome(g.at(self.at), state)
 
-    def setup(self, total: int) -> None:
-        """Make buffers and learned parameters for `total` tasks. Nothing by default."""
+    def forward(self, g: TaskGradients) -> Tensor:
+        """The value for g in a first call, from the state that `init` makes.
 
-    def inner(self) -> Iterator[Method]:
-        """The methods that this one wraps."""
-        return (child for child in self.children() if isinstance(child, Method))
-
-    def used(self, solution: Solution) -> Tensor:
-        """The weights that a solver found; its status is kept.
-
-        A solve that missed its tolerance is told of, once: its weights are used all the same.
+        `Running` goes on from call to call.
         """
-        self.status = solution.status
-        if solution.status == "inaccurate" and not self._told:
-            self._told = True
-            gap = float(solution.gap.max())
-            warnings.warn(
-                f"{type(self).__name__}: a solve ended {gap:.1e} from its optimum after "
-                f"{solution.iterations} iterations, where {TOLERANCE:.0e} was asked; its weights "
-                "are used. This is said once; Balance.status says how each step's solves ended",
-                RuntimeWarning,
-                stacklevel=2,
+        outcome = self.advance(g, moved(self.init(g.total), g.losses.device))
+        warn_of(self, outcome.solves)
+        return outcome.value
+
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
+        """The gradients of the learned weights in `state`, which `advance` got with the same g."""
+        return {}
+
+    def after(self, losses: TaskGradients, state: State) -> State:
+        """The next state, given the losses after the update (g with losses alone)."""
+        return state
+
+    @abstractmethod
+    def _outcome(self, g: TaskGradients, state: State) -> Outcome:
+        """What `advance` gives, from gradients at the method's own place."""
+
+    @contextmanager
+    def _unchanging(self) -> Iterator[None]:
+        before = self.__dict__.get("_calculating", False)
+        self.__dict__["_calculating"] = True
+        try:
+            yield
+        finally:
+            self.__dict__["_calculating"] = before
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_calculating", False):
+            raise AttributeError(
+                f"{type(self).__name__} sets self.{name} while it looks at gradients: it would "
+                "stay if the step fails, and a checkpoint would miss it. Make it part of the "
+                "state: see StatefulWeighting"
             )
-        return solution.weights
-
-    # State ------------------------------------------------------------------------------------
-
-    def stage(self, **state: Tensor) -> None:
-        """Hand over new values for the buffers named; they take effect at `commit`."""
-        unknown = set(state) - set(self._buffers)
-        if unknown:
-            raise KeyError(f"{type(self).__name__} has no buffer {sorted(unknown)}")
-        self._staged.update({name: value.detach() for name, value in state.items()})
-
-    def commit(self) -> None:
-        """Let what was staged take effect, here and in every wrapped method."""
-        for name, value in self._staged.items():
-            self._buffers[name] = value
-        self._staged.clear()
-        for child in self.inner():
-            child.commit()
-
-    def discard(self) -> None:
-        """Forget what was staged."""
-        self._staged.clear()
-        for child in self.inner():
-            child.discard()
-
-    def keep(self, members: Tensor) -> None:
-        """Of a stacked ensemble's state, keep the members at these positions alone."""
-        for name, dimensions in self._dimensions.items():
-            buffer = self._buffers[name]
-            if buffer is not None and buffer.ndim > dimensions:  # the others hold for all members
-                self._buffers[name] = buffer[members]
-        for child in self.inner():
-            child.keep(members)
-
-    def learn(self, g: TaskGradients) -> None:
-        """Add to the `.grad` of the method's own learned weights. Nothing by default."""
-        for child in self.inner():
-            child.learn(g)
-
-    def updated(self, losses: TaskGradients) -> None:
-        """Called after the update with the new losses, if `after` is declared."""
-        for child in self.inner():
-            child.updated(losses)
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # A buffer may have grown leading dimensions (a stacked ensemble): take the saved shape.
-        for name, buffer in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                self._buffers[name] = torch.empty_like(saved, device=buffer.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super().__setattr__(name, value)
 
 
 class Weighting(Method):
-    """TaskGradients -> task weights [m]. Methods implement `weigh`.
+    """TaskGradients -> task weights [..., m]. A method without a state implements `weigh`.
 
     Serves two slots of a `Balancer`: as `weighting` its weights multiply the losses everywhere,
     as `aggregator` they combine the gradients of the trunk alone.
-    """
 
-    def forward(self, g: TaskGradients) -> Tensor:
-        """The weights of the tasks that speak, [..., m]."""
-        return self.weigh(g.at(self.at))
+    Example:
+        >>> class InverseNorms(Weighting):
+        ...     def weigh(self, g):
+        ...         return 1 / g.norms
+    """
 
     @abstractmethod
-    def weigh(self, g: TaskGradients) -> Tensor:
-        """The weights, from gradients at the method's own place."""
+    def weigh(self, g: TaskGradients) -> Tensor | Solved:
+        """The weights of the tasks that speak, from gradients at the method's own place.
+
+        Where a solver found them, its solution goes with them, as `Solved`.
+        """
+
+    def _outcome(self, g: TaskGradients, state: State) -> Outcome:
+        found = self.weigh(g)
+        if isinstance(found, Solved):
+            return Outcome(found.weights, state, (found.solution,))
+        return Outcome(found, state)
 
 
-class Wrapper(Weighting):
-    """A weighting made from another one; its place and its needs are the base's."""
+class StatefulWeighting(Weighting):
+    """A weighting that goes on from call to call. It implements `init` and `weigh_from`.
 
-    def __init__(self, base: Weighting) -> None:
+    Example:
+        >>> import torch
+        >>> class Patient(StatefulWeighting):
+        ...     def init(self, total):
+        ...         return {"calls": torch.zeros((), dtype=torch.int64)}
+        ...
+        ...     def weigh_from(self, g, state):
+        ...         return Outcome(g.losses / (1 + state["calls"]), {"calls": state["calls"] + 1})
+    """
+
+    @abstractmethod
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        """The weights and the next state, from gradients at the method's own place."""
+
+    def weigh(self, g: TaskGradients) -> Tensor | Solved:
+        """The weights in a first call."""
+        return self.weigh_from(g, moved(self.init(g.total), g.losses.device)).value
+
+    def _outcome(self, g: TaskGradients, state: State) -> Outcome:
+        return self.weigh_from(g, state)
+
+
+class Wrapper(StatefulWeighting):
+    """A weighting made from another one, whose place is the base's and whose state holds its.
+
+    Args:
+        base: the other one.
+        needs: what the wrapper itself looks at.
+    """
+
+    def __init__(self, base: Weighting, *, needs: Needs = "nothing") -> None:
         super().__init__(at=base.at)
         self.base = base
-        self.needs = base.needs
-        self.batches = base.batches
-        self.after = base.after
-        self.counts_epochs = base.counts_epochs
-        self.learned = base.learned
-        self.feasible = base.feasible
-        self.stationary = base.stationary
-        self.scale_invariant = base.scale_invariant
+        self.looks_at = needs
 
+    def require(self, tasks: Sequence[str]) -> None:
+        self.base.require(tasks)
 
-def take(state: Tensor, g: TaskGradients) -> Tensor:
-    """The entries of per-task state [..., M] of the tasks that speak, [..., m]."""
-    return state.index_select(-1, g.index.to(state.device))
+    def init(self, total: int) -> State:
+        """The base's state, under "base"."""
+        return {"base": self.base.init(total)}
 
+    def needs(self, state: State, clock: Clock) -> Needs:
+        return dearest(self.looks_at, self.base.needs(state["base"], clock))
 
-def put(state: Tensor, g: TaskGradients, value: Tensor) -> Tensor:
-    """A copy of per-task state [..., M] with `value` [..., m] at the tasks that speak.
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
+        return self.base.learn(g, state["base"])
 
-    Where `value` has more leading dimensions (a stacked ensemble), the copy grows them.
-    """
-    copy = state.expand(*value.shape[:-1], state.shape[-1]).clone()
-    return copy.index_copy_(-1, g.index.to(state.device), value.to(state))
+    def after(self, losses: TaskGradients, state: State) -> State:
+        return {**state, "base": self.base.after(losses, state["base"])}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
+from dataclasses import replace
 
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import cagrad_weights
-from evenhand.weighting.base import Weighting
+from evenhand.weighting.base import Solved, Weighting
+from evenhand.weighting.traits import Traits
 
 
 class CAGrad(Weighting):
@@ -41,18 +41,18 @@ class CAGrad(Weighting):
         tensor([0.7500, 0.7500])
     """
 
-    needs = "gramian"
+    traits = Traits(needs="gramian")
 
     def __init__(self, c: float = 0.5, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if not (c >= 0 and math.isfinite(c)):
             raise ValueError(f"c={c}: the radius must be a finite number >= 0")
         self.c = c
-        self.feasible = c >= 1
+        self.traits = replace(self.traits, feasible=c >= 1)
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        solution = self.used(cagrad_weights(g.gramian, self.c))
-        return solution
+    def weigh(self, g: TaskGradients) -> Solved:
+        solution = cagrad_weights(g.gramian, self.c)
+        return Solved(solution.weights, solution)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients, cosines, norms
 from evenhand.linalg import min_norm
-from evenhand.weighting.base import Weighting
+from evenhand.weighting.base import Solved, Weighting
+from evenhand.weighting.traits import Traits
 
 
 class CentralDirection(Weighting):
@@ -35,16 +35,14 @@ class CentralDirection(Weighting):
         tensor([0.7222, 0.2778])
     """
 
-    needs = "gramian"
-    feasible = True
-    stationary = True
-    scale_invariant = True
+    traits = Traits(needs="gramian", feasible=True, stationary=True, scale_invariant=True)
 
-    def weigh(self, g: TaskGradients) -> Tensor:
+    def weigh(self, g: TaskGradients) -> Solved:
         length = norms(g.gramian)
         # A unit vector's own product is 1, to the last bit: equal gradients then share evenly.
         own = (length > 0).to(length)
-        k = self.used(min_norm(cosines(g.gramian).diagonal_scatter(own, dim1=-2, dim2=-1)))
+        solution = min_norm(cosines(g.gramian).diagonal_scatter(own, dim1=-2, dim2=-1))
         shortest = length.amin(-1, keepdim=True)
-        weights = k * torch.where(length > 0, shortest / length, 1)  # k is on zero gradients alone
-        return weights / weights.sum(-1, keepdim=True)
+        # Where a gradient is zero, the solution is on zero gradients alone.
+        weights = solution.weights * torch.where(length > 0, shortest / length, 1)
+        return Solved(weights / weights.sum(-1, keepdim=True), solution)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients, cosines, norms
 from evenhand.weighting.preference import Preferring
+from evenhand.weighting.traits import Traits
 
 
 class ConFIG(Preferring):
@@ -41,7 +42,7 @@ class ConFIG(Preferring):
         tensor([1.8000, 0.6923])
     """
 
-    needs = "gramian"
+    traits = Traits(needs="gramian")
 
     def weigh(self, g: TaskGradients) -> Tensor:
         gramian = g.gramian.double()

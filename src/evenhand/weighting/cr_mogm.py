@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.schedules import Clock
-from evenhand.weighting.base import Weighting, Wrapper, put, take
+from evenhand.weighting.base import Outcome, Weighting, Wrapper
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import joined
 
 
 class CRMOGM(Wrapper):
@@ -34,43 +36,42 @@ class CRMOGM(Wrapper):
         ValueError: α is out of range (a schedule's, when it is).
 
     Example:
-        >>> from evenhand import MGDA, TaskGradients
-        >>> averaged = CRMOGM(MGDA(), alpha=0.5)
-        >>> averaged.bind(["a", "b"])
+        >>> from evenhand import MGDA, Running, TaskGradients
+        >>> averaged = Running(CRMOGM(MGDA(), alpha=0.5), ["a", "b"])
         >>> for rows in ([[3.0, 0.0], [1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]]):
         ...     g = TaskGradients.of(jacobian=torch.tensor(rows), tasks=["a", "b"])
         ...     weights = averaged(g)
-        ...     averaged.commit()
         >>> weights
         tensor([0.3750, 0.6250])
     """
 
-    average: Tensor
-    count: Tensor
-
     def __init__(self, base: Weighting, alpha: float | Callable[[Clock], float] = 0.9) -> None:
         super().__init__(base)
-        self.feasible = False
-        self.stationary = False
-        self.scale_invariant = False
+        self.traits = replace(
+            joined(base.traits), feasible=False, stationary=False, scale_invariant=False
+        )
         self.alpha = alpha
         if not callable(alpha):
             _require_rate(alpha)
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """w, and in how many calls each task has spoken."""
-        self.register_buffer("average", torch.zeros(total, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros(total, dtype=torch.float64))
+        zeros = torch.zeros(total, dtype=torch.float64)
+        return super().init(total) | {"average": zeros, "count": zeros.clone()}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        fresh: Tensor = self.base(g)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        fresh, base, solves = self.base.advance(g, state["base"])
         alpha = _require_rate(self.alpha(g.clock)) if callable(self.alpha) else self.alpha
-        count, average = take(self.count, g), take(self.average, g)
+        count, average = take(state["count"], g), take(state["average"], g)
         kept = alpha * (count > 0).double()
         moved = kept * average + (1 - kept) * fresh
         count = (count + 1).expand_as(moved)
-        self.stage(average=put(self.average, g, moved), count=put(self.count, g, count))
-        return moved.to(fresh)
+        following = {
+            "average": put(state["average"], g, moved),
+            "count": put(state["count"], g, count),
+            "base": base,
+        }
+        return Outcome(moved.to(fresh), following, solves)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"

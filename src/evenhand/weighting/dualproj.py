@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.linalg import project_cone
+from evenhand.weighting.base import Solved
 from evenhand.weighting.preference import Preferring
+from evenhand.weighting.traits import Traits
 
 
 class DualProj(Preferring):
@@ -31,9 +31,8 @@ class DualProj(Preferring):
         tensor([0.6600, 0.5000])
     """
 
-    needs = "gramian"
-    feasible = True
+    traits = Traits(needs="gramian", feasible=True)
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        projected = self.used(project_cone(g.gramian, self.preferred(g)))
-        return projected.to(g.gramian)
+    def weigh(self, g: TaskGradients) -> Solved:
+        solution = project_cone(g.gramian, self.preferred(g))
+        return Solved(solution.weights.to(g.gramian), solution)

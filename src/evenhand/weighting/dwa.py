@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.base import Weighting, put, take
+from evenhand.weighting.base import Outcome, StatefulWeighting
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 
-class DWA(Weighting):
+class DWA(StatefulWeighting):
     """w_i = M exp(r_i/T) / Σ_j exp(r_j/T), r_i = L̄_i(t−1) / L̄_i(t−2): slow tasks weigh more.
 
     L̄_i(t) is the mean of task i's losses over epoch t. Liu, Johns & Davison, "End-to-End Multi-Task
@@ -31,27 +32,18 @@ class DWA(Weighting):
         ValueError: `temperature` is not positive.
 
     Example:
-        >>> from evenhand import Clock, TaskGradients
-        >>> dwa = DWA()
-        >>> dwa.bind(["a", "b"])
+        >>> from evenhand import Clock, Running, TaskGradients
+        >>> dwa = Running(DWA(), ["a", "b"])
         >>> for epoch, losses in enumerate([[4.0, 4.0], [1.0, 4.0], [1.0, 4.0]]):
         ...     g = TaskGradients.of(
         ...         losses=torch.tensor(losses), tasks=["a", "b"], clock=Clock(epoch=epoch)
         ...     )
         ...     weights = dwa(g)
-        ...     dwa.commit()
         >>> weights
         tensor([0.8147, 1.1853])
     """
 
-    needs = "losses"
-    counts_epochs = True
-    epoch: Tensor
-    running: Tensor
-    count: Tensor
-    last: Tensor
-    previous: Tensor
-    finished: Tensor
+    traits = Traits(needs="losses", counts_epochs=True)
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
@@ -59,31 +51,33 @@ class DWA(Weighting):
             raise ValueError(f"temperature={temperature}: must be > 0")
         self.temperature = temperature
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """The epoch under way (which, sum and count) and the last two means of each task."""
-        for name in ("epoch", "running", "count", "last", "previous", "finished"):
-            self.register_buffer(name, torch.zeros(total, dtype=torch.float64))
+        names = ("epoch", "running", "count", "last", "previous", "finished")
+        return {name: torch.zeros(total, dtype=torch.float64) for name in names}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        over = (self.epoch != g.clock.epoch) & (self.count > 0)
-        mean = self.running / self.count.clamp_min(1)
-        last = torch.where(over, mean, self.last)
-        previous = torch.where(over, self.last, self.previous)
-        finished = self.finished + over
-        running = torch.where(over, 0, self.running)
-        count = torch.where(over, 0, self.count)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        over = (state["epoch"] != g.clock.epoch) & (state["count"] > 0)
+        mean = state["running"] / state["count"].clamp_min(1)
+        last = torch.where(over, mean, state["last"])
+        previous = torch.where(over, state["last"], state["previous"])
+        finished = state["finished"] + over
+        running = torch.where(over, 0, state["running"])
+        count = torch.where(over, 0, state["count"])
         here = torch.full_like(g.losses, g.clock.epoch, dtype=torch.float64)
-        self.stage(
-            epoch=put(self.epoch, g, here),
-            running=put(running, g, take(running, g) + g.losses),
-            count=put(count, g, (take(count, g) + 1).expand_as(g.losses)),
-            last=last,
-            previous=previous,
-            finished=finished,
-        )
         rates = torch.where(finished >= 2, (last / previous).nan_to_num(nan=1.0), 1.0)
         weights = g.total * (rates / self.temperature).softmax(-1)
-        return take(weights, g).expand_as(g.losses).to(g.losses)
+        return Outcome(
+            take(weights, g).expand_as(g.losses).to(g.losses),
+            {
+                "epoch": put(state["epoch"], g, here),
+                "running": put(running, g, take(running, g) + g.losses),
+                "count": put(count, g, (take(count, g) + 1).expand_as(g.losses)),
+                "last": last,
+                "previous": previous,
+                "finished": finished,
+            },
+        )
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
+from evenhand.weighting.traits import Traits
 
 
 class Equal(Weighting):
@@ -20,7 +21,7 @@ class Equal(Weighting):
         tensor([0.5000, 0.5000])
     """
 
-    needs = "nothing"
+    traits = Traits(needs="nothing")
 
     def __init__(self, mean: bool = False) -> None:
         super().__init__()

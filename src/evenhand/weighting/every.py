@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.base import Weighting, Wrapper, put, take
+from evenhand.schedules import Clock
+from evenhand.weighting.base import Gradients, Outcome, Weighting, Wrapper
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Needs, joined
 
 
 class Every(Wrapper):
@@ -26,27 +30,42 @@ class Every(Wrapper):
         >>> lazy = Balancer(aggregator=Every(MGDA(), steps=10))
     """
 
-    age: Tensor
-    known: Tensor
-
     def __init__(self, base: Weighting, steps: int) -> None:
         super().__init__(base)
         if steps < 1:
             raise ValueError(f"steps={steps}: must be at least 1")
         self.steps = steps
+        self.traits = joined(base.traits)
         if steps > 1:
-            self.feasible = self.stationary = False
+            self.traits = replace(self.traits, feasible=False, stationary=False)
 
-    def setup(self, total: int) -> None:
-        """No weights are known, and the next call solves."""
-        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("known", torch.full((total,), torch.nan, dtype=torch.float64))
+    def init(self, total: int) -> State:
+        """The number of calls since the last solve, and its weights; none are known yet."""
+        known = torch.full((total,), torch.nan, dtype=torch.float64)
+        return super().init(total) | {"age": torch.zeros((), dtype=torch.int64), "known": known}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        old = take(self.known, g)
-        if int(self.age) > 0 and not bool(old.isnan().any()):
-            self.stage(age=(self.age + 1) % self.steps)
-            return old.to(g.losses)
-        weights: Tensor = self.base(g)
-        self.stage(age=torch.ones_like(self.age) % self.steps, known=put(self.known, g, weights))
-        return weights
+    def needs(self, state: State, clock: Clock) -> Needs:
+        """Nothing between two solves, once every task has a weight; else what the base needs."""
+        if int(state["age"]) > 0 and not bool(state["known"].isnan().any()):
+            return "nothing"
+        return super().needs(state, clock)
+
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
+        """What the base learns at a solve, and nothing in between."""
+        return {} if self._repeats(g, state) else super().learn(g, state)
+
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        age, known = state["age"], state["known"]
+        if self._repeats(g, state):
+            old = take(known, g).to(g.losses)
+            return Outcome(old, {**state, "age": (age + 1) % self.steps})
+        weights, base, solves = self.base.advance(g, state["base"])
+        following = {
+            "age": torch.ones_like(age) % self.steps,
+            "known": put(known, g, weights),
+            "base": base,
+        }
+        return Outcome(weights, following, solves)
+
+    def _repeats(self, g: TaskGradients, state: State) -> bool:
+        return int(state["age"]) > 0 and not bool(take(state["known"], g).isnan().any())

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
-from evenhand.weighting.base import Weighting, put, take
+from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.per_coordinate import like_gradients, nothing
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 
-class ExcessMTL(Weighting):
+class ExcessMTL(StatefulWeighting):
     """α_i ∝ α_i exp(η E_i/E_i⁰): tasks that are far from their own optimum gain weight.
 
     E_i = g_iᵀ H_i⁻¹ g_i estimates how much of task i's loss can be trained away (not the loss that
@@ -36,22 +38,16 @@ class ExcessMTL(Weighting):
         ValueError: an argument is out of range; or, in a call, the gradients' size has changed.
 
     Example:
-        >>> from evenhand import TaskGradients
-        >>> excess = ExcessMTL(lr=1.0)
-        >>> excess.bind(["a", "b"])
+        >>> from evenhand import Running, TaskGradients
+        >>> excess = Running(ExcessMTL(lr=1.0), ["a", "b"])
         >>> for rows in ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 0.5]]):
         ...     g = TaskGradients.of(jacobian=torch.tensor(rows), tasks=["a", "b"])
         ...     weights = excess(g)
-        ...     excess.commit()
         >>> weights
         tensor([0.6186, 0.3814])
     """
 
-    needs = "jacobian"
-    squares: Tensor
-    baseline: Tensor
-    count: Tensor
-    logits: Tensor
+    traits = Traits(needs="jacobian")
 
     def __init__(self, lr: float = 0.01, warmup: int = 1, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
@@ -65,32 +61,36 @@ class ExcessMTL(Weighting):
         self.lr = lr
         self.warmup = warmup
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """Σ g², the sum of the first E_i and their number, and log α up to a constant."""
-        self.register_buffer("squares", nothing(total))
-        for name in ("baseline", "count", "logits"):
-            self.register_buffer(name, torch.zeros(total, dtype=torch.float64))
+        names = ("baseline", "count", "logits")
+        zeros = {name: torch.zeros(total, dtype=torch.float64) for name in names}
+        return {"squares": nothing(total), **zeros}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        excess = self._excess(g)
-        baseline, count, logits = take(self.baseline, g), take(self.count, g), take(self.logits, g)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        squares, excess = _excess(g, state["squares"])
+        baseline, count, logits = (take(state[n], g) for n in ("baseline", "count", "logits"))
         ready = count >= self.warmup
         gain = self.lr * excess * self.warmup / baseline
-        logits = put(self.logits, g, logits + torch.where(ready, gain, 0))
-        self.stage(
-            baseline=put(self.baseline, g, baseline + torch.where(ready, 0, excess)),
-            count=put(self.count, g, count + (excess > 0)),
-            logits=logits,
+        logits = put(state["logits"], g, logits + torch.where(ready, gain, 0))
+        return Outcome(
+            take(logits.softmax(-1), g).to(g.losses),
+            {
+                "squares": squares,
+                "baseline": put(state["baseline"], g, baseline + torch.where(ready, 0, excess)),
+                "count": put(state["count"], g, count + (excess > 0)),
+                "logits": logits,
+            },
         )
-        return take(logits.softmax(-1), g).to(g.losses)
-
-    def _excess(self, g: TaskGradients) -> Tensor:
-        """E_i, [..., m], float64; the squares with this call's are staged."""
-        history = like_gradients(self.squares, g)
-        square = g.jacobian.mT.to(history).square()
-        summed = take(history, g) + square
-        self.stage(squares=put(history, g, summed))
-        return torch.where(summed > 0, square / summed.sqrt(), 0).sum(-2).double()
 
     def extra_repr(self) -> str:
         return f"lr={self.lr}, warmup={self.warmup}"
+
+
+def _excess(g: TaskGradients, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ g² with this call's, [..., n, M], and E_i, [..., m], float64."""
+    history = like_gradients(squares, g)
+    square = g.jacobian.mT.to(history).square()
+    summed = take(history, g) + square
+    excess = torch.where(summed > 0, square / summed.sqrt(), 0).sum(-2).double()
+    return put(history, g, summed), excess

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
+from dataclasses import replace
 
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import nash_weights
-from evenhand.weighting.base import Weighting
+from evenhand.weighting.base import Solved, Weighting
+from evenhand.weighting.traits import Traits
 
 
 class FairGrad(Weighting):
@@ -38,19 +38,18 @@ class FairGrad(Weighting):
         tensor([0.5000, 0.2500])
     """
 
-    needs = "gramian"
-    feasible = True
+    traits = Traits(needs="gramian", feasible=True)
 
     def __init__(self, alpha: float = 2.0, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ValueError(f"alpha={alpha}: must be a finite number > 0")
         self.alpha = alpha
-        self.scale_invariant = alpha == 1
+        self.traits = replace(self.traits, scale_invariant=alpha == 1)
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        solution = self.used(nash_weights(g.gramian, self.alpha))
-        return solution
+    def weigh(self, g: TaskGradients) -> Solved:
+        solution = nash_weights(g.gramian, self.alpha)
+        return Solved(solution.weights, solution)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.base import Weighting, put, take
+from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.positive import positive
 from evenhand.weighting.reference import Reference
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 FORGETTING = (0.9, 0.999)
 SMALL = 1e-8
 """Adam's β₁, β₂ and ε."""
 
 
-class FAMO(Weighting):
+class FAMO(StatefulWeighting):
     """Weights from the losses alone that make all of them fall at the same rate.
 
     With z = softmax(ξ) of logits ξ that start at 0,
@@ -52,28 +54,17 @@ class FAMO(Weighting):
             reference or a reference no task; or, in a call, a loss lies below its bound.
 
     Example:
-        >>> from evenhand import TaskGradients
-        >>> famo = FAMO()
-        >>> famo.bind(["a", "b"])
+        >>> from evenhand import Running, TaskGradients
+        >>> famo = Running(FAMO(), ["a", "b"])
         >>> before, after = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.9])
-        >>> famo(TaskGradients.of(losses=before, tasks=["a", "b"]))
+        >>> famo(TaskGradients.of(losses=before))
         tensor([0.5000, 0.5000])
-        >>> famo.commit()
-        >>> famo.updated(TaskGradients.of(losses=after, tasks=["a", "b"]))
-        >>> famo.commit()
-        >>> famo(TaskGradients.of(losses=before, tasks=["a", "b"]))  # b fell less
+        >>> famo.after(TaskGradients.of(losses=after))
+        >>> famo(TaskGradients.of(losses=before))  # b fell less
         tensor([0.4875, 0.5125])
     """
 
-    needs = "losses"
-    after = True
-    scale_invariant = True
-    logits: Tensor
-    mean: Tensor
-    square: Tensor
-    steps: Tensor
-    before: Tensor
-    waiting: Tensor
+    traits = Traits(needs="losses", after=True, scale_invariant=True)
 
     def __init__(
         self,
@@ -87,44 +78,48 @@ class FAMO(Weighting):
         self.lr = lr
         self.decay = decay
         self.reference = Reference(reference)
-        self._warned = False
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; each must have a reference, where there is one."""
+    def require(self, tasks: Sequence[str]) -> None:
         self.reference.require(tasks)
-        super().bind(tasks)
+        super().require(tasks)
 
-    def setup(self, total: int) -> None:
-        """ξ, Adam's moments and steps, log L before the update, and who waits for that after."""
-        for name in ("logits", "mean", "square", "steps", "before", "waiting"):
-            self.register_buffer(name, torch.zeros(total, dtype=torch.float64))
+    def init(self, total: int) -> State:
+        """ξ, Adam's moments and steps, log L before the update, who waits for that after it.
 
-    def weigh(self, g: TaskGradients) -> Tensor:
+        And whether a warning has said that nobody tells the losses after the update.
+        """
+        names = ("logits", "mean", "square", "steps", "before", "waiting")
+        zeros = {name: torch.zeros(total, dtype=torch.float64) for name in names}
+        return {**zeros, "warned": torch.zeros((), dtype=torch.bool)}
+
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
         losses = positive(self.reference.shift(g), g, "FAMO")
-        logits = take(self.logits, g)
-        if bool(take(self.waiting, g).any()):
-            self._warn()
-            logits = self._step(g, losses.log())
-        self.stage(
-            before=put(self.before, g, losses.log()),
-            waiting=put(self.waiting, g, torch.ones_like(losses)),
-        )
-        return (logits - losses.log()).softmax(-1).to(g.losses)  # z_i/L_i over their sum
+        if bool(take(state["waiting"], g).any()):
+            state = self._step(g, losses.log(), _warned(state))
+        logits = take(state["logits"], g)
+        weights = (logits - losses.log()).softmax(-1).to(g.losses)  # z_i/L_i over their sum
+        following = {
+            **state,
+            "before": put(state["before"], g, losses.log()),
+            "waiting": put(state["waiting"], g, torch.ones_like(losses)),
+        }
+        return Outcome(weights, following)
 
-    def updated(self, losses: TaskGradients) -> None:
-        if bool(take(self.waiting, losses).any()):
-            after = positive(self.reference.shift(losses), losses, "FAMO").log()
-            self._step(losses, after)
-            self.stage(waiting=put(self.waiting, losses, torch.zeros_like(after)))
+    def after(self, losses: TaskGradients, state: State) -> State:
+        if not bool(take(state["waiting"], losses).any()):
+            return state
+        after = positive(self.reference.shift(losses), losses, "FAMO").log()
+        state = self._step(losses, after, state)
+        return {**state, "waiting": put(state["waiting"], losses, torch.zeros_like(after))}
 
-    def _step(self, g: TaskGradients, after: Tensor) -> Tensor:
-        """One step of Adam on the logits of the tasks that waited; all of g's logits, [..., m]."""
-        waited = (take(self.waiting, g) > 0).expand_as(after)
+    def _step(self, g: TaskGradients, after: Tensor, state: State) -> State:
+        """One step of Adam on the logits of the tasks that waited, given log L after the update."""
+        waited = (take(state["waiting"], g) > 0).expand_as(after)
         logits, mean, square, steps = (
-            take(state, g) for state in (self.logits, self.mean, self.square, self.steps)
+            take(state[name], g) for name in ("logits", "mean", "square", "steps")
         )
         z = logits.masked_fill(~waited, -torch.inf).softmax(-1)
-        fall = torch.where(waited, take(self.before, g) - after, 0)
+        fall = torch.where(waited, take(state["before"], g) - after, 0)
         slope = z * (fall - (z * fall).sum(-1, keepdim=True)) + self.decay * logits
         forget, forget_square = FORGETTING
         moved_mean = mean + (1 - forget) * (slope - mean)
@@ -133,23 +128,25 @@ class FAMO(Weighting):
         unbiased = moved_mean / (1 - forget**moved_steps)
         scale = (moved_square / (1 - forget_square**moved_steps)).sqrt() + SMALL
         moved = torch.where(waited, logits - self.lr * unbiased / scale, logits)
-        self.stage(
-            logits=put(self.logits, g, moved),
-            mean=put(self.mean, g, torch.where(waited, moved_mean, mean)),
-            square=put(self.square, g, torch.where(waited, moved_square, square)),
-            steps=put(self.steps, g, torch.where(waited, moved_steps, steps)),
-        )
-        return moved
-
-    def _warn(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "FAMO was not told the losses after the update, so it takes those of the next "
-                "batch for them; call balancer.updated(losses) after optimizer.step()",
-                stacklevel=3,
-            )
+        return {
+            **state,
+            "logits": put(state["logits"], g, moved),
+            "mean": put(state["mean"], g, torch.where(waited, moved_mean, mean)),
+            "square": put(state["square"], g, torch.where(waited, moved_square, square)),
+            "steps": put(state["steps"], g, torch.where(waited, moved_steps, steps)),
+        }
 
     def extra_repr(self) -> str:
         parts = (f"lr={self.lr}, decay={self.decay}", self.reference.extra_repr())
         return ", ".join(filter(None, parts))
+
+
+def _warned(state: State) -> State:
+    if bool(state["warned"]):
+        return state
+    warnings.warn(
+        "FAMO was not told the losses after the update, so it takes those of the next "
+        "batch for them; call balancer.updated(losses) after optimizer.step()",
+        stacklevel=3,
+    )
+    return {**state, "warned": torch.ones_like(state["warned"])}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
+from evenhand.weighting.traits import Traits
 
 
 class Fixed(Weighting):
@@ -25,12 +26,11 @@ class Fixed(Weighting):
         >>> import torch
         >>> from evenhand import TaskGradients
         >>> fixed = Fixed({"seg": 1.0, "depth": 0.25})
-        >>> fixed.bind(["seg", "depth"])
         >>> fixed(TaskGradients.of(losses=torch.ones(2), tasks=["seg", "depth"]))
         tensor([1.0000, 0.2500])
     """
 
-    needs = "nothing"
+    traits = Traits(needs="nothing")
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -39,14 +39,13 @@ class Fixed(Weighting):
             raise ValueError(f"weights must be finite and >= 0, got {wrong}")
         self.weights = dict(weights)
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; each must have a weight."""
+    def require(self, tasks: Sequence[str]) -> None:
         if set(tasks) != set(self.weights):
             raise ValueError(
                 f"fixed weights for {', '.join(self.weights)}, "
                 f"but the tasks are {', '.join(tasks)}: give one weight for each"
             )
-        super().bind(tasks)
+        super().require(tasks)
 
     def weigh(self, g: TaskGradients) -> Tensor:
         return g.losses.new_tensor([self.weights[t] for t in g.tasks]).expand_as(g.losses)

@@ -9,6 +9,7 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.positive import positive
+from evenhand.weighting.traits import Traits
 
 
 class GLS(Weighting):
@@ -33,8 +34,7 @@ class GLS(Weighting):
         tensor([1.0000, 0.2500])
     """
 
-    needs = "losses"
-    scale_invariant = True
+    traits = Traits(needs="losses", scale_invariant=True)
 
     def weigh(self, g: TaskGradients) -> Tensor:
         logs = positive(g.losses, g, "GLS").log()

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
-from evenhand.weighting.base import put, take
+from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 SMALLEST_LOSS = 1e-12
 SMALLEST_WEIGHT = 1e-8
@@ -45,19 +47,16 @@ class GradNorm(Learned):
 
     Example:
         >>> gradnorm = GradNorm()
-        >>> gradnorm.bind(["a", "b"])
-        >>> jacobian = torch.tensor([[3.0, 4.0], [5.0, -12.0]])
-        >>> g = TaskGradients.of(jacobian=jacobian, tasks=["a", "b"])
-        >>> gradnorm(g)
+        >>> g = TaskGradients.of(jacobian=torch.tensor([[3.0, 4.0], [5.0, -12.0]]))
+        >>> state = gradnorm.init(2)
+        >>> gradnorm.advance(g, state).value
         tensor([1., 1.])
-        >>> gradnorm.learn(g)
-        >>> [float(w.grad) for w in gradnorm.parameters()]
+        >>> [float(gradient) for gradient in gradnorm.learn(g, state).values()]
         [-5.0, 13.0]
     """
 
-    needs = "norms"
+    traits = Traits(needs="norms", learned=True)
     initial = 1.0
-    first_losses: Tensor
 
     def __init__(self, alpha: float = 1.5, *, at: Place = "last_layer") -> None:
         super().__init__(at=at)
@@ -65,38 +64,41 @@ class GradNorm(Learned):
             raise ValueError(f"alpha={alpha}: must be finite and >= 0")
         self.alpha = alpha
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """The weights, and L_i(0), which is 0 until task i has spoken."""
-        super().setup(total)
-        self.register_buffer("first_losses", torch.zeros(total, dtype=torch.float64))
+        return super().init(total) | {"first_losses": torch.zeros(total, dtype=torch.float64)}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        _ = g.norms  # `learn` needs them when the graph may be gone already: taken now, and kept
-        self.stage(first_losses=put(self.first_losses, g, self._first_losses(g)))
-        return take(self._weights(), g).to(g.losses).expand_as(g.losses)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        weights = _of_mean_1(state)
+        normalised = {name: weights[..., int(name)] for name in state["scalars"]}
+        first = put(state["first_losses"], g, _first_losses(g, state))
+        return Outcome(
+            take(weights, g).to(g.losses).expand_as(g.losses),
+            # The next step of the optimizer starts from the normalised weights.
+            {"scalars": normalised, "first_losses": first},
+        )
 
-    def learn(self, g: TaskGradients) -> None:
-        weights = self._weights()
-        with torch.no_grad():  # what the next step of the optimizer starts from
-            for scalar, weight in zip(self.scalars, weights.unbind(-1), strict=True):
-                scalar.copy_(weight)
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
         g = g.at(self.at)
         norms, losses = g.norms.double(), g.losses.double().clamp_min(SMALLEST_LOSS)
-        weighted = take(weights, g) * norms
-        progress = losses / self._first_losses(g)
+        weighted = take(_of_mean_1(state), g) * norms
+        progress = losses / _first_losses(g, state)
         rate = progress / progress.mean(-1, keepdim=True)
         target = weighted.mean(-1, keepdim=True) * rate**self.alpha
-        self.add_gradient(g, (weighted - target).sign() * norms)
-
-    def _weights(self) -> Tensor:
-        """The weights of all M tasks, with the sum M."""
-        scalars = torch.stack([scalar.detach().double() for scalar in self.scalars], dim=-1)
-        positive = scalars.clamp_min(SMALLEST_WEIGHT)
-        return positive / positive.mean(-1, keepdim=True)
-
-    def _first_losses(self, g: TaskGradients) -> Tensor:
-        known = take(self.first_losses, g)
-        return torch.where(known > 0, known, g.losses.double().clamp_min(SMALLEST_LOSS))
+        return self.gradients_of(g, state, (weighted - target).sign() * norms)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
+
+
+def _of_mean_1(state: State) -> Tensor:
+    """The weights of all M tasks, with the sum M, [..., M]."""
+    scalars = [scalar.detach().double() for scalar in state["scalars"].values()]
+    positive = torch.stack(scalars, dim=-1).clamp_min(SMALLEST_WEIGHT)
+    return positive / positive.mean(-1, keepdim=True)
+
+
+def _first_losses(g: TaskGradients, state: State) -> Tensor:
+    """L_i(0) of the tasks that speak, [..., m]: this call's loss where none is known."""
+    known = take(state["first_losses"], g)
+    return torch.where(known > 0, known, g.losses.double().clamp_min(SMALLEST_LOSS))

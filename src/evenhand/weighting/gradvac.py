@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients, cosines, norms
-from evenhand.weighting.base import Weighting, put, take
+from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.pcgrad import meet, others, visiting_orders
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 
-class GradVac(Weighting):
+class GradVac(StatefulWeighting):
     """v = Σ_i g_i', where g_i' is turned towards each other gradient up to their usual cosine.
 
     Wang, Tsvetkov, Firat and Cao, "Gradient Vaccine" (ICLR 2021, arXiv 2010.05874). φ̂_ij is a
@@ -37,14 +39,11 @@ class GradVac(Weighting):
 
     Example:
         >>> from evenhand import TaskGradients
-        >>> vaccine = GradVac()
-        >>> vaccine.bind(["a", "b"])
-        >>> vaccine(TaskGradients.of(jacobian=torch.tensor([[3.0, 4.0], [5.0, -12.0]])))
+        >>> GradVac()(TaskGradients.of(jacobian=torch.tensor([[3.0, 4.0], [5.0, -12.0]])))
         tensor([2.3200, 1.1953])
     """
 
-    needs = "gramian"
-    phi: Tensor
+    traits = Traits(needs="gramian")
 
     def __init__(self, beta: float = 0.01, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
@@ -52,14 +51,15 @@ class GradVac(Weighting):
             raise ValueError(f"beta={beta}: the rate of a moving average is in [0, 1]")
         self.beta = beta
 
-    def setup(self, total: int) -> None:
-        self.register_buffer("phi", torch.zeros(total, total, dtype=torch.float64))
+    def init(self, total: int) -> State:
+        """φ̂, [M, M]."""
+        return {"phi": torch.zeros(total, total, dtype=torch.float64)}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
         gramian = g.gramian.double()
         noise = 4 * torch.finfo(g.gramian.dtype).eps
         length, cosine = norms(gramian), cosines(gramian)
-        rows = take(self.phi.mT, g).mT
+        rows = take(state["phi"].mT, g).mT
         target = take(rows, g).expand_as(gramian)
         a = torch.diag_embed(length)
         for j in visiting_orders(g, "gradvac").unbind(-1):
@@ -74,9 +74,9 @@ class GradVac(Weighting):
             a = a.scatter_add(-1, j.unsqueeze(-1), others(turn, j).unsqueeze(-1))
             step = torch.where(seen, self.beta * (phi - usual), 0)
             target = target.scatter_add(-1, j.unsqueeze(-1), others(step, j).unsqueeze(-1))
-        self.stage(phi=put(self.phi.mT, g, put(rows, g, target).mT).mT)
         w = torch.where(length > 0, a.sum(-2) / length, torch.ones_like(length))
-        return w.to(g.gramian)
+        phi = put(state["phi"].mT, g, put(rows, g, target).mT).mT
+        return Outcome(w.to(g.gramian), {"phi": phi})
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients, cosines, norms
 from evenhand.weighting.base import Weighting
+from evenhand.weighting.traits import Traits
 
 
 class IMTLG(Weighting):
@@ -37,7 +38,7 @@ class IMTLG(Weighting):
         tensor([0.7222, 0.2778])
     """
 
-    needs = "gramian"
+    traits = Traits(needs="gramian")
 
     def weigh(self, g: TaskGradients) -> Tensor:
         gramian = g.gramian.double()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
+from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
+from evenhand.weighting.state import State
+from evenhand.weighting.traits import Traits
 
 
 class IMTLL(Learned):
@@ -23,17 +26,21 @@ class IMTLL(Learned):
     Example:
         >>> import torch
         >>> balance, g = IMTLL(), TaskGradients.of(losses=torch.tensor([4.0, 0.5]))
-        >>> balance.bind(g.tasks)
-        >>> balance.learn(g)
-        >>> balance(g), [float(s.grad) for s in balance.parameters()]
-        (tensor([1., 1.]), [3.0, -0.5])
+        >>> state = balance.init(2)
+        >>> balance.advance(g, state).value
+        tensor([1., 1.])
+        >>> [float(gradient) for gradient in balance.learn(g, state).values()]
+        [3.0, -0.5]
     """
 
-    needs = "losses"
+    traits = Traits(needs="losses", learned=True)
     initial = 0.0
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        return self.scalars_of(g).exp().to(g.losses).expand_as(g.losses)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        return Outcome(self._weights(g, state), state)
 
-    def learn(self, g: TaskGradients) -> None:
-        self.add_gradient(g, self.weigh(g) * g.losses - 1)
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
+        return self.gradients_of(g, state, self._weights(g, state) * g.losses - 1)
+
+    def _weights(self, g: TaskGradients, state: State) -> Tensor:
+        return self.scalars_of(g, state).exp().to(g.losses).expand_as(g.losses)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Weighting
+from evenhand.weighting.traits import Traits
 
 
 class Krum(Weighting):
@@ -34,7 +35,7 @@ class Krum(Weighting):
         tensor([1., 0., 0.])
     """
 
-    needs = "gramian"
+    traits = Traits(needs="gramian")
 
     def __init__(self, byzantine: int = 0, selected: int = 1, *, at: Place = "parameters") -> None:
         super().__init__(at=at)

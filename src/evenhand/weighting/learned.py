@@ -6,45 +6,45 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.base import Weighting
+from evenhand.weighting.base import Gradients, StatefulWeighting
+from evenhand.weighting.state import State
 
 
-class Learned(Weighting):
+class Learned(StatefulWeighting):
     """A weighting that learns one scalar for each task, from gradients in closed form.
 
-    The scalars are parameters, for an optimizer of the user's choice, which must know them before
-    the first step; those of a task that is absent keep `.grad` None and so do not move. In a
-    stacked ensemble each has the shape of the stack.
+    The scalars are parameters in the state, "scalars", by the task's number. An optimizer of the
+    user's choice must know them before the first step. The gradient of an absent task's scalar is
+    not zero but missing, so an optimizer with momentum leaves it where it is. In a stacked ensemble
+    each scalar has the shape of the stack.
     """
 
-    learned = True
     initial: float
     """What every scalar starts from."""
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """A scalar for each task."""
-        self.scalars = nn.ParameterList(torch.full((), self.initial) for _ in range(total))
+        scalars = (nn.Parameter(torch.full((), self.initial)) for _ in range(total))
+        return {"scalars": {str(i): scalar for i, scalar in enumerate(scalars)}}
 
-    def scalars_of(self, g: TaskGradients) -> Tensor:
+    def scalars_of(self, g: TaskGradients, state: State) -> Tensor:
         """The scalars of the tasks that speak, detached, [..., m]."""
-        return torch.stack([self._scalar(task).detach() for task in g.tasks], dim=-1)
+        return torch.stack([scalar.detach() for scalar in self._scalars(g, state)], dim=-1)
 
-    def add_gradient(self, g: TaskGradients, gradient: Tensor) -> None:
-        """Add `gradient` [..., m] to the `.grad` of the scalars of the tasks that speak.
+    def gradients_of(self, g: TaskGradients, state: State, gradient: Tensor) -> Gradients:
+        """`gradient` [..., m] by the scalar of the task that each entry is for.
 
         Raises:
             ValueError: the shape of the stack is not that of the scalars.
         """
-        for task, value in zip(g.tasks, gradient.unbind(-1), strict=True):
-            scalar = self._scalar(task)
+        gradients = dict(zip(self._scalars(g, state), gradient.unbind(-1), strict=True))
+        for scalar, value in gradients.items():
             if value.shape != scalar.shape:
                 raise ValueError(
                     f"the learned weights of {self} have shape {list(scalar.shape)}, the losses "
                     f"are a stack of {list(value.shape)}: each member needs weights of its own"
                 )
-            value = value.to(scalar)
-            scalar.grad = value.clone() if scalar.grad is None else scalar.grad + value
+        return gradients
 
-    def _scalar(self, task: str) -> nn.Parameter:
-        by_task: dict[str, nn.Parameter] = dict(zip(self.tasks or (), self.scalars, strict=True))
-        return by_task[task]
+    def _scalars(self, g: TaskGradients, state: State) -> list[nn.Parameter]:
+        return [state["scalars"][str(i)] for i in g.index.tolist()]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.linalg import min_norm
-from evenhand.weighting.base import Weighting
+from evenhand.weighting.base import Solved, Weighting
+from evenhand.weighting.traits import Traits
 
 
 class MGDA(Weighting):
@@ -31,9 +30,8 @@ class MGDA(Weighting):
         tensor([0.2500, 0.7500])
     """
 
-    needs = "gramian"
-    feasible = True
-    stationary = True
+    traits = Traits(needs="gramian", feasible=True, stationary=True)
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        return self.used(min_norm(g.gramian))
+    def weigh(self, g: TaskGradients) -> Solved:
+        solution = min_norm(g.gramian)
+        return Solved(solution.weights, solution)

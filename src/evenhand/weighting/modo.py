@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from evenhand.autodiff.gradients import Place, TaskGradients
-from evenhand.weighting.base import Weighting, put, take
+from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.double_sampling import check, cross_gramian
-from evenhand.weighting.shares import redistribute
+from evenhand.weighting.shares import equal_shares, redistribute
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 
-class MoDo(Weighting):
+class MoDo(StatefulWeighting):
     """λ ← Π(λ − γ (J₁ J₂ᵀ λ + ρ λ)) on the simplex, one step for each step of the network.
 
     J₁, J₂ are Jacobians on two independent batches, which makes the step in λ an unbiased one
@@ -39,16 +40,15 @@ class MoDo(Weighting):
         ValueError: an argument is out of range; or, in a call, further batches are missing.
 
     Example:
+        >>> import torch
         >>> from evenhand import TaskGradients
         >>> jacobian = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
         >>> modo, other = MoDo(gamma=0.1, batches=2), TaskGradients.of(jacobian=jacobian)
-        >>> modo.bind(other.tasks)
         >>> modo(TaskGradients.of(jacobian=jacobian, samples=[other]))
         tensor([0.4000, 0.6000])
     """
 
-    needs = "jacobian"
-    shares: Tensor
+    traits = Traits(needs="jacobian")
 
     def __init__(
         self,
@@ -64,19 +64,18 @@ class MoDo(Weighting):
         check(self, batches, at)
         self.gamma = gamma
         self.rho = rho
-        self.batches = batches
+        self.traits = replace(self.traits, batches=batches)
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """The weights λ."""
-        self.register_buffer("shares", torch.full((total,), 1 / total, dtype=torch.float64))
+        return {"shares": equal_shares(total)}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        cross = cross_gramian(g, self.batches)
-        shares = take(self.shares, g).cpu()
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        cross = cross_gramian(g, self.traits.batches)
+        shares = take(state["shares"], g).cpu()
         slope = (cross @ shares.unsqueeze(-1)).squeeze(-1) + self.rho * shares
         moved = redistribute(shares - self.gamma * slope, shares.sum(-1, keepdim=True))
-        self.stage(shares=put(self.shares, g, moved))
-        return moved.to(g.losses)
+        return Outcome(moved.to(g.losses), {"shares": put(state["shares"], g, moved)})
 
     def extra_repr(self) -> str:
-        return f"gamma={self.gamma}, rho={self.rho}, batches={self.batches}"
+        return f"gamma={self.gamma}, rho={self.rho}, batches={self.traits.batches}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import nash_weights
-from evenhand.weighting.base import Weighting
+from evenhand.weighting.base import Solved, Weighting
+from evenhand.weighting.traits import Traits
 
 
 class NashMTL(Weighting):
@@ -41,9 +40,7 @@ class NashMTL(Weighting):
         tensor([0.5000, 0.2500])
     """
 
-    needs = "gramian"
-    feasible = True
-    scale_invariant = True
+    traits = Traits(needs="gramian", feasible=True, scale_invariant=True)
 
     def __init__(self, max_norm: float | None = None, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
@@ -51,13 +48,13 @@ class NashMTL(Weighting):
             raise ValueError(f"max_norm={max_norm}: must be > 0, or None")
         self.max_norm = max_norm
 
-    def weigh(self, g: TaskGradients) -> Tensor:
+    def weigh(self, g: TaskGradients) -> Solved:
         solution = nash_weights(g.gramian)
-        w = self.used(solution)
+        w = solution.weights
         if self.max_norm is None:
-            return w
+            return Solved(w, solution)
         length = solution.squared_norm.sqrt().clamp_min(self.max_norm)
-        return w * (self.max_norm / length).unsqueeze(-1).to(w)
+        return Solved(w * (self.max_norm / length).unsqueeze(-1).to(w), solution)
 
     def extra_repr(self) -> str:
         return "" if self.max_norm is None else f"max_norm={self.max_norm}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.base import Needs, Weighting, Wrapper, put, take
+from evenhand.weighting.base import Gradients, Outcome, Weighting, Wrapper
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Needs, joined
 
 SCALES: dict[str, tuple[Needs, Callable[[TaskGradients], Tensor]]] = {
     "none": ("nothing", lambda g: torch.ones_like(g.losses)),
@@ -60,40 +62,48 @@ class Normalized(Wrapper):
         tensor([0.1000, 0.0385])
     """
 
-    scale: Tensor
-
     def __init__(self, base: Weighting, by: str = "none", back: bool = False) -> None:
-        super().__init__(base)
         if by not in SCALES:
             raise ValueError(f"by={by!r}: must be one of {', '.join(map(repr, SCALES))}")
-        needs, self._scale = SCALES[by]
+        needs, _ = SCALES[by]
+        super().__init__(base, needs=needs)
         self.by = by
         self.back = back
-        self.needs = max(base.needs, needs, key=get_args(Needs).index)
         solved_for = back or by == "none"
-        self.feasible = base.feasible and solved_for
-        self.stationary = base.stationary and solved_for
-        self.scale_invariant = solved_for and (base.scale_invariant or by in ("l2", "loss"))
+        self.traits = replace(
+            joined(base.traits, needs=needs),
+            feasible=base.traits.feasible and solved_for,
+            stationary=base.traits.stationary and solved_for,
+            scale_invariant=solved_for and (base.traits.scale_invariant or by in ("l2", "loss")),
+        )
 
-    def setup(self, total: int) -> None:
-        """The scales of the last call, for a base that looks at losses after the update."""
-        self.register_buffer("scale", torch.ones(total, dtype=torch.float64))
+    def init(self, total: int) -> State:
+        """The scales of the last call too, for a base that looks at losses after the update."""
+        state = super().init(total)
+        if self.traits.after:
+            state["scale"] = torch.ones(total, dtype=torch.float64)
+        return state
 
-    def weigh(self, g: TaskGradients) -> Tensor:
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
         scale = self._scale_of(g)
-        if self.base.after:
-            self.stage(scale=put(self.scale, g, scale))
-        weights: Tensor = self.base(g.scaled(1 / scale))
-        return weights / scale if self.back else weights
+        weights, base, solves = self.base.advance(g.scaled(1 / scale), state["base"])
+        following: State = {"base": base}
+        if self.traits.after:
+            following["scale"] = put(state["scale"], g, scale)
+        return Outcome(weights / scale if self.back else weights, following, solves)
 
-    def learn(self, g: TaskGradients) -> None:
-        self.base.learn(g.scaled(1 / self._scale_of(g.at(self.at))))
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
+        return self.base.learn(g.scaled(1 / self._scale_of(g.at(self.at))), state["base"])
 
-    def updated(self, losses: TaskGradients) -> None:
-        self.base.updated(losses.scaled(1 / take(self.scale, losses).to(losses.losses)))
+    def after(self, losses: TaskGradients, state: State) -> State:
+        if not self.traits.after:
+            return state
+        scaled = losses.scaled(1 / take(state["scale"], losses).to(losses.losses))
+        return {**state, "base": self.base.after(scaled, state["base"])}
 
     def _scale_of(self, g: TaskGradients) -> Tensor:
-        scale = self._scale(g)
+        _, scale_of = SCALES[self.by]
+        scale = scale_of(g)
         if bool((scale < 0).any()):
             raise ValueError(
                 f"by={self.by!r} divides by the losses, which must be >= 0, but are "

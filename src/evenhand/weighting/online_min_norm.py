@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import min_norm
-from evenhand.weighting.base import Weighting, put, take
+from evenhand.schedules import Clock
+from evenhand.weighting.base import Outcome, StatefulWeighting
+from evenhand.weighting.shares import equal_shares
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Needs, Traits
 
 
-class OnlineMinNorm(Weighting):
+class OnlineMinNorm(StatefulWeighting):
     """Mirror descent towards MGDA's weights, a step of it for each step of the network.
 
         w_i ← w_i exp(−η (Gw)_i / max_j |(Gw)_j|) / Z.
@@ -45,20 +50,16 @@ class OnlineMinNorm(Weighting):
         ValueError: `rate` or `check` is out of range; in a call, see above.
 
     Example:
-        >>> method = OnlineMinNorm(rate=1.0)
+        >>> from evenhand import Running
         >>> g = TaskGradients.of(jacobian=torch.tensor([[3.0, 0.0], [1.0, 2.0]]))
-        >>> method.bind(g.tasks)
-        >>> method(g)
+        >>> online = Running(OnlineMinNorm(rate=1.0), g.tasks)
+        >>> online(g)
         tensor([0.5000, 0.5000])
-        >>> method.commit()
-        >>> method(g)  # on the way to (1/4, 3/4)
+        >>> online(g)  # on the way to (1/4, 3/4)
         tensor([0.4174, 0.5826])
     """
 
-    needs = "product"
-    shares: Tensor
-    excess: Tensor
-    calls: Tensor
+    traits = Traits(needs="product")
 
     def __init__(self, rate: float = 0.5, check: int = 0, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
@@ -66,28 +67,44 @@ class OnlineMinNorm(Weighting):
             raise ValueError(f"rate={rate}, check={check}: must be > 0 and >= 0")
         self.rate = rate
         self.check = check
+        if check:
+            self.traits = replace(self.traits, needs="gramian")
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """The weights w, Σw = 1 over all tasks; the last check; the number of calls."""
-        self.register_buffer("shares", torch.full((total,), 1 / total, dtype=torch.float64))
-        self.register_buffer("excess", torch.full((), torch.nan, dtype=torch.float64))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        return {
+            "shares": equal_shares(total),
+            "excess": torch.full((), torch.nan, dtype=torch.float64),
+            "calls": torch.zeros((), dtype=torch.int64),
+        }
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        shares = take(self.shares, g).expand(*g.losses.shape)
+    def needs(self, state: State, clock: Clock) -> Needs:
+        """The product; in a call that checks, the Gramian too."""
+        return "gramian" if self._checks(state) else "product"
+
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        shares = take(state["shares"], g).expand(*g.losses.shape)
         share = shares.sum(-1, keepdim=True)
         weights = (shares / share).to(g.losses)
         slope = g.product(weights).to(shares)
         steepest = slope.abs().amax(-1, keepdim=True)
         moved = shares * torch.exp(-self.rate * slope / torch.where(steepest > 0, steepest, 1))
-        floor = 1e-6 / self.shares.shape[-1]
+        floor = 1e-6 / state["shares"].shape[-1]
         moved = (moved / moved.sum(-1, keepdim=True) * share).clamp_min(floor)
         moved = moved / moved.sum(-1, keepdim=True) * share
-        self.stage(shares=put(self.shares, g, moved), calls=self.calls + 1)
-        if self.check and int(self.calls) % self.check == 0:
+        excess = state["excess"]
+        if self._checks(state):
             squared = (weights * slope).sum(-1).double().cpu()
-            self.stage(excess=(squared / min_norm(g.gramian).squared_norm).to(self.excess.device))
-        return weights
+            excess = (squared / min_norm(g.gramian).squared_norm).to(excess.device)
+        following = {
+            "shares": put(state["shares"], g, moved),
+            "excess": excess,
+            "calls": state["calls"] + 1,
+        }
+        return Outcome(weights, following)
+
+    def _checks(self, state: State) -> bool:
+        return self.check > 0 and int(state["calls"]) % self.check == 0
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}, check={self.check}"

@@ -10,6 +10,7 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.reference import Reference
+from evenhand.weighting.traits import Traits
 
 
 class PBI(Preferring):
@@ -42,7 +43,7 @@ class PBI(Preferring):
         tensor([0.3536, 1.0607])
     """
 
-    needs = "losses"
+    traits = Traits(needs="losses")
 
     def __init__(
         self,
@@ -56,10 +57,9 @@ class PBI(Preferring):
         self.theta = theta
         self.reference = Reference(reference)
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; each must have a reference, where there is one."""
+    def require(self, tasks: Sequence[str]) -> None:
         self.reference.require(tasks)
-        super().bind(tasks)
+        super().require(tasks)
 
     def weigh(self, g: TaskGradients) -> Tensor:
         f = self.reference.shift(g)

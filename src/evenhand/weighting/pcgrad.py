@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients, cosines, norms
 from evenhand.weighting.base import Weighting
+from evenhand.weighting.traits import Traits
 
 
 class PCGrad(Weighting):
@@ -34,7 +35,7 @@ class PCGrad(Weighting):
         tensor([2.3200, 1.1953])
     """
 
-    needs = "gramian"
+    traits = Traits(needs="gramian")
 
     def weigh(self, g: TaskGradients) -> Tensor:
         gramian = g.gramian.double()

@@ -37,14 +37,13 @@ class Preferring(Weighting):
                 raise ValueError(f"one preference must be > 0, got {dict(preference)}")
         self.preference = None if preference is None else dict(preference)
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; each must have a preference, where there are any."""
+    def require(self, tasks: Sequence[str]) -> None:
         if self.preference is not None and set(tasks) != set(self.preference):
             raise ValueError(
                 f"preferences for {', '.join(self.preference)}, "
                 f"but the tasks are {', '.join(tasks)}: give one number for each"
             )
-        super().bind(tasks)
+        super().require(tasks)
 
     def preferred(self, g: TaskGradients) -> Tensor:
         """P of the tasks that speak, [..., m], float64."""

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
+from evenhand.weighting.traits import Traits
 
 
 def _normal(total: int, chance: Generator) -> Tensor:
@@ -52,7 +53,7 @@ class RLW(Weighting):
         tensor(1.)
     """
 
-    needs = "nothing"
+    traits = Traits(needs="nothing")
 
     def __init__(self, distribution: str = "normal") -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.positive import positive
+from evenhand.weighting.traits import Traits
 
 
 class ScaleInvariant(Weighting):
@@ -30,8 +31,7 @@ class ScaleInvariant(Weighting):
         tensor([2.0000, 0.2500])
     """
 
-    needs = "losses"
-    scale_invariant = True
+    traits = Traits(needs="losses", scale_invariant=True)
 
     def weigh(self, g: TaskGradients) -> Tensor:
         return (1 / positive(g.losses, g, "ScaleInvariant")).to(g.losses)

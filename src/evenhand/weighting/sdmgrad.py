@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
-from evenhand.weighting.base import put, take
+from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.double_sampling import check, cross_gramian
 from evenhand.weighting.preference import Preferring
-from evenhand.weighting.shares import redistribute
+from evenhand.weighting.shares import equal_shares, redistribute
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 
-class SDMGrad(Preferring):
+class SDMGrad(Preferring, StatefulWeighting):
     """A min-norm point pulled towards a preferred direction: (w + λ p)/(1 + λ).
 
     w approximates argmin ‖Σ (w_i + λ p_i) g_i‖² over the simplex for the expected gradients, by
@@ -55,13 +58,11 @@ class SDMGrad(Preferring):
         >>> from evenhand import TaskGradients
         >>> jacobian = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
         >>> method, other = SDMGrad(strength=0.0, batches=2), TaskGradients.of(jacobian=jacobian)
-        >>> method.bind(other.tasks)
         >>> method(TaskGradients.of(jacobian=jacobian, samples=[other])).shape
         torch.Size([2])
     """
 
-    needs = "jacobian"
-    shares: Tensor
+    traits = Traits(needs="jacobian")
 
     def __init__(
         self,
@@ -84,30 +85,30 @@ class SDMGrad(Preferring):
         self.lr = lr
         self.momentum = momentum
         self.steps = steps
-        self.batches = batches
+        self.traits = replace(self.traits, batches=batches)
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """The simplex part w."""
-        self.register_buffer("shares", torch.full((total,), 1 / total, dtype=torch.float64))
+        return {"shares": equal_shares(total)}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        cross = cross_gramian(g, self.batches)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        cross = cross_gramian(g, self.traits.batches)
         cross = cross / _squared_scale(cross)[..., None, None]
         pull = self.strength * self.preferred(g).cpu()
-        w = take(self.shares, g).cpu().expand_as(pull)
+        w = take(state["shares"], g).cpu().expand_as(pull)
         share = w.sum(-1, keepdim=True)
         velocity = torch.zeros_like(w)
         for _ in range(self.steps):
             slope = (cross @ (w + pull).unsqueeze(-1)).squeeze(-1)
             velocity = self.momentum * velocity + slope
             w = redistribute(w - self.lr * velocity, share)
-        self.stage(shares=put(self.shares, g, w))
-        return ((w + pull) / (1 + self.strength)).to(g.losses)
+        weights = ((w + pull) / (1 + self.strength)).to(g.losses)
+        return Outcome(weights, {"shares": put(state["shares"], g, w)})
 
     def extra_repr(self) -> str:
         inner = f"lr={self.lr}, momentum={self.momentum}, steps={self.steps}"
         parts = (f"strength={self.strength}", super().extra_repr(), inner)
-        return ", ".join(filter(None, (*parts, f"batches={self.batches}")))
+        return ", ".join(filter(None, (*parts, f"batches={self.traits.batches}")))
 
 
 def _squared_scale(cross: Tensor) -> Tensor:

@@ -12,6 +12,11 @@ from torch import Tensor
 from evenhand.linalg import project_simplex
 
 
+def equal_shares(total: int) -> Tensor:
+    """1/M for each of `total` tasks, [M], float64."""
+    return torch.full((total,), 1 / total, dtype=torch.float64)
+
+
 def redistribute(values: Tensor, share: Tensor) -> Tensor:
     """The nearest point to `values` [..., m] on {w >= 0, Σw = `share`}, share [..., 1] >= 0."""
     size = torch.where(share > 0, share, 1)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.base import put, take
+from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.positive import positive
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.reference import Reference
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import Traits
 
 
 class STCH(Preferring):
@@ -36,7 +38,7 @@ class STCH(Preferring):
         tensor([0.1345, 0.3655])
     """
 
-    needs = "losses"
+    traits = Traits(needs="losses")
 
     def __init__(
         self,
@@ -49,10 +51,9 @@ class STCH(Preferring):
         self.mu = mu
         self.reference = Reference(reference)
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; each must have a reference, where there is one."""
+    def require(self, tasks: Sequence[str]) -> None:
         self.reference.require(tasks)
-        super().bind(tasks)
+        super().require(tasks)
 
     def weigh(self, g: TaskGradients) -> Tensor:
         preference = self.preferred(g)
@@ -64,7 +65,7 @@ class STCH(Preferring):
         return ", ".join(filter(None, parts))
 
 
-class LogSTCH(Preferring):
+class LogSTCH(Preferring, StatefulWeighting):
     """STCH of the relative losses log(L_i/n_i), as its authors train networks with it.
 
     n_i is task i's mean loss over epoch number `warmup`, counted from 0. Up to and including that
@@ -91,24 +92,18 @@ class LogSTCH(Preferring):
             negative.
 
     Example:
-        >>> from evenhand import Clock, TaskGradients
-        >>> stch = LogSTCH(warmup=0)
-        >>> stch.bind(["a", "b"])
+        >>> from evenhand import Clock, Running, TaskGradients
+        >>> stch = Running(LogSTCH(warmup=0), ["a", "b"])
         >>> for epoch, losses in enumerate([[1.0, 2.0], [1.0, 1.0]]):
         ...     g = TaskGradients.of(
         ...         losses=torch.tensor(losses), tasks=["a", "b"], clock=Clock(epoch=epoch)
         ...     )
         ...     weights = stch(g)
-        ...     stch.commit()
         >>> weights
         tensor([1.3333, 0.6667])
     """
 
-    needs = "losses"
-    counts_epochs = True
-    scale_invariant = True
-    running: Tensor
-    count: Tensor
+    traits = Traits(needs="losses", counts_epochs=True, scale_invariant=True)
 
     def __init__(
         self,
@@ -123,30 +118,32 @@ class LogSTCH(Preferring):
         self.mu = mu
         self.warmup = warmup
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """The sum and the number of the losses that each task is measured by."""
-        self.register_buffer("running", torch.zeros(total, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros(total, dtype=torch.float64))
+        return {name: torch.zeros(total, dtype=torch.float64) for name in ("running", "count")}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
         losses = positive(g.losses, g, "LogSTCH")
         if g.clock.epoch < self.warmup:
-            return (1 / losses).to(g.losses)
-        measure = self._measured(g, losses)
+            return Outcome((1 / losses).to(g.losses), state)
+        measure, state = self._measured(g, losses, state)
         if g.clock.epoch == self.warmup:
-            return (1 / losses).to(g.losses)
+            return Outcome((1 / losses).to(g.losses), state)
         preference = g.total * self.preferred(g)
         smooth = (preference * (losses / measure).log() / self.mu).softmax(-1)
-        return (g.total * preference * smooth / losses).to(g.losses)
+        return Outcome((g.total * preference * smooth / losses).to(g.losses), state)
 
-    def _measured(self, g: TaskGradients, losses: Tensor) -> Tensor:
-        """n_i, [..., m]; what this step adds to it is staged."""
-        running, count = take(self.running, g), take(self.count, g)
+    def _measured(self, g: TaskGradients, losses: Tensor, state: State) -> tuple[Tensor, State]:
+        """n_i with this step's loss, where it counts, [..., m]; and the next state."""
+        running, count = take(state["running"], g), take(state["count"], g)
         counted = (count == 0) | (g.clock.epoch == self.warmup)
         running = running + counted * losses
         count = (count + counted).expand_as(losses)
-        self.stage(running=put(self.running, g, running), count=put(self.count, g, count))
-        return running / count
+        following = {
+            "running": put(state["running"], g, running),
+            "count": put(state["count"], g, count),
+        }
+        return running / count, following
 
     def extra_repr(self) -> str:
         parts = (f"mu={self.mu}", super().extra_repr(), f"warmup={self.warmup}")

@@ -9,6 +9,7 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.reference import Reference
+from evenhand.weighting.traits import Traits
 
 
 class Tchebycheff(Preferring):
@@ -35,7 +36,7 @@ class Tchebycheff(Preferring):
         tensor([0.0000, 0.5000])
     """
 
-    needs = "losses"
+    traits = Traits(needs="losses")
 
     def __init__(
         self,
@@ -45,10 +46,9 @@ class Tchebycheff(Preferring):
         super().__init__(preference)
         self.reference = Reference(reference)
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; each must have a reference, where there is one."""
+    def require(self, tasks: Sequence[str]) -> None:
         self.reference.require(tasks)
-        super().bind(tasks)
+        super().require(tasks)
 
     def weigh(self, g: TaskGradients) -> Tensor:
         preference = self.preferred(g)

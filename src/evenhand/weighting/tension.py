@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients, norms
 from evenhand.linalg import Solution, project_cone
-from evenhand.weighting.base import Needs, Weighting, Wrapper, put, take
+from evenhand.weighting.base import Outcome, Weighting, Wrapper
+from evenhand.weighting.state import State, put, take
+from evenhand.weighting.traits import joined
 
 SMALLEST_LOSS = 1e-12
 """Where the logarithm of a loss stops falling."""
@@ -58,19 +60,14 @@ class Tension(Wrapper):
         ValueError: `alpha`, `period` or `feasibility` is out of range.
 
     Example:
-        >>> from evenhand import CentralDirection
+        >>> from evenhand import CentralDirection, Running
         >>> jacobian, losses = torch.tensor([[3.0, 4.0], [5.0, -12.0]]), torch.tensor([0.5, 2.0])
-        >>> tension = Tension(CentralDirection(), period=2)
-        >>> tension.bind(["a", "b"])
+        >>> tension = Running(Tension(CentralDirection(), period=2), ["a", "b"])
         >>> for step in range(3):
         ...     weights = tension(TaskGradients.of(jacobian=jacobian, losses=losses))
-        ...     tension.commit()
         >>> weights
         tensor([0.7150, 0.2850])
     """
-
-    window: Tensor
-    count: Tensor
 
     def __init__(
         self,
@@ -79,7 +76,7 @@ class Tension(Wrapper):
         period: int = 10,
         feasibility: str = "auto",
     ) -> None:
-        super().__init__(base)
+        super().__init__(base, needs="gramian")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha}: must be between 0 and 1")
         if period < 1:
@@ -90,41 +87,45 @@ class Tension(Wrapper):
         self.alpha = alpha
         self.period = period
         self.feasibility = feasibility
-        self.needs = max(base.needs, "gramian", key=get_args(Needs).index)
-        self.feasible = feasibility in ("auto", "projection")
-        self.stationary = False
-        self.scale_invariant = False
+        self.traits = replace(
+            joined(base.traits, needs="gramian"),
+            feasible=feasibility in ("auto", "projection"),
+            stationary=False,
+            scale_invariant=False,
+        )
 
-    def setup(self, total: int) -> None:
+    def init(self, total: int) -> State:
         """The last T norms of each task, and how many it has given."""
         window = torch.zeros(self.period, total, dtype=torch.float64)
-        self.register_buffer("window", window)
-        self.register_buffer("count", torch.zeros(total, dtype=torch.float64))
+        count = torch.zeros(total, dtype=torch.float64)
+        return super().init(total) | {"window": window, "count": count}
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        weights: Tensor = self.base(g)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        weights, base, solves = self.base.advance(g, state["base"])
         w = weights.double()
-        pull = pulls(g.gramian, w, self._strengths(g))
-        allowed = FEASIBILITY[self.feasibility](g.gramian, w + pull, on_segment(w), self.used)
-        already = (pull == 0).all(-1, keepdim=True) & self.base.feasible
-        return torch.where(already, w, allowed).to(weights)
+        strengths, history = self._strengths(g, state)
+        pull = pulls(g.gramian, w, strengths)
+        allowed, further = FEASIBILITY[self.feasibility](g.gramian, w + pull, on_segment(w))
+        already = (pull == 0).all(-1, keepdim=True) & self.base.traits.feasible
+        value = torch.where(already, w, allowed).to(weights)
+        return Outcome(value, {**history, "base": base}, (*solves, *further))
 
-    def _strengths(self, g: TaskGradients) -> Tensor:
-        """c_i, 0 where the window is not full yet; the window with the new norm is staged."""
+    def _strengths(self, g: TaskGradients, state: State) -> tuple[Tensor, State]:
+        """c_i, 0 where the window is not full yet; and the window with the new norm."""
         length = g.norms.double()
-        count, window = take(self.count, g), take(self.window, g)
+        count, window = take(state["count"], g), take(state["window"], g)
         window = window.expand(*length.shape[:-1], *window.shape[-2:])
         norms_so_far = torch.cat([window, length.unsqueeze(-2)], dim=-2)  # T + 1 of them
-        self.stage(
-            window=put(self.window, g, norms_so_far[..., 1:, :]),
-            count=put(self.count, g, count + 1),
-        )
+        history = {
+            "window": put(state["window"], g, norms_so_far[..., 1:, :]),
+            "count": put(state["count"], g, count + 1),
+        }
         before, now = norms_so_far[..., :-1, :].mean(-2), norms_so_far[..., 1:, :].mean(-2)
         unchanged = (before == 0) & (now == 0)
         growth = torch.where(unchanged, torch.ones_like(now), now / before)
         delta = growth + g.losses.double().clamp_min(SMALLEST_LOSS).log10()
         strengths = self.alpha * torch.sigmoid(math.e * (delta - 1)) + 1 - self.alpha
-        return torch.where(count >= self.period, strengths, torch.zeros_like(strengths))
+        return torch.where(count >= self.period, strengths, 0), history
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, period={self.period}, feasibility={self.feasibility!r}"
@@ -171,34 +172,40 @@ def one_pass(gramian: Tensor, weights: Tensor) -> Tensor:
     return weights
 
 
-Used = Callable[[Solution], Tensor]
-"""`Method.used`."""
+Allowed = tuple[Tensor, tuple[Solution, ...]]
+"""Weights that satisfy the constraint, and the solves that found them."""
 
 
-def _projected(gramian: Tensor, weights: Tensor, segment: Tensor, used: Used) -> Tensor:
+def _projected(gramian: Tensor, weights: Tensor, segment: Tensor) -> Allowed:
     projection = project_cone(gramian, weights)
-    projected = used(projection)
     # Pulls are of length 1 however small the gradients are; where the projection cancels them
     # down to their rounding, nothing that would move is left, and the rounding shall not.
     size = (weights.abs() * norms(gramian)).sum(-1)
     rounding = (4 * torch.finfo(weights.dtype).eps * size.square()).to(projection.squared_norm)
     gone = (projection.squared_norm <= rounding).unsqueeze(-1).to(weights.device)
-    return torch.where(gone, 0, projected)
+    return torch.where(gone, 0, projection.weights), (projection,)
 
 
-def _auto(gramian: Tensor, weights: Tensor, segment: Tensor, used: Used) -> Tensor:
-    if not bool(segment.any()):
-        return _projected(gramian, weights, segment, used)
-    passed = one_pass(gramian, weights)
+def _passed(gramian: Tensor, weights: Tensor, segment: Tensor) -> Allowed:
+    return one_pass(gramian, weights), ()
+
+
+def _auto(gramian: Tensor, weights: Tensor, segment: Tensor) -> Allowed:
     if bool(segment.all()):
-        return passed
-    projected = _projected(gramian, weights, segment, used)
-    return torch.where(segment.unsqueeze(-1), passed, projected)
+        return _passed(gramian, weights, segment)
+    projected, solves = _projected(gramian, weights, segment)
+    if not bool(segment.any()):
+        return projected, solves
+    return torch.where(segment.unsqueeze(-1), one_pass(gramian, weights), projected), solves
 
 
-FEASIBILITY: dict[str, Callable[[Tensor, Tensor, Tensor, Used], Tensor]] = {
+def _unchanged(gramian: Tensor, weights: Tensor, segment: Tensor) -> Allowed:
+    return weights, ()
+
+
+FEASIBILITY: dict[str, Callable[[Tensor, Tensor, Tensor], Allowed]] = {
     "auto": _auto,
-    "pass": lambda gramian, weights, segment, used: one_pass(gramian, weights),
+    "pass": _passed,
     "projection": _projected,
-    "none": lambda gramian, weights, segment, used: weights,
+    "none": _unchanged,
 }

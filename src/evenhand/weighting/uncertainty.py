@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
+from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
+from evenhand.weighting.state import State
+from evenhand.weighting.traits import Traits
 
 FACTORS = {"regression": 0.5, "classification": 1.0}
 
@@ -38,16 +41,15 @@ class Uncertainty(Learned):
     Example:
         >>> import torch
         >>> weighting = Uncertainty({"depth": "regression", "seg": "classification"})
-        >>> weighting.bind(["depth", "seg"])
         >>> g = TaskGradients.of(losses=torch.tensor([4.0, 0.1]), tasks=["depth", "seg"])
-        >>> weighting(g)
+        >>> state = weighting.init(2)
+        >>> weighting.advance(g, state).value
         tensor([0.5000, 1.0000])
-        >>> weighting.learn(g)
-        >>> [round(float(s.grad), 4) for s in weighting.parameters()]
+        >>> [round(float(gradient), 4) for gradient in weighting.learn(g, state).values()]
         [-1.5, 0.4]
     """
 
-    needs = "losses"
+    traits = Traits(needs="losses", learned=True)
     initial = 0.0
 
     def __init__(self, kind: str | Mapping[str, str] = "regression") -> None:
@@ -58,21 +60,23 @@ class Uncertainty(Learned):
             raise ValueError(f"kind={wrong[0]!r}: must be one of {', '.join(map(repr, FACTORS))}")
         self.kind = kind if isinstance(kind, str) else dict(kind)
 
-    def bind(self, tasks: Sequence[str]) -> None:
-        """Fix the tasks; where kinds are given by task, each must have one."""
+    def require(self, tasks: Sequence[str]) -> None:
         if isinstance(self.kind, dict) and set(tasks) != set(self.kind):
             raise ValueError(
                 f"kinds are given for {', '.join(self.kind)}, but the tasks are "
                 f"{', '.join(tasks)}: give one kind for each"
             )
-        super().bind(tasks)
+        super().require(tasks)
 
-    def weigh(self, g: TaskGradients) -> Tensor:
-        weights = self._factors(g) * (-self.scalars_of(g)).exp().to(g.losses)
+    def weigh_from(self, g: TaskGradients, state: State) -> Outcome:
+        return Outcome(self._weights(g, state), state)
+
+    def learn(self, g: TaskGradients, state: State) -> Gradients:
+        return self.gradients_of(g, state, 0.5 - self._weights(g, state) * g.losses)
+
+    def _weights(self, g: TaskGradients, state: State) -> Tensor:
+        weights = self._factors(g) * (-self.scalars_of(g, state)).exp().to(g.losses)
         return weights.expand_as(g.losses)
-
-    def learn(self, g: TaskGradients) -> None:
-        self.add_gradient(g, 0.5 - self.weigh(g) * g.losses)
 
     def _factors(self, g: TaskGradients) -> Tensor:
         kinds = self.kind if isinstance(self.kind, dict) else dict.fromkeys(g.tasks, self.kind)

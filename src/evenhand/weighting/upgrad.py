@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.linalg import project_cone
+from evenhand.weighting.base import Solved
 from evenhand.weighting.preference import Preferring
+from evenhand.weighting.traits import Traits
 
 
 class UPGrad(Preferring):
@@ -35,10 +36,9 @@ class UPGrad(Preferring):
         tensor([1.1600, 0.5976])
     """
 
-    needs = "gramian"
-    feasible = True
+    traits = Traits(needs="gramian", feasible=True)
 
-    def weigh(self, g: TaskGradients) -> Tensor:
+    def weigh(self, g: TaskGradients) -> Solved:
         gramian = g.gramian
-        projected = self.used(project_cone(gramian, torch.diag_embed(self.preferred(g))))
-        return projected.sum(-2).to(gramian)
+        solution = project_cone(gramian, torch.diag_embed(self.preferred(g)))
+        return Solved(solution.weights.sum(-2).to(gramian), solution)

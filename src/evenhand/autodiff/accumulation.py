@@ -1,0 +1,312 @@
+"""Exact gradient accumulation: the gradients of micro-batches, added up before anything is solved.
+
+Each micro-batch leaves ∂L_i/∂θ for every leaf and task (m·T numbers for a trunk of T), and its part
+of the Gramian at the representation, whose samples the micro-batches share out: G = Σ_k δ^k (δ^k)ᵀ.
+`Accumulated` then stands where the passes of one large batch would: methods see the sums, and there
+is one solve. Where a method wants the gradients by the representation themselves, or gives a
+direction there, those of all micro-batches are kept, one behind the other, with the trunk's graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from evenhand.autodiff.arithmetic import (
+    added,
+    chosen_targets,
+    finite,
+    gradient,
+    shaped_like,
+    spans_among,
+)
+from evenhand.autodiff.call import Call
+from evenhand.autodiff.gradients import NonFiniteError, Place, norms, times
+from evenhand.autodiff.ownership import Sharing
+from evenhand.autodiff.passes import Passes, Update
+from evenhand.autodiff.rows import Column, Rows, fill, plain_column
+
+
+@dataclass
+class Sums:
+    """What micro-batches have left so far.
+
+    Attributes:
+        total: the number of all tasks, M.
+        losses: each task's loss, by its position among all tasks.
+        counts: by how much each task's losses and gradients are to be divided: its labels, where
+            they are counted; else absent.
+        leaves: the leaves that were reached, by identity.
+        gradients: (leaf, task) -> ∂L_i/∂θ.
+        plus: leaf -> the gradient of what is nobody's task.
+        gramian: at the representation, [M, M], where it was asked for.
+        features, deltas: of each micro-batch, the features with their graph and the m rows by them,
+            where they were asked for.
+    """
+
+    total: int
+    losses: dict[int, Tensor] = field(default_factory=dict)
+    counts: dict[int, float] = field(default_factory=dict)
+    leaves: dict[int, Tensor] = field(default_factory=dict)
+    gradients: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    plus: dict[int, Tensor] = field(default_factory=dict)
+    gramian: Tensor | None = None
+    features: list[list[Tensor]] = field(default_factory=list)
+    deltas: list[dict[int, list[Tensor | None]]] = field(default_factory=list)
+
+    def add(
+        self,
+        passes: Passes,
+        counts: Mapping[str, float] | None,
+        at_features: bool,
+        keeps_features: bool,
+    ) -> None:
+        """Take the gradients of one micro-batch.
+
+        Args:
+            passes: its passes.
+            counts: how many labels each of its losses is the mean of; None where losses are to be
+                added as they are.
+            at_features: whether somebody looks at the representation.
+            keeps_features: whether its rows there are wanted themselves.
+        """
+        call = passes.call
+        unscale = 1.0 if call.scale is None else 1 / float(call.scale)
+        weight = {
+            k: 1.0 if counts is None else float(counts[task])
+            for k, task in zip(call.index, call.tasks, strict=True)
+        }
+        if at_features:
+            self._add_gramian(passes, weight)
+        if keeps_features:
+            heads = passes.through_heads()
+            self.features.append(passes.targets("representation"))
+            rows = {k: list(heads.row(at)) for at, k in enumerate(call.index)}
+            self.deltas.append({k: _times(row, weight[k] * unscale) for k, row in rows.items()})
+        for leaf, k, g in passes.per_task():
+            if not finite([g]):
+                raise NonFiniteError("gradient", [call.tasks[call.index.index(k)]])
+            by = weight[k] * unscale
+            self._add(leaf, k, g if by == 1 else g * by)
+        for leaf, g in passes.gradient_of_plus():
+            self.leaves[id(leaf)] = leaf
+            so_far, g = self.plus.get(id(leaf)), g * unscale
+            self.plus[id(leaf)] = g if so_far is None else so_far + g
+        for k, loss in zip(call.index, call.stacked.unbind(-1), strict=True):
+            value = loss * weight[k]
+            self.losses[k] = value if k not in self.losses else self.losses[k] + value
+            if counts is not None:
+                self.counts[k] = self.counts.get(k, 0.0) + weight[k]
+
+    def _add(self, leaf: Tensor, k: int, g: Tensor) -> None:
+        self.leaves[id(leaf)] = leaf
+        key = id(leaf), k
+        self.gradients[key] = g if key not in self.gradients else self.gradients[key] + g
+
+    def _add_gramian(self, passes: Passes, weight: Mapping[int, float]) -> None:
+        part = passes.gramian("representation")
+        index = torch.tensor(passes.call.index, device=part.device)
+        by = part.new_tensor([weight[k] for k in passes.call.index])
+        if self.gramian is None:
+            self.gramian = part.new_zeros(*part.shape[:-2], self.total, self.total)
+        block = by.unsqueeze(-1) * part * by
+        self.gramian[..., index.unsqueeze(-1), index] += block
+
+    def copied(self) -> Sums:
+        """The same sums; adding to the copy leaves these as they are."""
+        return replace(
+            self,
+            losses=dict(self.losses),
+            counts=dict(self.counts),
+            leaves=dict(self.leaves),
+            gradients=dict(self.gradients),
+            plus=dict(self.plus),
+            gramian=None if self.gramian is None else self.gramian.clone(),
+            features=list(self.features),
+            deltas=[dict(delta) for delta in self.deltas],
+        )
+
+    def divide(self) -> None:
+        """Divide the sums of counted losses by their counts."""
+        for k, count in self.counts.items():
+            self.losses[k] = self.losses[k] / count
+            for leaf in self.leaves:
+                if (leaf, k) in self.gradients:
+                    self.gradients[leaf, k] = self.gradients[leaf, k] / count
+            for delta in self.deltas:
+                if k in delta:
+                    delta[k] = _times(delta[k], 1 / count)
+            if self.gramian is not None:
+                self.gramian[..., k, :] /= count
+                self.gramian[..., :, k] /= count
+        self.counts.clear()
+
+    def masks(self) -> dict[Tensor, int]:
+        """Which tasks have a gradient at each leaf."""
+        found = dict.fromkeys(self.leaves.values(), 0)
+        for leaf, k in self.gradients:
+            found[self.leaves[leaf]] |= 1 << k
+        return found
+
+    @property
+    def index(self) -> tuple[int, ...]:
+        """The positions of the tasks that had a loss in any micro-batch."""
+        return tuple(sorted(self.losses))
+
+
+class Accumulated:
+    """The passes of one large batch, from the sums of its micro-batches.
+
+    Args:
+        sums: of all micro-batches, the last one included.
+        call: all their tasks, with the sums of their losses; without graphs.
+        sharing: whose the leaves are.
+    """
+
+    def __init__(self, sums: Sums, call: Call, sharing: Sharing) -> None:
+        self._sums = sums
+        self.call = call
+        self.sharing = sharing
+        self.tasks = call.tasks
+        self.shared = sharing.balanced
+        self._leaves = [*sharing.balanced, *sharing.carried]
+        self._scale = call.scale
+        self._rows: dict[Place, Rows] = {}
+        self._gramians: dict[Place, Tensor] = {}
+
+    def rows(self, place: Place) -> Rows:
+        """g_i at `place` for every task."""
+        if place not in self._rows:
+            if place == "representation":
+                self._rows[place] = self._rows_of_features()
+            elif place == "parameters":
+                self._rows[place] = self._collected(self._leaves, len(self.shared))
+            else:
+                targets = self.targets(place)
+                self._rows[place] = self._collected(targets, len(targets))
+        return self._rows[place]
+
+    def _collected(self, targets: Sequence[Tensor], looked_at: int) -> Rows:
+        columns: list[Column] = []
+        m, members = len(self.tasks), self.call.members
+        for target in targets:
+            column = [plain_column(m, members)]
+            for at, k in enumerate(self.call.index):
+                fill(column, at, [self._sums.gradients.get((id(target), k))])
+            columns += column
+        return Rows(columns, targets, members, m, self.call.stacked, looked_at)
+
+    def _rows_of_features(self) -> Rows:
+        """All micro-batches' features as if they were one tensor behind the other."""
+        if not self._sums.features:
+            raise ValueError("the gradients by the representation were not kept")
+        columns: list[Column] = []
+        targets: list[Tensor] = []
+        m, members = len(self.tasks), self.call.members
+        for number in range(max(map(len, self._sums.features))):
+            for features, delta in zip(self._sums.features, self._sums.deltas, strict=True):
+                if number >= len(features):
+                    continue
+                column = [plain_column(m, members)]
+                for at, k in enumerate(self.call.index):
+                    fill(column, at, [delta[k][number] if k in delta else None])
+                columns += column
+                targets.append(features[number])
+        return Rows(columns, targets, members, m, self.call.stacked)
+
+    def targets(self, place: Place) -> list[Tensor]:
+        """The tensors that `place` differentiates by."""
+        if place == "representation":
+            return list(self.rows(place).targets)
+        return chosen_targets(place, self.shared, self.sharing.last_layer)
+
+    def spans(self, place: Place) -> list[slice]:
+        """Where the parameters of `place` stand among the columns of the Jacobian of all."""
+        return spans_among(self.targets(place), self.shared, self.call.members)
+
+    def jacobian(self, place: Place) -> Tensor:
+        """J at `place`, [m, n]."""
+        return self.rows(place).jacobian()
+
+    def gramian(self, place: Place) -> Tensor:
+        """G at `place`, [m, m]."""
+        if place not in self._gramians:
+            if place == "representation" and self._sums.gramian is not None:
+                index = torch.tensor(self.call.index, device=self._sums.gramian.device)
+                found = self._sums.gramian[..., index.unsqueeze(-1), index]
+            else:
+                found = self.rows(place).gramian()
+            self._gramians[place] = found
+        return self._gramians[place]
+
+    def norms(self, place: Place) -> Tensor:
+        """‖g_i‖ at `place`, [m]."""
+        return norms(self.gramian(place))
+
+    def product(self, place: Place, weights: Tensor) -> Tensor:
+        """G w at `place`, [m]."""
+        return times(self.gramian(place), weights)
+
+    def known_gramian(self, *places: Place) -> Tensor | None:
+        """The Gramian at the first of `places` at which somebody has asked for it."""
+        return next((self._gramians[p] for p in places if p in self._gramians), None)
+
+    def in_span(self, trunk: Tensor | None, heads: Tensor | None) -> Update:
+        """Σ trunk_i g_i for balanced leaves, Σ heads_i ∂L_i/∂θ_i for all others, and `plus`'s."""
+        ones = torch.ones_like(self.call.stacked)
+        heads = ones if heads is None else heads
+        trunk = heads if trunk is None else trunk
+        balanced = self.rows("parameters").combined(trunk) if self._leaves else []
+        return self._update(list(balanced), heads)
+
+    def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
+        """A direction [n] at `place` for balanced leaves, the others as in `in_span`."""
+        heads = torch.ones_like(self.call.stacked) if heads is None else heads
+        row = shaped_like(direction.clone(), self.targets(place), self.call.members, None)
+        if place == "representation":
+            row = self._through_trunks(row)
+        carried = self._collected(self.sharing.carried, 0).combined(heads)
+        return self._update([*row, *carried], heads)
+
+    def _through_trunks(self, row: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """What a gradient by all micro-batches' features makes of the balanced leaves."""
+        by_tensor = {id(z): d for z, d in zip(self.targets("representation"), row, strict=True)}
+        total: list[Tensor | None] = [None] * len(self.shared)
+        for features in self._sums.features:
+            given = [(z, d) for z in features if (d := by_tensor[id(z)]) is not None]
+            part = gradient([z for z, _ in given], self.shared, [d for _, d in given])
+            total = [added(a, b) for a, b in zip(total, part, strict=True)]
+        return total
+
+    def _update(self, balanced: list[Tensor | None], heads: Tensor) -> Update:
+        sharing = self.sharing
+        position = {k: at for at, k in enumerate(self.call.index)}
+        rest = [*(leaf for mine in sharing.alone for leaf in mine)]
+        admitted = dict.fromkeys(map(id, rest), -1) | {id(p): mask for p, mask in sharing.common}
+        rest += [leaf for leaf, _ in sharing.common]
+        row = list(balanced)
+        for leaf in rest:
+            total: Tensor | None = None
+            for k, at in position.items():
+                g = self._sums.gradients.get((id(leaf), k))
+                if g is not None and admitted[id(leaf)] >> k & 1:
+                    total = added(total, g * heads[..., at].to(g.dtype))
+            row.append(total)
+        row += [None] * len(sharing.extra)
+        leaves = sharing.trained
+        row = [added(g, self._sums.plus.get(id(p))) for p, g in zip(leaves, row, strict=True)]
+        if self._scale is not None:
+            row = [None if g is None else g * self._scale for g in row]
+        return Update(leaves, row)
+
+    def require_finite(self, update: Update) -> None:
+        """Raises NonFiniteError where a gradient of the update is NaN or infinite."""
+        if not finite(update.gradients):
+            raise NonFiniteError("accumulated gradient, summed over the tasks,", self.tasks)
+
+
+def _times(row: Iterable[Tensor | None], weight: float) -> list[Tensor | None]:
+    return [None if g is None else g * weight for g in row]

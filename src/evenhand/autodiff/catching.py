@@ -1,0 +1,105 @@
+"""What a module returns, caught by a forward hook inside whatever wraps it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from evenhand.autodiff.walk import edge_of, walk
+from evenhand.network import leaves
+
+MOST = 256
+"""Outputs of one module that are remembered between two calls."""
+
+
+class Catcher:
+    """The outputs of modules since the last call, held weakly.
+
+    A module is caught from the time on that it is asked for. A model that is known beforehand is
+    prepared: all its modules are caught until the first call, which tells the one that is wanted.
+    """
+
+    def __init__(self) -> None:
+        self._caught: dict[int, tuple[weakref.ref[nn.Module], RemovableHandle]] = {}
+        self._found: dict[int, list[weakref.ref[Tensor]]] = {}
+        self._preparing = False
+
+    def prepare(self, model: nn.Module) -> None:
+        """Catch every module of `model` until one is asked for."""
+        self._preparing = True
+        for module in model.modules():
+            self.catch(module)
+
+    def catch(self, module: nn.Module) -> None:
+        """Catch what `module` returns from now on."""
+        key = id(module)
+        known = self._caught.get(key)
+        if known is not None and known[0]() is module:
+            return
+        found = self._found[key] = []
+        handle = module.register_forward_hook(partial(_note, found))
+        self._caught[key] = weakref.ref(module), handle
+
+    def settle(self, module: nn.Module | None) -> None:
+        """From the first call on, catch `module` alone."""
+        if not self._preparing:
+            return
+        self._preparing = False
+        for key, (ref, handle) in list(self._caught.items()):
+            if module is None or ref() is not module:
+                handle.remove()
+                del self._caught[key], self._found[key]
+
+    def outputs(self, module: nn.Module, losses: Sequence[Tensor], needed: bool) -> list[Tensor]:
+        """What `module` has returned since it was asked last, of that what the losses reach.
+
+        Args:
+            module: the module.
+            losses: with their graphs.
+            needed: whether nothing can be done without them.
+
+        Raises:
+            ValueError: they are needed, and there are none.
+        """
+        self.settle(module)
+        self.catch(module)
+        found = self._found[id(module)]
+        made = [z for z in (ref() for ref in found) if z is not None and z.requires_grad]
+        found.clear()
+        made = list(dict.fromkeys(made))
+        if made:
+            edges = [edge_of(z) for z in made]
+            reach = walk([(edge_of(loss), 1) for loss in losses], edges)
+            made = [z for z, edge in zip(made, edges, strict=True) if edge in reach.stops]
+        if not made and needed:
+            raise ValueError(
+                f"features={type(module).__name__}(…): nothing that it returned leads to these "
+                "losses. It is caught from the first call on that names it: give the balancer "
+                "model= (or call balancer.catch(module)) before the forward pass; inside a "
+                "compiled model nothing can be caught: compile trunk and heads apart"
+            )
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Catcher:
+        # Hooks stand on the modules that the original was given; a copy catches its own.
+        return Catcher()
+
+    def __reduce__(self) -> tuple[type[Catcher], tuple[()]]:
+        return Catcher, ()
+
+
+def _note(found: list[weakref.ref[Tensor]], module: nn.Module, inputs: Any, output: Any) -> None:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    try:
+        tensors = leaves(output)
+    except TypeError:
+        return
+    found.extend(weakref.ref(z) for z in tensors if z.requires_grad)
+    del found[:-MOST]

@@ -1,0 +1,57 @@
+"""A scalar whose ordinary backward pass gives leaves the gradients that somebody has made for them.
+
+What reaches a leaf reaches it through autograd's own accumulation node: hooks on the leaf run once,
+on what is delivered; optimizers in backward, DDP's reducer and sparse layouts see what they always
+see. The engine runs a leaf's accumulation only when everything that leads to it has been heard, so
+terms that are added to the scalar add up as they do for any loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Source = Callable[[Tensor], Sequence[Tensor | None]]
+"""The incoming gradient -> a gradient for each leaf."""
+
+
+class _Delivery(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Source, value: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.source = source
+        return value.detach().clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *ctx.source(gradient))
+
+
+def delivered_by(source: Source, value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    """A scalar of this value; `source` is asked when it is differentiated, once each time."""
+    with torch.enable_grad():
+        apply: Callable[..., Tensor] = _Delivery.apply
+        return apply(source, value, *leaves)
+
+
+def deliver(leaves: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
+    """Hand leaves their gradients; the list is emptied, so that autograd may keep the tensors."""
+
+    def handed_over(_: Tensor) -> Sequence[Tensor | None]:
+        given = tuple(gradients)
+        gradients.clear()
+        return given
+
+    torch.autograd.backward(delivered_by(handed_over, _ZERO, leaves))
+
+
+_ZERO = torch.zeros(())
+
+
+def keeps_graph() -> bool:
+    """Inside a backward pass: whether it was asked to keep the graph for another one."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())

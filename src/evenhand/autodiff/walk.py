@@ -1,0 +1,182 @@
+"""One walk of the autograd graph: which losses reach which leaves.
+
+Every node gets a bitmask with a bit per loss. A depth-first search lists the nodes so that each one
+stands after all it leads to; going through the list backwards, each node hands its mask on to what
+it leads to. That is two visits of each node for any number of losses.
+
+A node with several outputs passes on what arrives at any of them, so beyond it the graph alone may
+not tell two losses apart. Two kinds of such nodes are known: what hands each of its inputs on to
+one output (`PASSING`: module hooks, DDP's sink) is looked through, output by output; what puts
+unrelated tensors side by side (`JOINING`, and functions written in Python, compiled ones among
+them) marks all that lies beyond it as `joint`, where several losses pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import get_gradient_edge
+
+Node = Any
+Edge = tuple[Node, int]
+"""A node and the number of one of its outputs: where a tensor hangs in the graph."""
+
+PASSING = frozenset({"_DDPSinkBackward", "BackwardHookFunctionBackward"})
+JOINING = frozenset(
+    {
+        "CatBackward0",
+        "StackBackward0",
+        "CopySlices",
+        "IndexPutBackward0",
+        "IndexCopyBackward0",
+        "SliceScatterBackward0",
+        "SelectScatterBackward0",
+        "DiagonalScatterBackward0",
+        "ScatterBackward0",
+        "MaskedScatterBackward0",
+        "BlockDiagBackward0",
+    }
+)
+
+
+@dataclass
+class Reach:
+    """What a walk found.
+
+    Attributes:
+        leaves: for each leaf that requires a gradient, the mask of the losses that reach it, in the
+            order in which the walk finds them.
+        stops: for each edge at which the walk was to end, the mask of the losses that reach it.
+        joint: the leaves beyond a joining node that several losses pass.
+    """
+
+    leaves: dict[Tensor, int] = field(default_factory=dict)
+    stops: dict[Edge, int] = field(default_factory=dict)
+    joint: set[Tensor] = field(default_factory=set)
+
+
+def edge_of(tensor: Tensor) -> Edge:
+    """Where a tensor that requires a gradient hangs in the graph."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
+    found = get_gradient_edge(tensor)
+    return found.node, found.output_nr
+
+
+def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted: int = -1) -> Reach:
+    """Walk from where losses hang, each with its mask.
+
+    Args:
+        roots: edges, each with the mask that it gives to all that it reaches.
+        stops: edges beyond which the walk does not go.
+        counted: the bits that count when several losses at a joining node are looked for.
+    """
+    ends: dict[Node, set[int]] = {}
+    for node, number in stops:
+        ends.setdefault(node, set()).add(number)
+    # One bit above all others travels along and says that a joining node was passed.
+    joined = 1 << max((mask.bit_length() for _, mask in roots), default=0)
+    reach = Reach()
+    masks: dict[Node, int] = {}
+    for root, mask in roots:
+        node, number = _through(*root, ends)
+        if node in ends and number in ends[node]:
+            reach.stops[node, number] = reach.stops.get((node, number), 0) | mask
+        elif node is not None:
+            masks[node] = masks.get(node, 0) | mask
+    children = _children(list(masks), ends)
+    for node in reversed(children):
+        mask = masks[node]
+        edges = children[node]
+        if not edges:
+            variable = getattr(node, "variable", None)  # nodes that accumulate into leaves have one
+            if variable is not None:
+                reach.leaves[variable] = mask & ~joined
+                if mask & joined:
+                    reach.joint.add(variable)
+            continue
+        if len(edges) > 1 and not mask & joined:
+            among = mask & counted
+            if among & (among - 1) and _joins(type(node)):
+                mask |= joined
+        for child, number in edges:
+            if child is None:
+                continue
+            if child in ends and number in ends[child]:
+                plain = mask & ~joined
+                reach.stops[child, number] = reach.stops.get((child, number), 0) | plain
+            else:
+                masks[child] = masks.get(child, 0) | mask
+    return reach
+
+
+def _children(
+    starts: Sequence[Node], ends: Mapping[Node, set[int]]
+) -> dict[Node, Sequence[tuple[Node | None, int]]]:
+    """Each node's edges; in the dictionary a node stands after all that it leads to."""
+    ordered: dict[Node, Sequence[tuple[Node | None, int]]] = {}
+    open_edges: dict[Node, Sequence[tuple[Node | None, int]]] = {}
+    stack = list(starts)
+    while stack:
+        node = stack[-1]
+        if node in ordered:
+            stack.pop()
+            continue
+        edges = open_edges.get(node)
+        if edges is not None:  # all that it leads to is listed by now
+            stack.pop()
+            ordered[node] = edges
+            continue
+        edges = _edges(node, ends)
+        open_edges[node] = edges
+        for child, number in edges:
+            if child is None or child in ordered or child in open_edges:
+                continue
+            if child in ends and number in ends[child]:
+                continue
+            stack.append(child)
+    return ordered
+
+
+def _edges(node: Node, ends: Mapping[Node, set[int]]) -> Sequence[tuple[Node | None, int]]:
+    """Where a node leads to, seen through what hands each input on to one output."""
+    edges = cast(Sequence[tuple[Node | None, int]], node.next_functions)
+    for child, _ in edges:
+        if child is not None and _passes(type(child)):
+            return [_through(*edge, ends) for edge in edges]
+    return edges
+
+
+def _through(
+    node: Node | None, number: int, ends: Mapping[Node, set[int]]
+) -> tuple[Node | None, int]:
+    while node is not None and _passes(type(node)) and number < len(node.next_functions):
+        if node in ends and number in ends[node]:
+            break
+        node, number = node.next_functions[number]
+    return node, number
+
+
+_KINDS: dict[type, tuple[bool, bool]] = {}
+"""For each type of node: whether it passes its inputs on one by one, whether it joins them."""
+
+
+def _kind(kind: type) -> tuple[bool, bool]:
+    found = _KINDS.get(kind)
+    if found is None:
+        passing = kind.__name__ in PASSING
+        python = issubclass(kind, BackwardCFunction)
+        found = _KINDS[kind] = passing, not passing and (python or kind.__name__ in JOINING)
+    return found
+
+
+def _passes(kind: type) -> bool:
+    return _kind(kind)[0]
+
+
+def _joins(kind: type) -> bool:
+    return _kind(kind)[1]
