@@ -73,8 +73,10 @@ def offered(monkeypatch) -> Iterator[Callable[[Problem], None]]:
     source = Source("kept", "kept_problem", "points", "made for the test")
     monkeypatch.setattr(data, "SOURCES", (*data.SOURCES, source))
 
-    def offer(problem: Problem) -> None:
+    def offer(problem: Problem, process: str = "another") -> None:
         module.load = lambda seed: problem
+        if process == "another":
+            load_problem.cache_clear()
 
     offer(made())
     yield offer
@@ -172,7 +174,7 @@ def test_a_second_comparison_reads_the_data_again(offered, tmp_path) -> None:
     """In one process, as in a notebook in which the table is changed between two calls."""
     settings = replace(SETTINGS, seeds=(0,), rates=(0.1,))
     one = compare(settings, ("sg",), tmp_path / "1")
-    offered(made(shift=3.0))
+    offered(made(shift=3.0), process="this")
     other = compare(settings, ("sg",), tmp_path / "2")
     assert one.results[0].test != other.results[0].test
     assert finished(tmp_path / "1").results == one.results

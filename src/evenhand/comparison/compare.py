@@ -68,6 +68,7 @@ def compare(
         ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
             worker processes.
     """
+    load_problem.cache_clear()  # the data may be others than those of an earlier comparison
     settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
     settings, names = settings.taking(recipes)
     if workers > 1:
@@ -90,7 +91,6 @@ def prepare(
             comparison, or one on other data (or anything at all without `resume`); stacks are
             asked for where there can be none.
     """
-    load_problem.cache_clear()  # the data may be others than those of an earlier comparison
     problem = settings.problem()
     problem.check_labels()
     for split in range(1, settings.splits):
@@ -121,7 +121,6 @@ def finished(out: Path, given: Given | None = None) -> Comparison:
     given = given or Given()
     manifest = read_manifest(out)
     _require_objects(manifest.get("objects", {}), given, out)
-    load_problem.cache_clear()
     asked = manifest["settings"]
     settings = Settings(
         **{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])}, given=given

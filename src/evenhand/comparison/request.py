@@ -233,6 +233,6 @@ def _problem_of(source: str | Problem | Maker, split: int) -> Problem:
 def load_problem(source: str | Maker, split: int = 0) -> Problem:
     """The problem called or made by `source`, divided for the `split`-th time.
 
-    It is kept while one comparison is made; `prepare` and `finished` load it afresh.
+    It is kept for the parts of one comparison; `compare` loads it afresh.
     """
     return data.problem(source, split) if isinstance(source, str) else source(split)

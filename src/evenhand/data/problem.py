@@ -18,6 +18,7 @@ from evenhand.schedules import mixed_seed
 if TYPE_CHECKING:
     from evenhand.data.splits import Pool
 
+PARTS = ("train", "validation", "test")
 T = TypeVar("T")
 Batch = tuple[Any, Mapping[str, Tensor]]
 """Inputs (a tensor or a nest of them) and the targets of the tasks that the batch speaks for."""
@@ -184,26 +185,29 @@ class Problem:
         """Those of `tasks` that have a label in a batch with these targets."""
         return tuple(t for t in tasks if t in targets and self.tasks[t].labels.present(targets[t]))
 
-    def label_counts(self) -> dict[str, dict[str, LabelCount]]:
+    def label_counts(
+        self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
+    ) -> dict[str, dict[str, LabelCount]]:
         """How many labels each task has in each part that is held in memory: {task: {part: …}}.
 
         Parts that are read from elsewhere are not read for it, and absent.
         """
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        held = {name: part for name, part in parts.items() if isinstance(part, Split)}
+        held = {name: part for name in parts if isinstance(part := getattr(self, name), Split)}
         return {
-            name: {part: _counted(task, name, split) for part, split in held.items()}
-            for name, task in self.tasks.items()
+            name: {part: _counted(self.tasks[name], name, split) for part, split in held.items()}
+            for name in (self.tasks if tasks is None else tasks)
         }
 
-    def check_labels(self) -> None:
+    def check_labels(
+        self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
+    ) -> None:
         """See that every task can be trained, validated and tested.
 
         Raises:
             ValueError: a task has no label in a part that is held in memory.
         """
-        for task, parts in self.label_counts().items():
-            for part, count in parts.items():
+        for task, counts in self.label_counts(tasks, parts).items():
+            for part, count in counts.items():
                 if not count.used:
                     raise ValueError(
                         f"task {task!r} has no label in the {part} part ({count.samples} samples): "
