@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shlex
+import shutil
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -557,3 +560,76 @@ def test_by_time_each_origin_is_shown(tmp_path, monkeypatch) -> None:
     told = json.loads((tmp_path / "out/verdict.json").read_text())
     assert len(told["headline"]["by_split"]) == 3
     assert told["headline"]["low"] is None
+
+
+def _fixed(seed: int) -> Problem:
+    """The first rows always test; the rest are divided anew into training and validation."""
+    x = drawn(12, 200, 4)
+    targets = {"a": x[:, 0] + 0.5 * drawn(13, 200), "b": x[:, 1] + 0.5 * drawn(14, 200)}
+    made = problem(x, targets, dict.fromkeys(targets, NUMBER), "fixed", official_test=True)
+    order = 40 + torch.randperm(160, generator=torch.Generator().manual_seed(seed))
+    return replace(made.pool.make(Parts(order[:120], order[120:], torch.arange(40))), pool=None)
+
+
+def test_a_fixed_test_set_stays_and_its_rows_are_resampled(tmp_path, monkeypatch) -> None:
+    module = sys.modules["tables_of_the_tests"]
+    monkeypatch.setattr(module, "fixed", _fixed, raising=False)
+    source = Source("fixed", "tables_of_the_tests", "-", "-", maker="fixed")
+    monkeypatch.setattr(data, "SOURCES", (*data.SOURCES, source))
+    assert Settings.suggested("fixed").splits == 3
+    words = _printed(
+        "compare fixed --recipes single-task,sg --references none", tmp_path, monkeypatch
+    )
+    assert "3 splits (hold-out) x 1 seed" in words
+    assert "The test set is fixed." in words
+    told = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert told["judged"]
+    differences = list(told["headline"]["by_split"].values())
+    drawn_rows = over_splits(differences, told["design"]["validation_ratio"])
+    alone = drawn_rows.interval()
+    assert told["headline"]["low"] < alone.low
+    assert told["headline"]["high"] > alone.high
+    # once more, from the results on disk: each split's paired draws of skill
+    variances = []
+    for split in range(3):
+        draws = {}
+        for name in ("constant", "single-task-a", "single-task-b", "sg"):
+            (file,) = (tmp_path / f"out/{name}/split{split}").rglob("result.json")
+            draws[name] = json.loads(file.read_text())["resampled"]
+        skills = [
+            statistics.fmean(
+                100
+                * (draws[f"single-task-{t}"][t][k] - draws["sg"][t][k])
+                / draws["constant"][t][k]
+                for t in told["judged"]
+            )
+            for k in range(200)
+        ]
+        variances.append(statistics.variance(skills))
+    scale = math.sqrt(drawn_rows.scale**2 + statistics.fmean(variances))
+    half = 4.302653 * scale
+    assert told["headline"]["high"] == pytest.approx(drawn_rows.mean + half, rel=1e-4)
+
+
+def test_a_report_over_several_tables_wants_ten(tmp_path, monkeypatch) -> None:
+    module = sys.modules["tables_of_the_tests"]
+    monkeypatch.setattr(module, "fixed", _fixed, raising=False)
+    source = Source("fixed", "tables_of_the_tests", "-", "-", maker="fixed")
+    monkeypatch.setattr(data, "SOURCES", (*data.SOURCES, source))
+    _printed(
+        "compare fixed --recipes single-task,sg --references none",
+        tmp_path,
+        monkeypatch,
+    )
+    result = CliRunner().invoke(app, ["report", "out", "out"])
+    assert result.exit_code == 2
+    assert "signed ranks need 10 at least" in result.stderr
+    folders = []
+    for k in range(10):
+        shutil.copytree("out", f"table{k}")
+        folders.append(f"table{k}")
+    result = CliRunner().invoke(app, ["report", *folders])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"single-task +10 ", result.stdout)
+    assert "Holm" in result.stdout
+    assert "constant" in result.stdout
