@@ -212,7 +212,7 @@ def columns(findings: Findings, delta: bool = False) -> list[Column]:
 
 
 def task_table(findings: Findings, names: Sequence[str]) -> list[Column]:
-    """Tasks as rows: how the plain sum and the other recipes do, the sum's worst first."""
+    """The tasks of these names as rows, and every row of the table as a column of their skill."""
     found = findings.assessment
     lines = [line for line in found.lines if line.name != CONSTANT]
     columns = [
@@ -544,7 +544,7 @@ def _starved(findings: Findings) -> Iterator[str]:
         line = findings.assessment.line(name)
         if name == REFERENCE or single is None or line is None:
             continue
-        for task in findings.problem.tasks:
+        for task in findings.assessment.judged:
             if task not in single.tasks or task not in line.tasks:
                 continue
             behind = single.tasks[task].mean - line.tasks[task].mean

@@ -20,6 +20,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 LEVEL = 0.95
@@ -73,12 +74,9 @@ class Estimate:
 
     def half_width(self, comparisons: int = 1, level: float = LEVEL) -> float:
         """Half the interval's length: the smallest difference that would be visible."""
-        from scipy.stats import t
-
         if self.scale == 0:
             return 0.0
-        tail = (1 - level) / comparisons / 2
-        return float(t.isf(tail, self.freedom)) * self.scale
+        return _quantile(1 - (1 - level) / comparisons / 2, self.freedom) * self.scale
 
     def chances(self, margin: float) -> Chances:
         """Probabilities of worse, no difference that matters, better (Benavoli et al. 2017).
@@ -86,14 +84,27 @@ class Estimate:
         Args:
             margin: half-width of the region of practical equivalence, >= 0.
         """
-        from scipy.stats import t
-
         if self.scale == 0:
             worse, better = float(self.mean < -margin), float(self.mean > margin)
         else:
-            worse = float(t.cdf((-margin - self.mean) / self.scale, self.freedom))
-            better = float(t.sf((margin - self.mean) / self.scale, self.freedom))
+            worse = _below((-margin - self.mean) / self.scale, self.freedom)
+            better = _below((self.mean - margin) / self.scale, self.freedom)
         return Chances(worse, max(0.0, 1 - worse - better), better)
+
+
+def _below(value: float, freedom: float) -> float:
+    """P(T < value) for Student's t; the normal distribution for infinite freedom."""
+    from scipy.special import ndtr, stdtr
+
+    return float(ndtr(value) if math.isinf(freedom) else stdtr(freedom, value))
+
+
+@lru_cache(maxsize=256)
+def _quantile(probability: float, freedom: float) -> float:
+    """Where P(T < value) is that probability."""
+    from scipy.special import ndtri, stdtrit
+
+    return float(ndtri(probability) if math.isinf(freedom) else stdtrit(freedom, probability))
 
 
 def over_splits(differences: Sequence[float], ratio: float) -> Estimate:

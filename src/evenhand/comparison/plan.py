@@ -78,7 +78,7 @@ def _why_single(group: Sequence[Job], settings: Settings) -> str:
         return why
     why = obstacle(two)
     if why and settings.stack == "always":
-        raise ValueError(f"stack=always: the runs of {group[0].group} cannot be one: {why}")
+        raise ValueError(f"stack=always: the runs of {group[0].network} cannot be one: {why}")
     return why
 
 

@@ -105,7 +105,9 @@ def reference_names(settings: Settings) -> tuple[str, ...]:
 
 
 def title(name: str) -> str:
-    """What tables call a row: a reference's title, a recipe's name."""
+    """What tables call a row: a reference's title, a recipe's name, and what sg is."""
+    if name == BASELINE:
+        return f"{BASELINE} (plain sum)"
     return REFERENCES[name].title if name in REFERENCES else name
 
 

@@ -23,6 +23,8 @@ from evenhand.comparison.inference import Interval, half_width_with
 from evenhand.comparison.references import LINEAR, NARROW, OWN_EPOCHS, TREES, TUNED, WIDE
 from evenhand.comparison.request import BASELINE, REFERENCE
 
+NAMED = 4
+"""The most tasks that a sentence names."""
 SURE, LIKELY = 0.95, 0.85
 """Probabilities from which something is said, and said to be probable."""
 
@@ -154,7 +156,7 @@ def _headline(word: str, found: Assessment) -> str:
             sentence = f"{word}, for {named}."
     if against:
         side = "apart" if word.startswith("TOGETHER") else "together"
-        sentence += f" But {joined(list(against), 6)} {_does(against)} better {side}."
+        sentence += f" But {joined(list(against), NAMED)} {_does(against)} better {side}."
     return sentence + _not_judged(found)
 
 
@@ -178,13 +180,15 @@ def _tasks(names: Sequence[str], found: Assessment) -> str:
     everything = len(found.judged) + len(found.unjudged)
     if len(names) == everything and everything > 1:
         return "both tasks" if everything == 2 else f"all {everything} tasks"
-    return joined(list(names)) if len(names) <= 8 else f"{len(names)} of {everything} tasks"
+    return joined(list(names)) if len(names) <= NAMED else f"{len(names)} of {everything} tasks"
 
 
 def _not_judged(found: Assessment) -> str:
     if not found.unjudged or not found.judged:
         return ""
-    return f" {joined(list(found.unjudged), 6)} cannot be judged."
+    if len(found.unjudged) > NAMED:
+        return f" {len(found.unjudged)} tasks cannot be judged."
+    return f" {joined(list(found.unjudged))} cannot be judged."
 
 
 # The evidence ---------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def _unjudged(found: Assessment) -> Iterator[str]:
             plain.setdefault(reason.partition(" (")[0], []).extend(tasks)
         by_reason = plain
     for reason, tasks in by_reason.items():
-        yield f"{joined(tasks, 6)}: {reason}."
+        yield f"{joined(tasks, NAMED)}: {reason}."
 
 
 def _controls(found: Assessment) -> Iterator[str]:
@@ -432,7 +436,7 @@ def _advice(word: str, found: Assessment) -> str:
     for task, reason in found.unjudged.items():
         if "positives in" in reason or "rarest class" in reason:
             steps.append(f"more {'positives' if 'positives in' in reason else 'labels'} for {task}")
-        if len(steps) > 4:
+        if len(steps) > 3:
             break
     if word == "NOTHING TO COMPARE":
         steps.append("see whether the inputs say anything about the targets")
@@ -454,7 +458,7 @@ def _footnotes(found: Assessment) -> Iterator[str]:
     design, judged = found.design, found.judged
     scale = "Skill: 0 is the best constant, 100 is perfect, on test rows"
     if judged and found.unjudged:
-        some = joined(list(judged)) if len(judged) <= 8 else f"{len(judged)} tasks"
+        some = joined(list(judged)) if len(judged) <= NAMED else f"{len(judged)} tasks"
         scale += f"; the mean is over {some} only"
     yield f"{scale}."
     matters = f'"matters" is {_points(found.margin)}'
