@@ -22,12 +22,14 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import tomllib
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -42,7 +44,7 @@ SOURCE = ROOT / "src" / "evenhand"
 PLANTED = ROOT / "tests" / "mutants" / "planted.toml"
 PRELOADED = (
     *("torch", "torch.utils.flop_counter", "torch.func", "numpy", "scipy.stats", "scipy.optimize"),
-    *("sklearn.datasets", "sklearn.ensemble", "torchmetrics.classification", "hypothesis"),
+    *("sklearn.datasets", "sklearn.ensemble", "torchmetrics.classification"),
     *("safetensors.torch", "rich.progress", "typer.testing", "jinja2", "matplotlib.pyplot"),
     *("pydantic", "yaml", "PIL.Image"),
 )
@@ -369,17 +371,23 @@ def _noticed(tests: tuple[str, ...], copy: Path) -> str:
 
 
 def _run_tests(tests: list[str], copy: Path, said: Path) -> NoReturn:
-    """In the child: run them on the copy, and end with pytest's code."""
-    output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.chdir(copy)
-    os.environ["PYTHONPATH"] = str(copy / "src")
-    sys.path[:0] = [str(copy / "src"), str(copy / "tests")]
-    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-    code = pytest.main([*options, "-o", "addopts=--import-mode=importlib", *tests])
-    sys.stdout.flush()
-    os._exit(int(code))
+    """In the child: run them on the copy, and end with pytest's code, whatever happens."""
+    code = 70
+    try:
+        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(copy)
+        os.environ["PYTHONPATH"] = str(copy / "src")
+        sys.path[:0] = [str(copy / "src"), str(copy / "tests")]
+        options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+        code = int(pytest.main([*options, "-o", "addopts=--import-mode=importlib", *tests]))
+    except BaseException:  # noqa: BLE001  the child must not go on as its parent
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # and leave the parent's folder alone
 
 
 def _waited(child: int) -> int | None:
@@ -409,13 +417,15 @@ def _preload() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--planted", action="store_true", help="those of the list")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of the list, by their names")
     parser.add_argument("--drawn", type=int, default=0, metavar="N", help="so many by chance")
     parser.add_argument("--seed", type=int, default=0, help="of the draw [0]")
     parser.add_argument("--rooms", default=",".join(ROOMS), help="of the drawn ones [all]")
     parser.add_argument("--quick", action="store_true", help="only the tests that take seconds")
     parser.add_argument("--out", type=Path, help="write what happened to this file, JSON")
     asked = parser.parse_args()
-    mutants = planted() if asked.planted else []
+    mutants = planted() if asked.planted or asked.only else []
+    mutants = [mutant for mutant in mutants if re.search(asked.only, mutant.name)]
     mutants += drawn(asked.drawn, asked.seed, asked.rooms.split(","))
     survivors, told = 0, []
     _preload()
@@ -425,6 +435,10 @@ def main() -> int:
             ".git", ".venv", "*.egg-info", "__pycache__", ".hypothesis"
         )
         shutil.copytree(ROOT, copy, ignore=ignored)
+        # A test that fails anyway would notice everything.
+        asked_tests = tuple(dict.fromkeys(test for m in mutants for test in m.tests))
+        if failing := _noticed(asked_tests, copy):
+            raise RuntimeError(f"without any mutant {failing} fails")
         for mutant in mutants:
             noticed, seconds = tried(mutant, copy, asked.quick)
             survivors += not noticed

@@ -375,7 +375,7 @@ def test_every_number_that_is_printed_is_that_of_its_files(folder) -> None:
     columns = {
         c.title: [cell.text for cell in c.cells] for c in findings.columns(found, delta=True)
     }
-    assert columns["row"] == ["constant", *RECIPES]
+    assert [text.split(" ")[0] for text in columns["row"]] == ["constant", *RECIPES]
     for k, recipe in enumerate(("constant", *RECIPES)):
         cells = {title: texts[k] for title, texts in columns.items()}
         assert _near(cells["skill"], again.mean_skill(recipe).mean())
