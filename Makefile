@@ -33,7 +33,7 @@ lint: venv  ## check style, formatting and types
 demo: venv  ## compare seven recipes on two handwritten digits per picture, and write a report
 	rm -rf evenhand-demo
 	$(BIN)/evenhand compare digits --recipes single-task,sg,mgda,mgda-ub,central,gradnorm,ate-sg \
-	  --seeds 2 --workers 2 --out evenhand-demo
+	  --splits 5 --workers 2 --out evenhand-demo
 
 clean:  ## delete .venv, caches and the demo's results
 	rm -rf .venv build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

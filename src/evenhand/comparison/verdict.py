@@ -434,8 +434,8 @@ def _advice(word: str, found: Assessment) -> str:
     elif word == "ONE SPLIT":
         steps.append("--splits 5 says whether this holds on other splits")
     for task, reason in found.unjudged.items():
-        if "positives in" in reason or "rarest class" in reason:
-            steps.append(f"more {'positives' if 'positives in' in reason else 'labels'} for {task}")
+        if " in " in reason and "test rows" in reason:
+            steps.append(f"more {'positives' if 'positives' in reason else 'rare rows'} for {task}")
         if len(steps) > 3:
             break
     if word == "NOTHING TO COMPARE":
