@@ -600,6 +600,26 @@ def test_one_split_declares_nothing(tmp_path, monkeypatch) -> None:
     assert "--splits 5 says whether this holds" in words
 
 
+def test_one_split_shows_no_task_and_no_winner() -> None:
+    """Even where its test rows leave no doubt."""
+
+    def sure(row: Row) -> Row:
+        (result,) = row.chosen
+        drawn_alike = {task: (value,) * 9 for task, value in result.test.items()}
+        return replace(row, chosen=(replace(result, resampled=drawn_alike),))
+
+    constant, single, joint = (
+        sure(made_row(row.recipe, {t: v[:1] for t, v in row.test.items()}))
+        for row in (CONSTANT, SINGLE, SUM)
+    )
+    found = assessed([single, joint], [constant], TASKS)
+    assert found.headline.interval.low == pytest.approx(11.0)
+    assert found.headline.chances is None
+    said = verdict(found)
+    assert said.word == "ONE SPLIT"
+    assert not any(word in " ".join(said.sentences) for word in ("Together", "shown", "enough"))
+
+
 def test_by_time_each_origin_is_shown(tmp_path, monkeypatch) -> None:
     made = _twins(0)
     times = torch.arange(150)
