@@ -36,7 +36,7 @@ same-bits: venv  ## check that every recipe still trains to the same bits (four 
 demo: venv  ## compare seven recipes on two handwritten digits per picture, and write a report
 	rm -rf evenhand-demo
 	$(BIN)/evenhand compare digits --recipes single-task,sg,mgda,mgda-ub,central,gradnorm,ate-sg \
-	  --seeds 2 --workers 2 --out evenhand-demo
+	  --splits 5 --workers 2 --out evenhand-demo
 
 mutants: venv  ## plant bugs in a copy of the source and see which tests notice; half an hour
 	nice -n 19 $(BIN)/python benchmarks/mutants.py --planted --drawn 25

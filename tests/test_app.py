@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -624,6 +625,65 @@ def test_notes_name_the_tasks_that_learned_nothing(found) -> None:
     assert "with sg side (−" in note
 
 
+def test_notes_on_losses_that_differ_by_far_and_on_what_is_rare(found) -> None:
+    assert not any("differ by a factor" in note for note in findings.notes(found))
+    apart = {"side": 0.5, "height": 300.0, "reach": 2.0}
+    runs = {
+        "sg": tuple(
+            replace(run, records=(replace(run.records[0], validation=apart), *run.records[1:]))
+            for run in found.runs["sg"]
+        )
+    }
+    notes = findings.notes(replace(found, runs=runs))
+    (note,) = (n for n in notes if "differ by a factor" in n)
+    assert "a factor of 600 (height 300, side 0.5)" in note
+    few = [n for n in notes if n.startswith("Fewer than 100 training labels")]
+    assert few == ["Fewer than 100 training labels: side (64), height (64) and reach (64)."]
+    tests = [found.comparison.settings.problem(k).test.targets["side"] for k in range(2)]
+    rarest = min(int(t.bincount().min()) for t in tests)
+    expected = [f"side ({rarest} of 40)"] if rarest < 20 else []
+    rare = [n for n in notes if n.startswith("The rarest class")]
+    assert len(rare) == len(expected)
+    assert all(text in rare[0] for text in expected)
+
+
+def test_untrained_winners_are_named(found) -> None:
+    assert not any("No training beat" in note for note in findings.notes(found))
+    first, *others = found.runs["sg"]
+    untrained = replace(first, result=replace(first.result, epoch=0))
+    runs = {"sg": (untrained, *others)}
+    (note,) = (n for n in findings.notes(replace(found, runs=runs)) if "No training beat" in n)
+    assert "the best epoch is 0 for sg (1 of 4 runs)" in note
+
+
+def test_tables_for_other_programs(copied, found) -> None:
+    lines = list(csv.DictReader(Path("out/table.csv").read_text().splitlines()))
+    made = found.assessment
+    assert [line["row"] for line in lines] == [line.name for line in made.lines]
+    for line, expected in zip(lines, made.lines, strict=True):
+        assert float(line["skill"]) == pytest.approx(expected.skill.mean)
+        for task in found.problem.tasks:
+            values = found.rows[expected.name].test[task]
+            assert float(line[f"metric:{task}"]) == pytest.approx(sum(values) / len(values))
+    sg = next(line for line in lines if line["row"] == "sg")
+    assert float(sg["low"]) == pytest.approx(made.line("sg").versus.interval.low)
+    runs = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert len(runs) == sum(len(r.test) for row in found.rows.values() for r in row.chosen)
+    for run in runs[:20]:
+        row = found.rows[run["row"]]
+        (value,) = (
+            r.test[run["task"]]
+            for r in row.chosen
+            if (r.job.label, r.job.split, r.job.seed)
+            == (run["network"], int(run["split"]), int(run["seed"]))
+            and run["task"] in r.test
+        )
+        assert float(run["metric"]) == value
+    told = json.loads(Path("out/verdict.json").read_text())
+    assert told["verdict"]["headline"] == found.verdict.headline
+    assert found.verdict.headline.split(".")[0] in " ".join(copied.split())
+
+
 def _as_before_training(run: findings.Run) -> Callable[[Record], Record]:
     start = run.records[0].validation["side"]
     return lambda r: replace(r, validation={**r.validation, "side": start})
@@ -799,6 +859,29 @@ def test_dynamics_are_the_path_the_swing_and_the_moments(found) -> None:
         assert swing.lines[k].get_ydata()[-1] == pytest.approx(sum(last) / 4)
     held = sorted(found.runs[name][0].records[-1].state_bytes / 1024 for name in joint)
     assert [bar.get_width() for bar in memory.patches] == held
+
+
+def test_conflicts_are_a_matrix_of_means_over_everything_observed(found) -> None:
+    with figures.style():
+        figure = diagnostics.conflicts(found)
+    assert figure is not None
+    assert diagnostics.observed(found) == "sg"
+    records = [record for run in found.runs["sg"] for record in run.records]
+    tasks = list(found.problem.tasks)
+    for ax, name in zip(figure.axes, ("cosines", "conflicts"), strict=True):
+        assert len(ax.texts) == 6
+        for text in ax.texts:
+            column, row = text.get_position()
+            pair = "|".join(tasks[k] for k in sorted((column, row)))
+            seen = [getattr(r, name)[pair] for r in records if pair in getattr(r, name)]
+            assert text.get_text() == f"{sum(seen) / len(seen):.2f}"
+    for record in records:
+        for pair, share in record.conflicts.items():
+            assert 0 <= share <= 1
+            if share == 0:
+                assert record.cosines[pair] >= 0
+            if share == 1:
+                assert record.cosines[pair] < 0
 
 
 def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:

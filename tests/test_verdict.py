@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from evenhand import MultiTaskNetwork, data
 from evenhand.app.cli import app
+from evenhand.comparison import shallow
 from evenhand.comparison.across import over_tables
 from evenhand.comparison.assessment import Assessment, Difference, assess
 from evenhand.comparison.constant import constants
@@ -208,6 +209,67 @@ def test_rows_are_resampled_alike_for_every_network_and_by_group() -> None:
         errors.append(float((said - made.test.targets["y"][rows]).square().mean()))
     expected = {round(e, 4) for e in (*errors, sum(errors) / 2)}
     assert {round(value, 4) for value in first} == expected
+
+
+# scikit-learn's rows --------------------------------------------------------------------------
+
+
+def test_a_linear_model_is_ridge_regression_on_the_labelled_rows() -> None:
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    x = drawn(20, 100, 3)
+    y = x @ torch.tensor([1.0, -2.0, 0.5]) + 0.3 * drawn(21, 100)
+    y[::3] = math.nan
+    made = problem(x, {"y": y}, {"y": NUMBER})
+    validation, test = shallow.predictions(made, shallow.linear_models, 0)["y"]
+    assert (len(validation), len(test)) == (20, 20)
+    known = ~made.train.targets["y"].isnan()
+    inputs = made.train.inputs[known].double().numpy()
+    scaler = StandardScaler().fit(inputs)
+    candidates = []
+    for strength in shallow.STRENGTHS:
+        model = Ridge(alpha=strength).fit(
+            scaler.transform(inputs), made.train.targets["y"][known].double().numpy()
+        )
+        said = [
+            torch.from_numpy(model.predict(scaler.transform(part.inputs.double().numpy())))
+            for part in (made.validation, made.test)
+        ]
+        truth = made.validation.targets["y"]
+        error = (said[0] - truth)[~truth.isnan()].square().mean()
+        candidates.append((float(error), said[1].float()))
+    assert torch.allclose(test, min(candidates, key=lambda pair: pair[0])[1], atol=1e-5)
+
+
+def test_the_first_trees_are_a_smaller_model() -> None:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    x = drawn(22, 200, 3).double().numpy()
+    y = (x[:, 0] ** 2 + x[:, 1]).reshape(-1, 1)
+    flat = shallow.Flat(x, y, (), "numbers")
+    for number, predict in zip(shallow.TREES, shallow.tree_models(flat, 0), strict=True):
+        alone = HistGradientBoostingRegressor(
+            max_iter=number, early_stopping=False, random_state=0
+        ).fit(x, y[:, 0])
+        assert torch.allclose(predict(x), torch.from_numpy(alone.predict(x)).float(), atol=1e-5)
+
+
+def test_answers_take_the_form_of_the_networks_outputs() -> None:
+    x = drawn(23, 150, 2)
+    three = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()  # of four classes
+    yes = (x[:, 0] > 0).long()
+    made = problem(x, {"three": three, "yes": yes}, {"three": CLASS, "yes": YES})
+    for models in (shallow.linear_models, shallow.tree_models):
+        said = shallow.predictions(made, models, 0)
+        assert said["three"][1].shape == (30, 4)
+        assert said["yes"][1].shape == (30,)
+        assert ((said["yes"][1] > 0) == (made.test.targets["yes"] == 1)).float().mean() > 0.9
+        assert (said["three"][1].argmax(1) == made.test.targets["three"]).float().mean() > 0.8
+    seen = shallow.Flat(x.double().numpy(), yes.numpy() * 2, (4,), "classes")
+    logits = next(shallow.linear_models(seen, 0))(x.double().numpy())
+    assert (logits[:, [1, 3]] == -30).all()
+    assert torch.allclose(logits.exp().sum(dim=1), torch.ones(150), atol=1e-5)
 
 
 # An assessment by hand ------------------------------------------------------------------------
@@ -536,6 +598,26 @@ def test_one_split_declares_nothing(tmp_path, monkeypatch) -> None:
     assert "Intervals by a paired bootstrap over the test rows" in words
     assert "Better" not in words
     assert "--splits 5 says whether this holds" in words
+
+
+def test_one_split_shows_no_task_and_no_winner() -> None:
+    """Even where its test rows leave no doubt."""
+
+    def sure(row: Row) -> Row:
+        (result,) = row.chosen
+        drawn_alike = {task: (value,) * 9 for task, value in result.test.items()}
+        return replace(row, chosen=(replace(result, resampled=drawn_alike),))
+
+    constant, single, joint = (
+        sure(made_row(row.recipe, {t: v[:1] for t, v in row.test.items()}))
+        for row in (CONSTANT, SINGLE, SUM)
+    )
+    found = assessed([single, joint], [constant], TASKS)
+    assert found.headline.interval.low == pytest.approx(11.0)
+    assert found.headline.chances is None
+    said = verdict(found)
+    assert said.word == "ONE SPLIT"
+    assert not any(word in " ".join(said.sentences) for word in ("Together", "shown", "enough"))
 
 
 def test_by_time_each_origin_is_shown(tmp_path, monkeypatch) -> None:

@@ -25,6 +25,8 @@ LEAST, LARGEST = 1e-4, 0.1
 """The changes of a loss between which the colours tell most."""
 
 
+LEAST_SHOWN = 0.1
+"""Cosines no larger than this stay pale."""
 NAMED = 14
 """More tasks than these are rows and columns of a matrix without names or numbers."""
 
@@ -48,7 +50,8 @@ def conflicts(findings: Findings) -> Figure | None:
     )
     for ax, (title, seen, colours, low) in zip(axes, kinds, strict=True):
         matrix = _pair_means(tasks, seen)
-        image = ax.imshow(matrix, cmap=colours, vmin=low, vmax=1.0)
+        largest = max(LEAST_SHOWN, float(np.nanmax(np.abs(matrix), initial=0.0)))
+        image = ax.imshow(matrix, cmap=colours, vmin=low * largest, vmax=largest)
         ax.set_title(title)
         ax.grid(visible=False)
         if len(tasks) > NAMED:

@@ -113,8 +113,8 @@ def plates(findings: Findings) -> Iterator[Plate]:
         ),
         (
             "Trade-offs",
-            "Test metrics of two tasks against each other: a small mark per seed, a large one for "
-            f"their mean. {alone}The arrow shows where both tasks are better.{shown}{grey}",
+            "Test metrics of two tasks against each other: a small mark per split and seed, a "
+            f"large one for their mean. {alone}The arrow shows where both are better.{shown}{grey}",
             figures.trade_offs,
         ),
         (

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.inference import Chances, Estimate, Interval
@@ -124,8 +125,7 @@ class Assessment:
     @property
     def visible(self) -> float:
         """The smallest difference of the declared comparison that this design would show."""
-        known = self.headline is not None and self.headline.estimate is not None
-        if self.headline is None or self.headline.estimate is None or not known:
+        if self.headline is None or self.headline.estimate is None:
             return math.nan
         return self.headline.estimate.half_width()
 
@@ -152,35 +152,8 @@ def assess(
     unjudged = _unjudged(by_row, zero, tasks, design, facts)
     judged = tuple(task for task in tasks if task not in unjudged)
     means = {name: _mean(skills, judged) for name, skills in by_row.items()}
-    compared = len([name for name in means if name != REFERENCE and means[name].values])
-    lines = [_constant_line(zero, tasks, judged, design)]
-    names = {row.recipe for row in rows}
-    for row in everyone:
-        name = row.recipe
-        versus = None
-        if REFERENCE in names and name != REFERENCE:
-            versus = _difference(means[name], means[REFERENCE], design, settings, compared)
-        lines.append(Line(name, name not in names, by_row[name], means[name], versus, *_costs(row)))
-    both = {REFERENCE, BASELINE} <= names
-    headline = None
-    by_task: dict[str, Difference] = {}
-    if both and judged:
-        headline = _difference(means[BASELINE], means[REFERENCE], design, settings, 1)
-        single, joint = by_row[REFERENCE], by_row[BASELINE]
-        for task in judged:
-            if task in single and task in joint:
-                by_task[task] = _difference(
-                    joint[task], single[task], design, settings, len(judged)
-                )
-    balancing = [name for name in names if name not in (REFERENCE, BASELINE)]
-    against: dict[str, Difference] = {}
-    if BASELINE in names and judged:
-        for row in everyone:
-            count = max(1, len(balancing)) if row.recipe in balancing else 1
-            if row.recipe not in (REFERENCE, BASELINE) and means[row.recipe].values:
-                against[row.recipe] = _difference(
-                    means[row.recipe], means[BASELINE], design, settings, count
-                )
+    differ = partial(_difference, design=design, margin=settings.matters)
+    headline, by_task = _declared(means, by_row, judged, differ)
     return Assessment(
         design,
         len(settings.seeds),
@@ -188,11 +161,65 @@ def assess(
         {task: _known_mean(zero.by_split(task)) for task in tasks},
         judged,
         unjudged,
-        tuple(lines),
-        headline if headline is not None and headline.points.values else None,
+        (
+            _constant_line(zero, tasks, judged, design),
+            *_lines(rows, everyone, by_row, means, differ),
+        ),
+        headline,
         by_task,
-        against,
+        _against_sum({row.recipe for row in rows}, means, differ),
     )
+
+
+Differ = Callable[[Points, Points, int], Difference]
+"""(first, second, how many intervals hold at once) -> the first against the second."""
+
+
+def _lines(
+    rows: Sequence[Row],
+    everyone: Sequence[Row],
+    by_row: Mapping[str, Mapping[str, Points]],
+    means: Mapping[str, Points],
+    differ: Differ,
+) -> Iterator[Line]:
+    """A line for each row but the constant's; intervals against single-task hold at once."""
+    names = {row.recipe for row in rows}
+    compared = sum(bool(mean.values) for name, mean in means.items() if name != REFERENCE)
+    for row in everyone:
+        name = row.recipe
+        reference = means[REFERENCE] if REFERENCE in names and name != REFERENCE else None
+        versus = None if reference is None else differ(means[name], reference, compared)
+        yield Line(name, name not in names, by_row[name], means[name], versus, *_costs(row))
+
+
+def _declared(
+    means: Mapping[str, Points],
+    by_row: Mapping[str, Mapping[str, Points]],
+    judged: Sequence[str],
+    differ: Differ,
+) -> tuple[Difference | None, dict[str, Difference]]:
+    """The plain sum against single-task: in the mean, and in each judged task."""
+    if not {REFERENCE, BASELINE} <= set(means):
+        return None, {}
+    single, joint = by_row[REFERENCE], by_row[BASELINE]
+    both = [task for task in judged if task in single and task in joint]
+    by_task = {task: differ(joint[task], single[task], len(judged)) for task in both}
+    headline = differ(means[BASELINE], means[REFERENCE], 1)
+    return (headline if headline.points.values else None), by_task
+
+
+def _against_sum(
+    recipes: Set[str], means: Mapping[str, Points], differ: Differ
+) -> dict[str, Difference]:
+    """Every other row against the plain sum; balancing recipes at once, references each alone."""
+    if BASELINE not in recipes:
+        return {}
+    others = {n: m for n, m in means.items() if n not in (REFERENCE, BASELINE) and m.values}
+    balancing = sum(name in recipes for name in others)
+    return {
+        name: differ(mean, means[BASELINE], balancing if name in recipes else 1)
+        for name, mean in others.items()
+    }
 
 
 def _by_task(row: Row, zero: Row, tasks: Mapping[str, Task], design: Design) -> dict[str, Points]:
@@ -207,7 +234,7 @@ def _mean(skills: Mapping[str, Points], judged: Sequence[str]) -> Points:
 
 
 def _difference(
-    first: Points, second: Points, design: Design, settings: Settings, comparisons: int
+    first: Points, second: Points, comparisons: int, design: Design, margin: float
 ) -> Difference:
     between = first - second
     estimate = design.estimate(between)
@@ -218,7 +245,7 @@ def _difference(
         between,
         estimate,
         estimate.interval(max(1, comparisons)),
-        estimate.chances(settings.matters) if sure else None,
+        estimate.chances(margin) if sure else None,
     )
 
 
@@ -292,18 +319,11 @@ RARE = 100
 
 
 def _told(task: str, facts: Sequence[Facts]) -> str:
+    """How rare the rarest class of a task's test rows is, where that is worth telling."""
     known = [f.test[task] for f in facts if task in f.test]
     rare = [(t.rarest, t.count, t.rarest_value) for t in known if t.rarest is not None]
-    if not rare:
-        return ""
-    few, count, value = min(rare)
-    what = (
-        f"the rarest class, {value},"
-        if value not in ("0", "1")
-        else ("positives" if value == "1" else "negatives")
-    )
+    few, count, value = min(rare, default=(RARE, 0, ""))
     if few >= RARE:
         return ""
-    if what.startswith("the"):
-        return f" ({what} has {few} of {count:,} test rows)"
-    return f" ({few:,} {what} in {count:,} test rows)"
+    names = {"1": "positives", "0": "negatives"}
+    return f" ({few:,} {names.get(value, f'rows of class {value}')} in {count:,} test rows)"

@@ -234,7 +234,9 @@ def _why_not(found: Assessment) -> str:
 
 
 def _exceptional(found: Assessment) -> Iterator[str]:
-    """Tasks that are shown to gain or to lose, the largest first."""
+    """Tasks that are shown to gain or to lose, the largest first; one split shows nothing."""
+    if found.design.kind == "rows":
+        return
     for sign, what in ((1, "gain"), (-1, "lose")):
         shown = [(task, d) for task, d in found.by_task.items() if d.shown == sign]
         if not shown or len(found.by_task) == 1:
@@ -386,7 +388,7 @@ def _shallow(found: Assessment) -> Iterator[str]:
     """Linear models and trees beside the sum."""
     lines = [found.line(name) for name in (TREES, LINEAR)]
     known = [line for line in lines if line is not None and line.name in found.against_sum]
-    if not known or found.design.kind == "origins":
+    if not known or found.design.kind in ("origins", "rows"):
         return
     best = max(known, key=lambda line: line.skill.mean)
     difference = found.against_sum[best.name]
@@ -434,8 +436,8 @@ def _advice(word: str, found: Assessment) -> str:
     elif word == "ONE SPLIT":
         steps.append("--splits 5 says whether this holds on other splits")
     for task, reason in found.unjudged.items():
-        if "positives in" in reason or "rarest class" in reason:
-            steps.append(f"more {'positives' if 'positives in' in reason else 'labels'} for {task}")
+        if " in " in reason and "test rows" in reason:
+            steps.append(f"more {'positives' if 'positives' in reason else 'rare rows'} for {task}")
         if len(steps) > 3:
             break
     if word == "NOTHING TO COMPARE":

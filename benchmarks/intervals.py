@@ -1,6 +1,7 @@
 """Do the verdict's intervals and words hold? Tables with known truth, by the thousand.
 
-    python benchmarks/coverage.py [--tables 2000] [--write]
+    python benchmarks/intervals.py --tables 1000 --truth 20000 --write
+    python benchmarks/intervals.py --table      # the page's, from the results
 
 Each table is drawn, divided into splits like a user's, and judged by the very functions that print
 the verdict: skill, corrected intervals, probabilities, words. Two ways of learning stand for
@@ -33,6 +34,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +52,7 @@ from evenhand.comparison.verdict import verdict
 from evenhand.data import Problem, Split, Task
 from evenhand.data.splits import Pool
 
-RESULT = Path(__file__).parent / "results" / "coverage.json"
+RESULT = Path(__file__).parent / "results" / "intervals.json"
 Array = npt.NDArray[np.float64]
 Learn = Callable[[Array, Array, Array, int], Array]
 """(training inputs, targets [n, m], test inputs, seed) -> what is said of the test inputs."""
@@ -278,9 +280,7 @@ def truth(family: Family, tables: int, seed: int) -> tuple[float, float]:
     return statistics.fmean(found), statistics.stdev(found) / math.sqrt(tables)
 
 
-def study(
-    family: Family, splits: int, tables: int, truth_tables: int, seed: int
-) -> dict[str, object]:
+def study(family: Family, splits: int, tables: int, truth_tables: int, seed: int) -> dict[str, Any]:
     """How often intervals cover the truth, and which words are said."""
     expected, error = truth(family, truth_tables, seed)
     generator = np.random.default_rng((seed, 2))
@@ -358,14 +358,47 @@ def _over_seeds(family: Family, table: Table, expected: float, seed: int) -> boo
     return abs(statistics.fmean(gains) - expected) <= half + 1e-12
 
 
-def summary(studies: list[dict[str, object]]) -> Mapping[str, float]:
+# The page's table -----------------------------------------------------------------------------
+
+BEGIN, END = "<!-- table of benchmarks/intervals.py -->", "<!-- end of the table -->"
+PAGE = Path(__file__).parents[1] / "docs" / "verdict.md"
+
+
+def page_table(written: Mapping[str, Any]) -> str:
+    """The studies in markdown."""
+    heads = ["tables", "splits", "truth", "corrected t covers", "plain t", "bootstrap"]
+    heads += ["visible", "TOGETHER", "with PROBABLY", "APART", "with PROBABLY"]
+    lines = [heads, ["---"] * len(heads)]
+    for s in written["studies"]:
+        cover = s["coverage"]
+        chosen = (cover["corrected t"], cover["plain t"], cover["bootstrap over splits"])
+        said = ("together_surely", "together_at_all", "apart_surely", "apart_at_all")
+        lines.append(
+            [s["family"], str(s["splits"]), "0 exactly" if s["null"] else f"{s['truth']:+.2f}"]
+            + [f"{value:.1%}" for value in chosen]
+            + [f"{s['half_width']:.1f}"]
+            + [f"{s[name]:.1%}" for name in said]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill() -> None:
+    """Write the committed results' table between the page's markers."""
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    table = page_table(json.loads(RESULT.read_text()))
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+def summary(studies: list[dict[str, Any]]) -> Mapping[str, float]:
     """The worst of what is promised."""
-    covering = [s["coverage"]["corrected t"] for s in studies]  # type: ignore[index]
+    covering = [s["coverage"]["corrected t"] for s in studies]
     nulls = [s for s in studies if s["null"]]
     return {
         "lowest_coverage": min(covering),
-        "most_often_better_on_null": max(s["together_at_all"] for s in nulls),  # type: ignore[type-var]
-        "most_often_surely_better_on_null": max(s["together_surely"] for s in nulls),  # type: ignore[type-var]
+        "most_often_better_on_null": max(s["together_at_all"] for s in nulls),
+        "most_often_surely_better_on_null": max(s["together_surely"] for s in nulls),
     }
 
 
@@ -376,7 +409,11 @@ def main() -> None:
     parser.add_argument("--splits", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    parser.add_argument("--table", action="store_true", help="fill the page's, and nothing else")
     asked = parser.parse_args()
+    if asked.table:
+        fill()
+        return
     studies = []
     start = time.process_time()
     for family in FAMILIES:
@@ -397,7 +434,7 @@ def main() -> None:
     if asked.write:
         splits = " ".join(map(str, asked.splits))
         result = {
-            "command": f"python benchmarks/coverage.py --tables {asked.tables} "
+            "command": f"python benchmarks/intervals.py --tables {asked.tables} "
             f"--truth {asked.truth} --splits {splits} --seed {asked.seed}",
             "cpu_seconds": round(time.process_time() - start, 1),
             "summary": found,
