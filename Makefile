@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test programs lint docs same-bits demo clean
+.PHONY: help venv test programs lint docs same-bits demo mutants clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,7 +45,10 @@ same-bits: venv  ## check that every recipe still trains to the same bits (four 
 demo: venv  ## compare seven recipes on two handwritten digits per picture, and write a report
 	rm -rf evenhand-demo
 	$(BIN)/evenhand compare digits --recipes single-task,sg,mgda,mgda-ub,central,gradnorm,ate-sg \
-	  --seeds 2 --workers 2 --out evenhand-demo
+	  --splits 5 --workers 2 --out evenhand-demo
+
+mutants: venv  ## plant bugs in a copy of the source and see which tests notice; half an hour
+	nice -n 19 $(BIN)/python benchmarks/mutants.py --planted --drawn 25
 
 clean:  ## delete .venv, caches and the demo's results
 	rm -rf .venv build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache \

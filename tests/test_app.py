@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -35,14 +36,15 @@ from evenhand.comparison.plan import training
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings, load_problem
 from evenhand.comparison.statistics import Row, rows
+from evenhand.comparison.verdict import joined
 from evenhand.data import LabelCount, Problem, Source, Split, Task
 from evenhand.recipes import RECIPES, recipe
 from evenhand.training.records import Record
 
 RECIPES_ASKED = "single-task,sg,mgda,ate-sg,uncertainty,db-mtl"
 ASKED = (
-    f"compare tiny --recipes {RECIPES_ASKED} --seeds 2 --lr 1e-2,1e-1 --epochs 12 --out out "
-    "--workers 1"
+    f"compare tiny --recipes {RECIPES_ASKED} --splits 2 --seeds 2 --lr 1e-2,1e-1 --epochs 12 "
+    "--out out --workers 1"
 )
 
 
@@ -97,9 +99,9 @@ def _tiny(seed: int) -> Problem:
             "reach": Task(functional.mse_loss, SquaredError, "MSE", False),
         },
         network=_network,
-        train=_split(64, 0),
-        validation=_split(40, 1),
-        test=_split(40, 2),
+        train=_split(64, 3 * seed),
+        validation=_split(40, 3 * seed + 1),
+        test=_split(40, 3 * seed + 2),
         batch_size=32,
         epochs=3,
     )
@@ -154,15 +156,26 @@ def test_ends_with_the_path_of_the_report(copied) -> None:
 
 
 def test_prints_a_row_per_recipe_with_every_column(copied) -> None:
-    for title in ("accuracy ↑", "MSE ↓", "Δm", "rank", "× sg", "Σw", "chosen"):
+    for title in ("accuracy ↑", "MSE ↓", "skill", "vs single-task", "× sg", "Σw", "chosen"):
         assert title in copied
-    for name in RECIPES_ASKED.split(","):
-        assert re.search(rf"^ {name} .*\d ± \d", copied, re.MULTILINE), name
+    for name in (*RECIPES_ASKED.split(","), "constant", "linear model", "boosted trees"):
+        assert re.search(rf"^ {name} .*\d", copied, re.MULTILINE), name
+
+
+def test_the_verdict_comes_first(copied) -> None:
+    lines = [line for line in copied.splitlines() if not line.startswith("[")]
+    at = next(k for k, line in enumerate(lines) if line.startswith("tiny: 144 rows, 3 tasks"))
+    assert lines[at].split("; ")[1].strip() == "2 splits (hold-out) x 2 seeds"
+    assert re.match(r"[A-Z, ]+(,|:)", lines[at + 1])
+    assert lines[at + 2].startswith("  One network (plain sum) against one per task: ")
+    table = next(k for k, line in enumerate(lines) if line.startswith(" row "))
+    assert at < table
+    assert not any("±" in line for line in lines[table:])
 
 
 def test_output_of_a_pipe_is_plain_text(copied) -> None:
     assert "\x1b" not in copied
-    assert "[32/32]" in copied
+    assert "[70/70]" in copied
 
 
 def test_says_how_many_recipes_train_their_runs_as_one(copied) -> None:
@@ -187,13 +200,42 @@ def test_labels_left_out_are_told() -> None:
 
 def test_out_is_a_fresh_folder_by_default(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = "compare tiny --recipes sg --seeds 1 --lr 0.1 --epochs 1 --workers 1"
+    command = "compare tiny --recipes sg --splits 2 --lr 0.1 --epochs 1 --workers 1"
     assert _run(command).stdout.splitlines()[-1] == "evenhand-tiny/report.html"
     assert _run(command).stdout.splitlines()[-1] == "evenhand-tiny-2/report.html"
 
 
-def test_seeds_are_counted_from_zero(found) -> None:
-    assert found.comparison.settings.seeds == (0, 1)
+def test_seeds_are_counted_from_zero() -> None:
+    assert config.read(None, {"source": "tiny", "seeds": "3"}).settings().seeds == (0, 1, 2)
+
+
+def test_every_split_has_its_own_data_seed_rate_and_epoch(found) -> None:
+    settings = found.comparison.settings
+    assert (settings.splits, settings.seeds) == (2, (0, 1))
+    first, second = (settings.problem(split) for split in range(2))
+    assert not torch.equal(first.train.inputs, second.train.inputs)
+    for row in found.comparison.rows:
+        assert {r.job.split for r in row.chosen} == {0, 1}
+        for split in range(2):
+            runs = [
+                r
+                for r in found.comparison.results
+                if (r.job.recipe, r.job.split) == (row.recipe, split)
+            ]
+            for tasks in {r.tasks for r in runs}:
+                means = {
+                    rate: sum(r.monitored for r in runs if (r.tasks, r.job.rate) == (tasks, rate))
+                    for rate in settings.rates
+                }
+                rate = min(means, key=means.__getitem__)
+                chosen = [r for r in row.chosen if (r.tasks, r.job.split) == (tasks, split)]
+                assert {r.job.rate for r in chosen} == {rate}
+                assert [r.job.seed for r in chosen] == [0, 1]
+    drawn = [training(Job("sg", "", 0, 0.1, split), first, settings) for split in range(2)]
+    weights = [next(run.network.parameters()) for run in drawn]
+    assert not torch.equal(*weights)
+    orders = [run.stream.index(0) for run in drawn]
+    assert not torch.equal(*orders)
 
 
 def test_validation_alone_chooses(copied) -> None:
@@ -228,6 +270,13 @@ def test_several_workers_give_the_same_numbers(tmp_path) -> None:
         ("compare digit", "no data set is called 'digit'; did you mean digits?"),
         ("compare", "name a data set: one of digits"),
         ("compare tiny --seeds 0", "seeds=0: must be greater than or equal to 1"),
+        ("compare tiny --splits 0", "splits=0: must be greater than or equal to 1"),
+        ("compare tiny --design thirds", "must be one of hold-out, k-fold, time"),
+        ("compare tiny --design k-fold", "tiny is divided by its loader"),
+        ("compare digits --design time", "have no times"),
+        ("compare digits --design k-fold --splits 2", "at least 3"),
+        ("compare tiny --references some", "must be one of none, cheap, all"),
+        ("compare tiny --matters -1", "matters=-1: must be greater than or equal to 0"),
         ("compare tiny --seeds two", "seeds=two: must be a valid integer"),
         ("compare tiny --lr 0.1,-1", "lr=-1: must be greater than 0"),
         ("compare tiny --lr 0.1,x", "lr=x: must be a valid number"),
@@ -268,9 +317,9 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 
 
 def test_resuming_with_other_options_is_refused(copied) -> None:
-    result = _run(ASKED.replace("--seeds 2", "--seeds 3") + " --resume")
+    result = _run(ASKED.replace("--splits 2", "--splits 3") + " --resume")
     assert result.exit_code == 2
-    assert "seeds was [0, 1], now [0, 1, 2]" in result.stderr
+    assert "splits was 2, now 3" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["", "compare", "methods", "datasets", "report"])
@@ -282,7 +331,16 @@ def test_help_fits_a_terminal(command) -> None:
 
 def test_help_names_every_default() -> None:
     words = " ".join(_run("compare --help").stdout.split())
-    for default in ("3", "the data set's own", "never", "one per core", "single-task,sg,mgda"):
+    for default in (
+        "5; 3",
+        "1",
+        "hold-out",
+        "cheap",
+        "the data set's own",
+        "never",
+        "one per core",
+        "single-task,sg,mgda",
+    ):
         assert f"[default: {default}" in words
 
 
@@ -358,7 +416,9 @@ def test_resume_makes_what_is_missing_and_touches_nothing_else(copied) -> None:
     result = _run(f"{ASKED} --resume")
     assert result.exit_code == 0
     after = json.loads(lost.read_text())
-    del before["seconds"], after["seconds"]
+    for clock in ("seconds", "processor"):
+        assert before.pop(clock) > 0
+        assert after.pop(clock) > 0
     assert after == before
     assert [file.stat().st_mtime_ns for file in kept] == times
 
@@ -374,7 +434,10 @@ main()
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_keeps_finished_runs_and_says_how_to_go_on(workers, tmp_path) -> None:
-    command = "compare quadrants --recipes sg --seeds 2000 --lr 0.1 --epochs 1 --out out"
+    command = (
+        "compare quadrants --recipes sg --splits 1 --seeds 2000 --lr 0.1 --epochs 1 --out out "
+        "--references none"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", CONSOLE, *command.split(), "--workers", str(workers)],
         stdout=subprocess.PIPE,
@@ -386,7 +449,7 @@ def test_ctrl_c_keeps_finished_runs_and_says_how_to_go_on(workers, tmp_path) -> 
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        while line and not line.startswith("[1/2000]"):
+        while line and not line.startswith("[1/2001]"):
             line = process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all of the group
         _, errors = process.communicate(timeout=120)
@@ -397,7 +460,7 @@ def test_ctrl_c_keeps_finished_runs_and_says_how_to_go_on(workers, tmp_path) -> 
     message, again = errors.splitlines()
     kept = len(list((tmp_path / "out").rglob(RESULT)))
     assert kept >= 1
-    assert f"stopped; {kept} of 2000 runs are finished and kept" in message
+    assert f"stopped; {kept} of 2001 runs are finished and kept" in message
     assert f"--out out --workers {workers} --resume" in again
 
 
@@ -432,41 +495,93 @@ def test_anything_else_gets_lines(monkeypatch) -> None:
 # The table ------------------------------------------------------------------------------------
 
 
-def _columns(found: Findings) -> dict[str, list[str]]:
-    return {c.title: [cell.text for cell in c.cells] for c in findings.columns(found)}
+def _columns(found: Findings) -> dict[str, dict[str, str]]:
+    """The cells of each column, by row."""
+    names, *others = findings.columns(found, delta=True)
+    rows = [cell.text.removesuffix(" (plain sum)") for cell in names.cells]
+    return {c.title: dict(zip(rows, (cell.text for cell in c.cells), strict=True)) for c in others}
+
+
+def _made_row(name: str, tests: dict[str, list[float]], rate: float = 0.1) -> Row:
+    """A row of a recipe with these metrics, one per split."""
+    splits = len(next(iter(tests.values())))
+    chosen = tuple(
+        Result(
+            Job(name, "", 0, rate, split),
+            tuple(tests),
+            "finished",
+            epoch=1,
+            monitored=0.5,
+            test={task: values[split] for task, values in tests.items()},
+        )
+        for split in range(splits)
+    )
+    return Row(name, chosen, {t: tuple(v) for t, v in tests.items()}, {"": rate})
+
+
+NOTHING = {"side": [0.5] * 3, "height": [1.0] * 3, "reach": [4.0] * 3}
 
 
 def _with(found: Findings, *made: Row, rates: tuple[float, ...] = (0.01, 0.1)) -> Findings:
-    settings = replace(found.comparison.settings, rates=rates)
+    splits = max(len(row.chosen) for row in made) or 3
+    settings = replace(found.comparison.settings, rates=rates, splits=splits)
     names = tuple(row.recipe for row in made)
-    comparison = Comparison(settings, names, made, (), found.comparison.out)
+    constant = _made_row("constant", {t: v[:splits] for t, v in NOTHING.items()}, 0.0)
+    facts = found.comparison.facts[:1] * splits
+    out = found.comparison.out
+    comparison = Comparison(settings, names, made, (), out, (constant,), facts)
     return Findings(comparison, found.problem, dict.fromkeys(names, ()))
 
 
-def test_cells_show_mean_spread_and_the_best(found) -> None:
-    good = Row(
-        "sg", (), {"side": (0.9, 0.92), "height": (0.031, 0.033)}, {"": 0.1}, (1.0, 3.0), 1.0
+SINGLE = {"side": [0.8, 0.81, 0.8], "height": [0.5, 0.51, 0.5], "reach": [2.0, 2.0, 2.02]}
+JOINT = {"side": [0.9, 0.91, 0.9], "height": [0.4, 0.41, 0.4], "reach": [1.0, 1.0, 1.02]}
+
+
+def test_cells_show_means_and_what_is_shown(found) -> None:
+    made = _with(found, _made_row("single-task", SINGLE), _made_row("sg", JOINT))
+    columns = _columns(made)
+    assert columns["side"] == {"constant": "0.500", "single-task": "0.803", "sg": "0.903"}
+    assert columns["height"] == {"constant": "1.00", "single-task": "0.50", "sg": "0.40"}
+    # skill of single-task: 60.67, 49.67 and 49.83; of the sum: 80.67, 59.67 and 74.83
+    assert columns["skill"] == {"constant": "0.0", "single-task": "53.4", "sg": "71.7"}
+    assert columns["vs single-task"]["sg"].startswith("+18.3 (")
+    assert columns["worse/same/"]["sg"] == "0/0/100"
+    (cells,) = (c.cells for c in findings.columns(made) if c.title == "vs single-task")
+    assert [cell.shown for cell in cells] == [0, 0, 1]
+
+
+def test_delta_m_is_there_on_request_and_where_it_says_something(found) -> None:
+    made = _with(found, _made_row("single-task", SINGLE), _made_row("sg", JOINT))
+    assert "Δm" not in {c.title for c in findings.columns(made)}
+    rows_made = rows(
+        [r for row in made.comparison.rows for r in row.chosen],
+        made.comparison.recipes,
+        found.problem,
     )
-    bad = Row("mgda", (), {"side": (0.5, 0.5), "height": (0.2, 0.2)}, {"": 0.1}, (-2.0, -2.0), 2.0)
-    columns = {c.title: c.cells for c in findings.columns(_with(found, good, bad))}
-    assert [cell.text for cell in columns["side"]] == ["0.910 ± 0.014", "0.500 ± 0.000"]
-    assert [cell.text for cell in columns["height"]] == ["0.032 ± 0.001", "0.200 ± 0.000"]
-    assert [cell.text for cell in columns["Δm"]] == ["+2.0 ± 1.4", "−2.0 ± 0.0"]
-    assert [cell.text for cell in columns["reach"]] == ["–", "–"]
-    for title in ("side", "height", "Δm", "rank"):
-        assert [cell.best for cell in columns[title]] == [True, False], title
+    made = replace(made, comparison=replace(made.comparison, rows=rows_made))
+    # (12.45 + 19.87 + 49.83) / 3
+    assert _columns(made)["Δm"] == {"constant": "–", "single-task": "+0.0", "sg": "+27.4"}
+    untrained = {**SINGLE, "reach": [4.2, 4.2, 4.2]}
+    poor = rows(
+        [r for row in (_made_row("single-task", untrained), rows_made[1]) for r in row.chosen],
+        made.comparison.recipes,
+        found.problem,
+    )
+    made = replace(made, comparison=replace(made.comparison, rows=poor))
+    assert set(_columns(made)["Δm"].values()) == {"–"}
 
 
 def test_sum_of_weights_is_of_the_trunk_alone(found) -> None:
-    weights = dict(zip(RECIPES_ASKED.split(","), _columns(found)["Σw"], strict=True))
+    weights = _columns(found)["Σw"]
     assert (weights["sg"], weights["ate-sg"], weights["mgda"]) == ("3", "3", "1")
-    assert weights["db-mtl"] == "–"
+    assert weights["db-mtl"] == weights["constant"] == "–"
 
 
 def test_single_task_is_the_reference_and_sg_the_clock(found) -> None:
     columns = _columns(found)
-    assert columns["Δm"][0].startswith("+0.0")
-    assert columns["time"][1] == "1.00"
+    assert columns["vs single-task"]["single-task"] == "reference"
+    assert columns["processor"]["sg"] == columns["operations"]["sg"] == "1.00"
+    assert float(columns["operations"]["single-task"]) > 1
 
 
 def test_notes_on_rates_and_what_is_missing(found) -> None:
@@ -474,9 +589,10 @@ def test_notes_on_rates_and_what_is_missing(found) -> None:
     text = " ".join(findings.notes(_with(found, low, high)))
     assert "The smallest rate (0.01) was chosen for mgda:" in text
     assert "The largest rate (0.1) was chosen for ius:" in text
-    assert "Without single-task among the recipes there is no Δm." in text
-    assert "Without sg among the recipes there is no relative time." in text
-    assert "Only one learning rate (0.1)" in findings.notes(_with(found, high, rates=(0.1,)))[0]
+    assert "Without single-task among the recipes nothing says together or apart." in text
+    assert "Without sg among the recipes there is no plain sum to compare with." in text
+    notes = findings.notes(_with(found, high, rates=(0.1,)))
+    assert any(note.startswith("Only one learning rate (0.1)") for note in notes)
 
 
 def test_notes_on_runs_that_were_still_improving(found) -> None:
@@ -495,9 +611,77 @@ def test_notes_name_the_tasks_that_learned_nothing(found) -> None:
         for name, runs in found.runs.items()
         if name == "sg"
     }
-    (note,) = (n for n in findings.notes(replace(found, runs=runs)) if "Starved" in n)
-    assert note.startswith("Starved: side,")
-    assert note.endswith("with sg.")
+    made = replace(found, runs=runs)
+    skills = {line.name: line.tasks["side"].mean for line in made.assessment.lines}
+    starved = [note for note in findings.notes(made) if "Starved" in note]
+    worse = skills["single-task"] - skills["sg"] > 1
+    assert len(starved) == worse
+    joint = made.comparison.rows[1]
+    low = tuple(replace(r, test={**r.test, "side": 0.3}) for r in joint.chosen)
+    rows_made = list(made.comparison.rows)
+    rows_made[1] = replace(joint, chosen=low)
+    behind = replace(made, comparison=replace(made.comparison, rows=tuple(rows_made)))
+    (note,) = (n for n in findings.notes(behind) if "Starved" in n)
+    assert "with sg side (−" in note
+
+
+def test_notes_on_losses_that_differ_by_far_and_on_what_is_rare(found) -> None:
+    assert not any("differ by a factor" in note for note in findings.notes(found))
+    apart = {"side": 0.5, "height": 300.0, "reach": 2.0}
+    runs = {
+        "sg": tuple(
+            replace(run, records=(replace(run.records[0], validation=apart), *run.records[1:]))
+            for run in found.runs["sg"]
+        )
+    }
+    notes = findings.notes(replace(found, runs=runs))
+    (note,) = (n for n in notes if "differ by a factor" in n)
+    assert "a factor of 600 (height 300, side 0.5)" in note
+    few = [n for n in notes if n.startswith("Fewer than 100 training labels")]
+    assert few == ["Fewer than 100 training labels: side (64), height (64) and reach (64)."]
+    tests = [found.comparison.settings.problem(k).test.targets["side"] for k in range(2)]
+    rarest = min(int(t.bincount().min()) for t in tests)
+    expected = [f"side ({rarest} of 40)"] if rarest < 20 else []
+    rare = [n for n in notes if n.startswith("The rarest class")]
+    assert len(rare) == len(expected)
+    assert all(text in rare[0] for text in expected)
+
+
+def test_untrained_winners_are_named(found) -> None:
+    assert not any("No training beat" in note for note in findings.notes(found))
+    first, *others = found.runs["sg"]
+    untrained = replace(first, result=replace(first.result, epoch=0))
+    runs = {"sg": (untrained, *others)}
+    (note,) = (n for n in findings.notes(replace(found, runs=runs)) if "No training beat" in n)
+    assert "the best epoch is 0 for sg (1 of 4 runs)" in note
+
+
+def test_tables_for_other_programs(copied, found) -> None:
+    lines = list(csv.DictReader(Path("out/table.csv").read_text().splitlines()))
+    made = found.assessment
+    assert [line["row"] for line in lines] == [line.name for line in made.lines]
+    for line, expected in zip(lines, made.lines, strict=True):
+        assert float(line["skill"]) == pytest.approx(expected.skill.mean)
+        for task in found.problem.tasks:
+            values = found.rows[expected.name].test[task]
+            assert float(line[f"metric:{task}"]) == pytest.approx(sum(values) / len(values))
+    sg = next(line for line in lines if line["row"] == "sg")
+    assert float(sg["low"]) == pytest.approx(made.line("sg").versus.interval.low)
+    runs = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert len(runs) == sum(len(r.test) for row in found.rows.values() for r in row.chosen)
+    for run in runs[:20]:
+        row = found.rows[run["row"]]
+        (value,) = (
+            r.test[run["task"]]
+            for r in row.chosen
+            if (r.job.label, r.job.split, r.job.seed)
+            == (run["network"], int(run["split"]), int(run["seed"]))
+            and run["task"] in r.test
+        )
+        assert float(run["metric"]) == value
+    told = json.loads(Path("out/verdict.json").read_text())
+    assert told["verdict"]["headline"] == found.verdict.headline
+    assert found.verdict.headline.split(".")[0] in " ".join(copied.split())
 
 
 def _as_before_training(run: findings.Run) -> Callable[[Record], Record]:
@@ -507,16 +691,24 @@ def _as_before_training(run: findings.Run) -> Callable[[Record], Record]:
 
 def test_a_recipe_that_diverges_at_every_rate_is_a_row_of_dashes(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = "compare tiny --recipes single-task,sg --seeds 1 --lr 1e6 --epochs 9 --out out"
+    command = (
+        "compare tiny --recipes single-task,sg --splits 2 --lr 1e6 --epochs 9 --out out "
+        "--references none"
+    )
     result = _run(f"{command} --workers 1")
     assert result.exit_code == 0, result.output
-    assert re.search(r"^ sg( +–)+ *$", result.stdout, re.MULTILINE)
-    assert "sg: 1 of 1 runs diverged (at rate 1e+06: the" in " ".join(result.stdout.split())
+    assert re.search(r"^ sg \(plain sum\)( +–)+ *$", result.stdout, re.MULTILINE)
+    words = " ".join(result.stdout.split())
+    assert "sg: 2 of 2 runs diverged (at rate 1e+06: the" in words
+    assert "NOTHING TO COMPARE: no row beats a constant in any task." in words
 
 
 def test_the_memory_of_moments_is_told_before_training(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = _run("compare tiny --recipes sg,mgda,io --seeds 1 --lr 1e-2 --epochs 1 --workers 1")
+    result = _run(
+        "compare tiny --recipes sg,mgda,io --splits 2 --lr 1e-2 --epochs 1 --workers 1 "
+        "--references none"
+    )
     (line,) = (x for x in result.stdout.splitlines() if x.startswith("optimizer state"))
     usual, io = re.fullmatch(
         r"optimizer state per network: (\S+) bytes; io (\S+) bytes", line
@@ -530,9 +722,9 @@ def test_the_memory_of_moments_is_told_before_training(tmp_path, monkeypatch) ->
 
 
 def test_many_names_are_cut() -> None:
-    assert findings.joined(["a"]) == "a"
-    assert findings.joined(["a", "b", "c"]) == "a, b and c"
-    assert findings.joined(list("abcdefghij")) == "a, b, c, d, e, f, g and 3 more"
+    assert joined(["a"]) == "a"
+    assert joined(["a", "b", "c"]) == "a, b and c"
+    assert joined(list("abcdefghij")) == "a, b, c, d, e, f, g and 3 more"
 
 
 # The report -----------------------------------------------------------------------------------
@@ -540,7 +732,7 @@ def test_many_names_are_cut() -> None:
 
 def test_the_report_needs_nothing_else(copied) -> None:
     page = Path("out/report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     for loads in ("<script", "<link", "<img", "src=", "@import", "url(http", 'href="http'):
         assert loads not in page
     assert len(page) < 800_000
@@ -609,7 +801,12 @@ def test_rests_are_told(found) -> None:
 
 def test_only_as_many_colours_as_can_be_told_apart(found) -> None:
     names = [entry.name for entry in RECIPES]
-    made = [Row(name, (), {}, {}, rank=float(k)) for k, name in enumerate(reversed(names))]
+    made = [
+        _made_row(
+            name, {"side": [0.6 + 0.001 * k] * 3, **{t: NOTHING[t] for t in JOINT if t != "side"}}
+        )
+        for k, name in enumerate(names)
+    ]
     look = figures.looks(_with(found, *made))
     coloured = {name for name, kind in look.items() if kind.color != figures.GREY}
     assert len(coloured) == len(figures.PALETTE)
@@ -655,13 +852,36 @@ def test_dynamics_are_the_path_the_swing_and_the_moments(found) -> None:
     way, swing, memory = figure.axes
     joint = [name for name, _ in figures.grey_first(found) if name != "single-task"]
     for k, name in enumerate(joint):
-        path = sum(r.path or 0.0 for run in found.runs[name] for r in run.records) / 2
+        path = sum(r.path or 0.0 for run in found.runs[name] for r in run.records) / 4
         assert way.lines[k].get_ydata()[-1] == pytest.approx(path)
         assert path > 0
         last = [sum(run.records[-1].oscillation.values()) / 3 for run in found.runs[name]]
-        assert swing.lines[k].get_ydata()[-1] == pytest.approx(sum(last) / 2)
+        assert swing.lines[k].get_ydata()[-1] == pytest.approx(sum(last) / 4)
     held = sorted(found.runs[name][0].records[-1].state_bytes / 1024 for name in joint)
     assert [bar.get_width() for bar in memory.patches] == held
+
+
+def test_conflicts_are_a_matrix_of_means_over_everything_observed(found) -> None:
+    with figures.style():
+        figure = diagnostics.conflicts(found)
+    assert figure is not None
+    assert diagnostics.observed(found) == "sg"
+    records = [record for run in found.runs["sg"] for record in run.records]
+    tasks = list(found.problem.tasks)
+    for ax, name in zip(figure.axes, ("cosines", "conflicts"), strict=True):
+        assert len(ax.texts) == 6
+        for text in ax.texts:
+            column, row = text.get_position()
+            pair = "|".join(tasks[k] for k in sorted((column, row)))
+            seen = [getattr(r, name)[pair] for r in records if pair in getattr(r, name)]
+            assert text.get_text() == f"{sum(seen) / len(seen):.2f}"
+    for record in records:
+        for pair, share in record.conflicts.items():
+            assert 0 <= share <= 1
+            if share == 0:
+                assert record.cosines[pair] >= 0
+            if share == 1:
+                assert record.cosines[pair] < 0
 
 
 def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:

@@ -8,6 +8,7 @@ files as they lie in the folder, and shares no function with the first.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -25,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from evenhand import MultiTaskNetwork, sources
-from evenhand.app import findings, report
+from evenhand.app import exports, findings, report
 from evenhand.app.findings import Findings
 from evenhand.comparison.compare import finished, prepare
 from evenhand.comparison.execute import _epoch_seconds
@@ -37,8 +38,14 @@ from evenhand.training.records import Record
 
 TASKS = ("gain", "error", "fit")
 HIGHER = {"gain": True, "error": False, "fit": True}
+PERFECT = {"gain": 1.0, "error": 100.0, "fit": 1.0}
 RECIPES = ("single-task", "sg", "mgda", "grid", "ate-sg")
-SEEDS, RATES, EPOCHS = (0, 1, 2), (0.001, 0.01, 0.1), 6
+SPLITS, SEEDS, RATES, EPOCHS = 3, (0, 1), (0.001, 0.01, 0.1), 6
+UNITS = ((80, 20), (70, 30), (90, 10))
+"""Of each split: rows that train and validate, and rows that test."""
+RATIO = (20 / 80 + 30 / 70 + 10 / 90) / 3
+LEVEL = {"gain": (0.3, 0.7), "error": (4000.0, 2500.0), "fit": (-1.0, 0.5)}
+"""The constant's metric, and about what networks have where they learn something."""
 
 
 def _network(tasks: Sequence[str]) -> MultiTaskNetwork:
@@ -51,7 +58,10 @@ def _never() -> Any:
 
 def _problem(seed: int = 0) -> Problem:
     split = Split(torch.zeros(4, 1), {task: torch.zeros(4, 1) for task in TASKS})
-    tasks = {t: Task(functional.mse_loss, _never, f"of {t}", HIGHER[t]) for t in TASKS}
+    tasks = {
+        t: Task(functional.mse_loss, _never, f"of {t}", HIGHER[t], perfect=PERFECT[t])
+        for t in TASKS
+    }
     return Problem("made-up", "made up", "made up", tasks, _network, split, split, split)
 
 
@@ -69,27 +79,41 @@ def _source(monkeypatch) -> Iterator[None]:
 # What is written into the folder --------------------------------------------------------------
 
 
-def _made_result(job: Job, tasks: tuple[str, ...], chance: random.Random) -> dict[str, Any]:
-    """A result whose numbers lie far apart: accuracy, an error in thousands, a negative fit."""
-    size = {"gain": 0.7, "error": 3000.0, "fit": -2.0}
-    off = {task: chance.uniform(0.6, 1.4) for task in tasks}
-    metrics = {task: size[task] * off[task] for task in tasks}
-    if "gain" in metrics:
-        metrics["gain"] = round(metrics["gain"], 1)  # so that there are ties
+AHEAD = {"single-task": 1.0, "sg": 1.06, "mgda": 0.5, "ate-sg": 1.6}
+"""What a recipe learns, relative to single-task; the grid is as good."""
+
+
+def _made_result(
+    job: Job, tasks: tuple[str, ...], chance: random.Random, learned: tuple[str, ...]
+) -> dict[str, Any]:
+    """A result whose numbers lie far apart: an accuracy, an error in thousands, a negative fit."""
+    test = {}
+    for task in tasks:
+        zero, level = LEVEL[task]
+        share = AHEAD.get(job.recipe, 1.0) if job.recipe != "constant" else 0.0
+        share *= task in learned
+        test[task] = (zero + (level - zero) * share) * chance.uniform(0.97, 1.03)
+    if job.recipe in ("ate-sg", "grid") and job.split:
+        test["gain"] = 0.9
     monitored = chance.uniform(0.2, 0.9)
     if job.rate == 0.1 and job.seed == 1:
         monitored = 0.01  # the best of all runs; its rate is the worst in the mean
     elif job.rate == 0.1:
         monitored = 5.0
+    late = job.recipe == "mgda" and (job.seed or job.split)
+    epoch = EPOCHS if late else chance.randint(1, EPOCHS - 1)
     return {
         "job": vars(job),
         "tasks": list(tasks),
         "status": "finished",
-        "epoch": EPOCHS if job.recipe == "mgda" and job.seed else chance.randint(1, EPOCHS),
+        "epoch": epoch,
         "monitored": monitored,
         "validation": dict.fromkeys(tasks, 77.0),
-        "test": metrics,
+        "test": test,
         "seconds": chance.uniform(0.5, 2.0),
+        "parameters": 100 * len(tasks) + len(job.label),
+        "work": chance.uniform(1e9, 3e9),
+        "processor": chance.uniform(10.0, 30.0),
     }
 
 
@@ -114,29 +138,70 @@ def _made_records(result: dict[str, Any], chance: random.Random) -> list[dict[st
     return found
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
+def _facts(split: int) -> dict[str, Any]:
+    learning, test = UNITS[split]
+    return {
+        "rows": [learning - 15, 15, test],
+        "units": [learning, test],
+        "training": dict.fromkeys(TASKS, 60 - split),
+        "test": {task: {"count": test, "values": None, "rarest": None} for task in TASKS},
+    }
+
+
+@pytest.fixture(params=[("gain", "error"), TASKS], ids=["fit is not learned", "all learned"])
+def folder(request, tmp_path) -> Path:
     """A comparison whose every run is made up."""
-    settings = Settings("made-up", seeds=SEEDS, rates=RATES, epochs=EPOCHS, stack="never")
+    settings = Settings(
+        "made-up", seeds=SEEDS, rates=RATES, epochs=EPOCHS, stack="never", splits=SPLITS
+    )
     chance = random.Random(7)
     for job in prepare(settings, RECIPES, tmp_path):
-        tasks = (job.label,) if job.recipe == "single-task" else TASKS
-        result = _made_result(job, tasks, chance)
-        if job.recipe == "mgda" and job.rate == 0.01 and job.seed == 2:
-            result = {"job": vars(job), "tasks": list(tasks), "status": "diverged: of error is inf"}
-            result["monitored"] = math.inf
-        elif job.recipe in ("ate-sg", "mgda"):
-            result["test"]["gain"] = 0.7  # a tie
         where = tmp_path / job.folder
         where.mkdir(parents=True)
+        if job.recipe == "constant":
+            (where / "facts.json").write_text(json.dumps(_facts(job.split)))
+        tasks = (job.label,) if job.recipe == "single-task" else TASKS
+        result = _made_result(job, tasks, chance, request.param)
+        if (job.recipe, job.rate, job.seed, job.split) == ("mgda", 0.01, 1, 2):
+            result = {"job": vars(job), "tasks": list(tasks), "status": "diverged: of error is inf"}
+            result["monitored"] = math.inf
         (where / "result.json").write_text(json.dumps(result))
-        if result["status"] == "finished":
+        if result["status"] == "finished" and job.recipe != "constant":
             lines = (json.dumps(record) + "\n" for record in _made_records(result, chance))
             (where / "records.jsonl").write_text("".join(lines))
     return tmp_path
 
 
 # The second computation -----------------------------------------------------------------------
+
+
+def _quantile(p: float) -> float:
+    """Of Student's t with two degrees of freedom, in closed form."""
+    a = 2 * p - 1
+    return a * math.sqrt(2 / (1 - a * a))
+
+
+def _below(t: float) -> float:
+    """The probability that Student's t with two degrees of freedom is below `t`."""
+    return 0.5 + t / (2 * math.sqrt(2 + t * t))
+
+
+class Certainty:
+    """What three values, one per split, say of their mean (Nadeau & Bengio 2003)."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.mean = float(values.mean())
+        self.scale = math.sqrt(float(values.var(ddof=1)) * (1 / SPLITS + RATIO))
+
+    def interval(self, comparisons: int = 1) -> tuple[float, float]:
+        half = _quantile(1 - 0.05 / comparisons / 2) * self.scale
+        return self.mean - half, self.mean + half
+
+    def chances(self) -> tuple[float, float, float]:
+        """Worse, the same, better by more than one point."""
+        worse = _below((-1 - self.mean) / self.scale)
+        better = 1 - _below((1 - self.mean) / self.scale)
+        return worse, 1 - worse - better, better
 
 
 class Again:
@@ -146,65 +211,84 @@ class Again:
         files = sorted(folder.rglob("result.json"))
         self.runs = [json.loads(file.read_text()) for file in files]
         self.records = {
-            self.key(run): [
-                json.loads(line)
-                for line in (file.parent / "records.jsonl").read_text().splitlines()
-            ]
+            self.key(run): [json.loads(line) for line in _lines(file.parent / "records.jsonl")]
             for run, file in zip(self.runs, files, strict=True)
-            if run["status"] == "finished"
         }
 
     @staticmethod
     def key(run: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(run["job"][k] for k in ("recipe", "label", "seed", "rate"))
+        return tuple(run["job"][k] for k in ("recipe", "label", "seed", "rate", "split"))
 
-    def chosen(self, recipe: str) -> dict[tuple[str, ...], tuple[str, float]]:
-        """{tasks: (label, rate)}: of networks for the same tasks, the lowest mean over seeds."""
+    def chosen(self, recipe: str, split: int) -> dict[tuple[str, ...], tuple[str, float]]:
+        """{tasks: (label, rate)} in a split: the lowest mean over the seeds."""
         found: dict[tuple[str, ...], tuple[str, float]] = {}
-        of_recipe = [run for run in self.runs if run["job"]["recipe"] == recipe]
-        for tasks in sorted({tuple(run["tasks"]) for run in of_recipe}):
+        here = [r for r in self.runs if (r["job"]["recipe"], r["job"]["split"]) == (recipe, split)]
+        for tasks in sorted({tuple(run["tasks"]) for run in here}):
             best = math.inf
-            for label in sorted({run["job"]["label"] for run in of_recipe}):
-                for rate in RATES:
-                    values = [
-                        run["monitored"]
-                        for run in of_recipe
-                        if (run["job"]["label"], run["job"]["rate"]) == (label, rate)
-                        and tuple(run["tasks"]) == tasks
-                    ]
-                    if values and float(np.mean(values)) < best:
-                        best = float(np.mean(values))
-                        found[tasks] = (label, rate)
+            for label, rate in sorted({(r["job"]["label"], r["job"]["rate"]) for r in here}):
+                values = [
+                    run["monitored"]
+                    for run in here
+                    if (run["job"]["label"], run["job"]["rate"]) == (label, rate)
+                    and tuple(run["tasks"]) == tasks
+                ]
+                if values and float(np.mean(values)) < best:
+                    best = float(np.mean(values))
+                    found[tasks] = (label, rate)
         return found
 
     def standing(self, recipe: str) -> list[dict[str, Any]]:
-        """The runs that stand for a recipe."""
-        chosen = self.chosen(recipe)
+        """The runs that stand for a recipe, of all splits."""
+        chosen = {split: self.chosen(recipe, split) for split in range(SPLITS)}
         return [
             run
             for run in self.runs
             if run["job"]["recipe"] == recipe
-            and chosen.get(tuple(run["tasks"])) == (run["job"]["label"], run["job"]["rate"])
+            and chosen[run["job"]["split"]].get(tuple(run["tasks"]))
+            == (run["job"]["label"], run["job"]["rate"])
         ]
 
     def test(self, recipe: str) -> np.ndarray:
-        """[seeds, tasks]."""
-        table = np.full((len(SEEDS), len(TASKS)), np.nan)
+        """[splits, seeds, tasks]; the constant has one seed."""
+        seeds = SEEDS if recipe != "constant" else (0,)
+        table = np.full((SPLITS, len(seeds), len(TASKS)), np.nan)
         for run in self.standing(recipe):
             for task, value in run["test"].items():
-                table[SEEDS.index(run["job"]["seed"]), TASKS.index(task)] = value
+                at = run["job"]["split"], seeds.index(run["job"]["seed"]), TASKS.index(task)
+                table[at] = value
         return table
 
+    def skill(self, recipe: str) -> np.ndarray:
+        """[splits, tasks]: 100 (constant − metric) / (constant − perfect)."""
+        zero = self.test("constant").mean(axis=1)
+        perfect = np.array([PERFECT[task] for task in TASKS])
+        return 100 * (zero - self.test(recipe).mean(axis=1)) / (zero - perfect)
+
+    def judged(self) -> list[int]:
+        """The tasks in which the interval of some recipe's skill is above zero."""
+        return [
+            k
+            for k in range(len(TASKS))
+            if any(Certainty(self.skill(recipe)[:, k]).interval()[0] > 0 for recipe in RECIPES)
+        ]
+
+    def mean_skill(self, recipe: str) -> np.ndarray:
+        """[splits], the mean over the judged tasks."""
+        return self.skill(recipe)[:, self.judged()].mean(axis=1)
+
+    def versus(self, recipe: str, other: str = "single-task") -> Certainty:
+        return Certainty(self.mean_skill(recipe) - self.mean_skill(other))
+
     def delta(self, recipe: str) -> np.ndarray:
-        """Δm in per cent, [seeds]: gains over the single-task means, those of errors turned."""
-        single = self.test("single-task").mean(axis=0)
+        """Δm in per cent, [splits, seeds]: gains over the split's single-task means."""
+        single = self.test("single-task").mean(axis=1, keepdims=True)
         gains = (self.test(recipe) - single) / np.abs(single)
-        gains[:, 1] *= -1  # error
-        return 100 * gains.mean(axis=1)
+        gains[..., 1] *= -1  # error
+        return 100 * gains.mean(axis=-1)
 
     def ranks(self) -> dict[str, float]:
         """One plus how many are better and half of those that are as good, the mean over tasks."""
-        means = {recipe: self.test(recipe).mean(axis=0) for recipe in RECIPES}
+        means = {recipe: self.test(recipe).mean(axis=(0, 1)) for recipe in RECIPES}
         ranks = {}
         for recipe, mine in means.items():
             of_task = []
@@ -217,11 +301,15 @@ class Again:
         return ranks
 
     def seconds(self, recipe: str) -> float:
-        """Per epoch: the median over seeds, networks that complete each other together."""
-        labels: dict[str, list[float]] = {}
+        """Per epoch: the median over runs, networks that complete each other together."""
+        of_tasks: dict[tuple[str, ...], list[float]] = {}
         for run in self.standing(recipe):
-            labels.setdefault(run["job"]["label"], []).append(run["seconds"])
-        return sum(float(np.median(values)) for values in labels.values())
+            of_tasks.setdefault(tuple(run["tasks"]), []).append(run["seconds"])
+        return sum(float(np.median(values)) for values in of_tasks.values())
+
+    def cost(self, recipe: str, what: str) -> float:
+        """Of all networks that a recipe needs, the mean over splits and seeds."""
+        return sum(run[what] for run in self.standing(recipe)) / (SPLITS * len(SEEDS))
 
     def weight(self, recipe: str) -> float:
         """The sum of the weights, over the epochs in which the trunk trains, of the runs chosen."""
@@ -233,20 +321,33 @@ class Again:
         ]
         return float(np.mean(totals))
 
+    def rates(self, recipe: str) -> dict[str, float]:
+        """The rate that each network has in most splits, the first of equals."""
+        found: dict[str, list[float]] = {}
+        for split in range(SPLITS):
+            for label, rate in self.chosen(recipe, split).values():
+                found.setdefault(label, []).append(rate)
+        return {label: max(rates, key=rates.count) for label, rates in found.items()}
 
-def _number(text: str) -> tuple[float, float]:
-    """(mean, spread) that a cell shows."""
-    mean, _, spread = text.replace("−", "-").partition(" ± ")
-    return float(mean), float(spread or "nan")
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
 
 
-def _near(text: str, mean: float, spread: float | None = None) -> bool:
-    """Whether a cell shows these numbers, as exactly as its digits allow."""
-    shown, shown_spread = _number(text)
-    digits = text.partition(" ± ")[0].partition(".")[2]
-    half = 0.5000001 * 10.0 ** -len(digits)
-    same = abs(shown - mean) <= max(half, 0.005 * abs(mean) * ("e" in text))
-    return same and (spread is None or abs(shown_spread - spread) <= half)
+def _numbers(text: str) -> list[float]:
+    """The numbers in a text, with a sign that is the minus of typesetters."""
+    found = re.findall(r"[+−-]?\d[\d,]*\.?\d*(?:e[+-]\d+)?", text)
+    return [float(x.replace("−", "-").replace(",", "")) for x in found]
+
+
+def _near(text: str, *expected: float) -> bool:
+    """Whether a text shows these numbers, as exactly as its digits allow."""
+    shown = _numbers(text)
+    digits = [len(x.partition(".")[2]) for x in re.findall(r"\d[\d,]*\.?\d*", text)]
+    halves = [0.5000001 * 10.0**-count for count in digits]
+    return len(shown) == len(expected) and all(
+        abs(a - b) <= half for a, b, half in zip(shown, expected, halves, strict=True)
+    )
 
 
 def test_every_number_of_a_row_is_that_of_its_files(folder) -> None:
@@ -258,39 +359,154 @@ def test_every_number_of_a_row_is_that_of_its_files(folder) -> None:
         expected = again.test(row.recipe)
         assert not np.isnan(expected).any()
         for k, task in enumerate(TASKS):
-            assert row.test[task] == pytest.approx(tuple(expected[:, k])), (row.recipe, task)
-        assert dict(row.rates) == dict(again.chosen(row.recipe).values())
-        assert row.delta == pytest.approx(tuple(again.delta(row.recipe))), row.recipe
+            found = np.reshape(row.test[task], (SPLITS, len(SEEDS)))
+            assert np.allclose(np.sort(found), np.sort(expected[..., k])), (row.recipe, task)
+        assert dict(row.rates) == again.rates(row.recipe)
+        deltas = np.reshape(row.delta, (SPLITS, len(SEEDS)))
+        assert np.allclose(np.sort(deltas), np.sort(again.delta(row.recipe))), row.recipe
         assert row.rank == pytest.approx(ranks[row.recipe]), row.recipe
         assert row.relative_time == pytest.approx(again.seconds(row.recipe) / reference)
-    assert any(not float(rank).is_integer() for rank in (3 * r for r in ranks.values()))  # ties
 
 
 def test_every_number_that_is_printed_is_that_of_its_files(folder) -> None:
     again = Again(folder)
     found = Findings.of(finished(folder), load_problem("made-up"))
-    columns = {column.title: column for column in findings.columns(found)}
-    ranks = again.ranks()
-    for k, recipe in enumerate(RECIPES):
-        cells = {title: column.cells[k].text for title, column in columns.items()}
-        table = again.test(recipe)
+    assert [TASKS[k] for k in again.judged()][:2] == ["gain", "error"]
+    columns = {
+        c.title: [cell.text for cell in c.cells] for c in findings.columns(found, delta=True)
+    }
+    assert [text.split(" ")[0] for text in columns["row"]] == ["constant", *RECIPES]
+    for k, recipe in enumerate(("constant", *RECIPES)):
+        cells = {title: texts[k] for title, texts in columns.items()}
+        assert _near(cells["skill"], again.mean_skill(recipe).mean())
         for j, task in enumerate(TASKS):
-            assert _near(cells[task], table[:, j].mean(), table[:, j].std(ddof=1)), (recipe, task)
-        delta = again.delta(recipe)
-        assert _near(cells["Δm"], delta.mean(), delta.std(ddof=1))
-        assert _near(cells["rank"], ranks[recipe])
-        assert _near(cells["time"], again.seconds(recipe) / again.seconds("sg"))
+            assert _near(cells[task], again.test(recipe)[..., j].mean()), (recipe, task)
+        if recipe == "constant":
+            continue
+        if recipe == "single-task":
+            assert cells["vs single-task"] == "reference"
+        else:
+            versus = again.versus(recipe)
+            assert _near(cells["vs single-task"], versus.mean, *versus.interval(len(RECIPES) - 1))
+            chances = [100 * p for p in versus.chances()]
+            assert _near(cells["worse/same/"].replace("/", " "), *chances)
+        assert _near(cells["parameters"], again.cost(recipe, "parameters"))
+        for title, what in (("operations", "work"), ("processor", "processor")):
+            assert _near(cells[title], again.cost(recipe, what) / again.cost("sg", what))
         assert float(cells["Σw"]) == pytest.approx(again.weight(recipe), rel=5e-3)
-        rates = [f"{rate:g}" for _, rate in again.chosen(recipe).values()]
-        assert all(rate in cells["rate"] for rate in rates)
-    for task in TASKS:
-        means = {recipe: again.test(recipe)[:, TASKS.index(task)].mean() for recipe in RECIPES}
-        best = (max if HIGHER[task] else min)(means.values())
-        told = [RECIPES[k] for k, cell in enumerate(columns[task].cells) if cell.best]
-        assert told == [recipe for recipe, mean in means.items() if mean == best]
-    least = min(ranks.values())
-    told = [RECIPES[k] for k, cell in enumerate(columns["rank"].cells) if cell.best]
-    assert told == [recipe for recipe, rank in ranks.items() if rank == least]
+        assert set(_numbers(cells["rate"].partition(" (")[0])) <= set(RATES)
+        # Where networks of their own know no more than a constant, Δm says nothing.
+        sound = bool((again.skill("single-task").mean(axis=0) > 0).all())
+        assert (cells["Δm"] != "–") == sound
+        assert sound == (len(again.judged()) == len(TASKS))
+        assert not sound or _near(cells["Δm"], again.delta(recipe).mean())
+
+
+def test_rows_are_marked_where_the_interval_excludes_zero(folder) -> None:
+    again = Again(folder)
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    (column,) = (c for c in findings.columns(found) if c.title == "vs single-task")
+    marked = {recipe: cell.shown for recipe, cell in zip(RECIPES, column.cells[1:], strict=True)}
+    expected = {"single-task": 0}
+    for recipe in RECIPES[1:]:
+        low, high = again.versus(recipe).interval(len(RECIPES) - 1)
+        expected[recipe] = (low > 0) - (high < 0)
+    assert marked == expected
+    assert {marked["mgda"], marked["ate-sg"]} == {-1, 1}
+
+
+def test_every_number_in_the_sentences_is_that_of_the_files(folder) -> None:
+    again = Again(folder)
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    said = found.verdict
+    text = " ".join((said.headline, *said.sentences, said.advice, *said.footnotes))
+    versus = again.versus("sg")
+    declared = re.search(r"one per task: (\S+) points of skill \(95 %: (.+?)\)", text)
+    assert declared is not None
+    assert _near(" ".join(declared.groups()), versus.mean, *versus.interval())
+    chances = re.search(r"Better (.+?) %, no difference that matters (.+?) %, worse (.+?) %", text)
+    assert chances is not None
+    for told, expected in zip(chances.groups(), reversed(versus.chances()), strict=True):
+        assert _near(told, 100 * expected) or (
+            told in ("below 1", "over 99") and min(expected, 1 - expected) < 0.01
+        )
+    costs = re.search(r"It has (.+?) of the parameters", text)
+    ratio = again.cost("sg", "parameters") / again.cost("single-task", "parameters")
+    assert costs is not None
+    assert costs[1] == f"{100 * ratio:.0f} %"
+    for word, what in (("operations", "work"), ("processor time", "processor")):
+        shown = re.search(rf"([\d.]+) x the {word}", text)
+        assert shown is not None
+        expected = again.cost("sg", what) / again.cost("single-task", what)
+        assert float(shown[1]) == pytest.approx(expected, rel=0.05)
+    visible = re.search(r"differences above ([\d.]+) points", text)
+    assert visible is not None
+    assert _near(visible[1], versus.interval()[1] - versus.mean)
+    doubled = re.search(r"--splits 6 gives about ±([\d.]+)", text)
+    variance = versus.scale**2 / (1 / SPLITS + RATIO) * (1 / 6 + RATIO)
+    assert doubled is not None
+    assert _near(doubled[1], 2.570582 * math.sqrt(variance))  # t of five degrees of freedom
+
+
+def test_every_task_by_itself_is_that_of_the_files(folder) -> None:
+    again = Again(folder)
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    judged = again.judged()
+    for k in judged:
+        difference = found.assessment.by_task[TASKS[k]]
+        expected = Certainty(again.skill("sg")[:, k] - again.skill("single-task")[:, k])
+        assert difference.mean == pytest.approx(expected.mean)
+        interval = (difference.interval.low, difference.interval.high)
+        assert interval == pytest.approx(expected.interval(len(judged)))
+    for name in ("mgda", "grid", "ate-sg"):
+        difference, expected = found.assessment.against_sum[name], again.versus(name, "sg")
+        assert difference.mean == pytest.approx(expected.mean)
+        interval = (difference.interval.low, difference.interval.high)
+        assert interval == pytest.approx(expected.interval(3))
+        chances = difference.chances
+        told = (chances.worse, chances.same, chances.better)
+        assert told == pytest.approx(expected.chances())
+
+
+def test_every_number_in_the_exports_is_that_of_the_files(folder) -> None:
+    again = Again(folder)
+    exports.write(Findings.of(finished(folder), load_problem("made-up")))
+    with (folder / exports.TABLE).open(newline="") as file:
+        lines = {line["row"]: line for line in csv.DictReader(file)}
+    assert list(lines) == ["constant", *RECIPES]
+    for recipe in RECIPES[1:]:
+        line = {name: float(x) for name, x in lines[recipe].items() if name != "row" and x}
+        versus = again.versus(recipe)
+        low, high = versus.interval(len(RECIPES) - 1)
+        worse, same, better = versus.chances()
+        expected = {
+            "reference": 0,
+            "skill": again.mean_skill(recipe).mean(),
+            "versus": versus.mean,
+            **{"low": low, "high": high, "worse": worse, "same": same, "better": better},
+            "delta_m": again.delta(recipe).mean(),
+            "parameters": again.cost(recipe, "parameters"),
+            "operations": again.cost(recipe, "work"),
+            "processor_seconds": again.cost(recipe, "processor"),
+        }
+        for k, task in enumerate(TASKS):
+            expected[f"skill:{task}"] = again.skill(recipe)[:, k].mean()
+            expected[f"metric:{task}"] = again.test(recipe)[..., k].mean()
+        assert line == pytest.approx(expected)
+    with (folder / exports.RESULTS).open(newline="") as file:
+        rows_told = list(csv.DictReader(file))
+    standing = [run for recipe in ("constant", *RECIPES) for run in again.standing(recipe)]
+    assert len(rows_told) == sum(len(run["test"]) for run in standing)
+    by_run = {again.key(run): run for run in standing}
+    for row in rows_told:
+        key = row["row"], row["network"], int(row["seed"]), float(row["rate"]), int(row["split"])
+        assert float(row["metric"]) == by_run[key]["test"][row["task"]]
+        zero = again.test("constant")[int(row["split"]), 0, TASKS.index(row["task"])]
+        assert float(row["constant"]) == pytest.approx(zero)
+    told = json.loads((folder / exports.VERDICT).read_text())
+    assert told["headline"]["by_split"] == pytest.approx(
+        dict(zip("012", again.mean_skill("sg") - again.mean_skill("single-task"), strict=True))
+    )
 
 
 def test_the_search_over_rates_is_that_of_the_files(folder) -> None:
@@ -299,40 +515,44 @@ def test_the_search_over_rates_is_that_of_the_files(folder) -> None:
     for k, name in enumerate(names.cells):
         recipe, _, label = name.text.rstrip(")").partition(" (")
         for column in columns:
+            rate = float(column.title)
             values = [
                 run["monitored"]
                 for run in again.runs
                 if (run["job"]["recipe"], run["job"]["label"]) == (recipe, label)
-                and run["job"]["rate"] == float(column.title)
+                and run["job"]["rate"] == rate
             ]
-            cell = column.cells[k]
+            text, _, times = column.cells[k].text.rstrip(")").partition(" (")
             if all(map(math.isfinite, values)):
-                assert float(cell.text) == pytest.approx(np.mean(values), rel=5e-4)
+                assert float(text) == pytest.approx(np.mean(values), rel=5e-4)
             else:
-                assert cell.text == "diverged"
-            assert cell.best == ((label, float(column.title)) in again.chosen(recipe).values())
+                assert text == "diverged"
+            chosen = [(label, rate) in again.chosen(recipe, s).values() for s in range(SPLITS)]
+            assert int(times or 0) == sum(chosen)
 
 
 def test_notes_count_what_the_files_say(folder) -> None:
     found = Findings.of(finished(folder), load_problem("made-up"))
     told = findings.notes(found)
-    assert "mgda: 1 of 9 runs diverged (at rate 0.01: of error is inf)." in told
+    assert "mgda: 1 of 18 runs diverged (at rate 0.01: of error is inf)." in told
+    assert "Fewer than 100 training labels: gain (58), error (58) and fit (58)." in told
     again = Again(folder)
-    last = [
+    last = {
         recipe
         for recipe in RECIPES
         if np.mean([run["epoch"] == EPOCHS for run in again.standing(recipe)]) > 0.5
-    ]
-    assert last
-    assert _named(told, "Still improving") == set(last)
+    }
+    assert last == {"mgda"}
+    assert _named(told, "Still improving") == last
     for edge, which in ((0.001, "smallest"), (0.1, "largest")):
-        at = {r for r in RECIPES if edge in {rate for _, rate in again.chosen(r).values()}}
+        at = {r for r in RECIPES if edge in again.rates(r).values()}
         assert _named(told, f"The {which} rate") == at
 
 
 def _named(notes: Sequence[str], beginning: str) -> set[str]:
     """The recipes that the note which begins so names."""
-    words = {w for note in notes if note.startswith(beginning) for w in re.split(r"[ ,.:]", note)}
+    told = [n.partition(": the best")[0] for n in notes if n.startswith(beginning)]
+    words = {word for note in told for word in re.split(r"[ ,.:]", note)}
     return words & set(RECIPES)
 
 

@@ -285,6 +285,16 @@ def test_a_part_without_a_label_of_a_task_is_told() -> None:
         halves(validation=False).check_labels()
 
 
+def test_a_task_without_training_labels_is_told_before_training() -> None:
+    problem = halves()
+    bare = Split(torch.ones(8), {"a": problem.train.targets["a"]})
+    run = run_of(replace(problem, train=bare), "sg")
+    with pytest.raises(ValueError, match="'b' has no label in the train part"):
+        next(run.run())
+    alone = run_of(replace(problem, train=bare), "single-task", "a")
+    assert next(alone.run()).epoch == 0
+
+
 def test_a_monitor_of_a_task_needs_no_other() -> None:
     run = replace(run_of(halves(), "sg"), monitor=loss_of("b"))
     assert next(run.run()).monitored == 1.0

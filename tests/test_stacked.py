@@ -481,6 +481,7 @@ def _points_source() -> Iterator[None]:
 
 
 NAMES = ("single-task", "sg", "mgda", "ius-groups")
+TIMELESS = {"seconds": 0, "processor": 0}
 
 
 def _compared(
@@ -517,19 +518,19 @@ def test_compare_sees_no_difference(tmp_path) -> None:
 def test_a_result_that_is_lost_is_made_again_and_the_others_stand(tmp_path) -> None:
     _compared(tmp_path)
     files = sorted((tmp_path / "mgda").rglob("*.json*"))
-    lost = tmp_path / "mgda" / "seed1-lr0.01"
+    lost = tmp_path / "mgda" / "split0" / "seed1-lr0.01"
     before = json.loads((lost / RESULT).read_text())
     kept = {file: file.stat().st_mtime_ns for file in files if lost not in file.parents}
     shutil.rmtree(lost)
     heard = _compared(tmp_path)
     after = json.loads((lost / RESULT).read_text())
-    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+    assert {**before, **TIMELESS} == {**after, **TIMELESS}
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     trained = {job.folder for job, event in heard if isinstance(event, Record)}
-    assert trained == {"mgda/seed1-lr0.01"}
+    assert trained == {"mgda/split0/seed1-lr0.01"}
 
 
-@pytest.mark.parametrize("taken", [None, "mgda/seed0-lr0.3"])
+@pytest.mark.parametrize("taken", [None, "mgda/split0/seed0-lr0.3"])
 def test_a_comparison_that_was_stopped_goes_on(taken, tmp_path) -> None:
     """Also where somebody has taken away the result of a run that had finished before."""
     settings = {"rates": (1e-3, 0.3), "patience": 3, "epochs": 13}
@@ -544,14 +545,14 @@ def test_a_comparison_that_was_stopped_goes_on(taken, tmp_path) -> None:
 
     with pytest.raises(StopHere):
         compare(replace(SETTINGS, **settings), ["mgda"], tmp_path / "stopped", listener=stop)
-    assert (tmp_path / "stopped" / "mgda/seed0-lr0.3" / RESULT).exists()
-    assert (tmp_path / "stopped" / "mgda" / STACKED).exists()
+    assert (tmp_path / "stopped" / "mgda/split0/seed0-lr0.3" / RESULT).exists()
+    assert (tmp_path / "stopped" / "mgda" / "split0" / STACKED).exists()
     if taken is not None:
         shutil.rmtree(tmp_path / "stopped" / taken)
     _compared(tmp_path / "stopped", ["mgda"], **settings)
     one, other = (finished(tmp_path / name) for name in ("whole", "stopped"))
     for left, right in zip(one.results, other.results, strict=True):
-        assert replace(left, seconds=0) == replace(right, seconds=0)
+        assert replace(left, **TIMELESS) == replace(right, **TIMELESS)
         pairs = zip(one.records(left), other.records(right), strict=True)
         assert all(replace(a, seconds=0) == replace(b, seconds=0) for a, b in pairs)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from evenhand.weighting import Weighting
 
 
+def _jointly() -> Schedule:
+    return eh.jointly()
+
+
 @dataclass(frozen=True)
 class Composition:
     """One network's training: which tasks, what fills the slots, who moves when.
@@ -34,7 +39,7 @@ class Composition:
     tasks: tuple[str, ...]
     weighting: Weighting | None = None
     aggregator: Weighting | Aggregator | None = None
-    schedule: Schedule = field(default_factory=lambda: eh.jointly())
+    schedule: Schedule = field(default_factory=_jointly)
     own_moments: bool = False
     replacement: bool = False
 
@@ -51,6 +56,14 @@ class Recipe:
         summary: one line.
         citation: authors, venue, identifier; where in the paper.
         compose: tasks -> labelled compositions, made afresh at each call.
+
+    Raises:
+        ValueError: the name is not fit for a folder and a list: letters, digits and ``+-_.`` are.
+
+    Example:
+        >>> mine = Recipe.of("mine", aggregator=eh.MGDA, schedule=eh.alternate_steps)
+        >>> mine.compose(("a", "b"))[""].aggregator
+        MGDA()
     """
 
     name: str
@@ -58,34 +71,65 @@ class Recipe:
     citation: str
     compose: Compose
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ValueError(f"a recipe cannot be called {self.name!r}: use letters, digits, +-_.")
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        weighting: Callable[[], Weighting] | None = None,
+        aggregator: Callable[[], Weighting | Aggregator] | None = None,
+        schedule: Callable[[], Schedule] = _jointly,
+        *,
+        own_moments: bool = False,
+        replacement: bool = False,
+        summary: str = "a recipe of one's own",
+        citation: str = "",
+    ) -> Recipe:
+        """One network for all tasks: see `Joint`. Parts are given by what makes them, a class or a
+        function without arguments, for every run has its own.
+        """
+        parts = Joint(weighting, aggregator, schedule, own_moments, replacement)
+        return cls(name, summary, citation, parts)
+
 
 def single_task(tasks: tuple[str, ...]) -> dict[str, Composition]:
     """A network for each task by itself."""
     return {task: Composition((task,)) for task in tasks}
 
 
-def joint(
-    weighting: Callable[[], Weighting] | None = None,
-    aggregator: Callable[[], Weighting | Aggregator] | None = None,
-    schedule: Callable[[], Schedule] = lambda: eh.jointly(),
-    own_moments: bool = False,
-    replacement: bool = False,
-) -> Compose:
-    """One network for all tasks, its parts made afresh for each run."""
+@dataclass(frozen=True)
+class Joint:
+    """One network for all tasks, its parts made afresh for each run.
 
-    def compose(tasks: tuple[str, ...]) -> dict[str, Composition]:
+    Attributes:
+        weighting, aggregator: make what fills the slots; None leaves a slot empty.
+        schedule: makes the schedule.
+        own_moments, replacement: as in `Composition`.
+    """
+
+    weighting: Callable[[], Weighting] | None = None
+    aggregator: Callable[[], Weighting | Aggregator] | None = None
+    schedule: Callable[[], Schedule] = _jointly
+    own_moments: bool = False
+    replacement: bool = False
+
+    def __call__(self, tasks: tuple[str, ...]) -> dict[str, Composition]:
         return {
             "": Composition(
                 tasks,
-                weighting=None if weighting is None else weighting(),
-                aggregator=None if aggregator is None else aggregator(),
-                schedule=schedule(),
-                own_moments=own_moments,
-                replacement=replacement,
+                weighting=None if self.weighting is None else self.weighting(),
+                aggregator=None if self.aggregator is None else self.aggregator(),
+                schedule=self.schedule(),
+                own_moments=self.own_moments,
+                replacement=self.replacement,
             )
         }
 
-    return compose
+
+joint = Joint
 
 
 def in_halves(own_moments: bool) -> Compose:

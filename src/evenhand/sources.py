@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+DESIGNS = ("hold-out", "k-fold", "time")
+"""How data can be divided into train, validation and test, see `data/splits.py`."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -17,10 +17,10 @@ import evenhand
 from evenhand import sources
 from evenhand.app import config, progress, table
 from evenhand.comparison.folder import RESULT, read_manifest
-from evenhand.comparison.request import load_problem
 from evenhand.recipes import recipe
 
 if TYPE_CHECKING:
+    from evenhand.comparison.across import Across
     from evenhand.comparison.compare import Comparison
     from evenhand.comparison.job import Job
 
@@ -84,8 +84,24 @@ def compare(
             "[default: single-task,sg,mgda,mgda-ub,ate-sg]",
         ),
     ] = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K",
+            help="Divide the data anew K times; each split has its own rates and epochs. "
+            "[default: 5; 3 where the test set is fixed]",
+        ),
+    ] = None,
+    design: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="How the data are divided: hold-out, k-fold or time. [default: hold-out]",
+        ),
+    ] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="N", help="Train with seeds 0 … N-1. [default: 3]")
+        str | None,
+        typer.Option(metavar="N", help="Train with N seeds in each split. [default: 1]"),
     ] = None,
     lr: Annotated[
         str | None,
@@ -142,6 +158,21 @@ def compare(
             "to be fastest. [default: looped]",
         ),
     ] = None,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="Rows beside the recipes: none (the constant alone), cheap (a linear model and "
+            "boosted trees, where inputs are flat), or all (equal size, own epochs, tuned "
+            "weights). [default: cheap]",
+        ),
+    ] = None,
+    matters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POINTS", help="The smallest difference of skill that matters. [default: 1]"
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -149,15 +180,18 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Train recipes alike, and see which serves every task.
+    """Train tasks together and apart, and see which serves them.
 
-    Each recipe is trained with the same seeds at the same learning rates. Validation chooses rate
-    and epoch; the table is of the test set. The folder gets the records of every run and
-    report.html, whose path is the last line printed.
+    The data are divided several times. In each split every recipe is trained at the same learning
+    rates; the validation part chooses rate and epoch, the test part is scored. A verdict in
+    sentences comes first, then the table. The folder gets the records of every run, the tables as
+    CSV and JSON, and report.html, whose path is the last line printed.
     """
     given = {
         "source": source,
         "recipes": recipes,
+        "splits": splits,
+        "design": design,
         "seeds": seeds,
         "lr": lr,
         "epochs": epochs,
@@ -168,6 +202,8 @@ def compare(
         "workers": workers,
         "stack": stack,
         "jacobian": jacobian,
+        "references": references,
+        "matters": matters,
     }
     with _refusing():
         asked = config.read(file, given)
@@ -177,7 +213,8 @@ def compare(
 
         settings, folder = asked.settings(), asked.folder()
         jobs = prepare(settings, asked.recipes, folder, asked.resume)
-        most = settings.epochs or load_problem(settings.source).epochs
+        problem = settings.problem()
+        most = settings.epochs or problem.epochs
     console = table.console()
     say = progress.saying(console)
     rates = ", ".join(f"{rate:g}" for rate in settings.rates)
@@ -185,7 +222,6 @@ def compare(
         f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
         f"kept in {folder}"
     )
-    problem = load_problem(settings.source)
     say(progress.told_labels(problem.label_counts()))
     say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
     if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
@@ -207,15 +243,15 @@ def _finished(jobs: list[Job], folder: Path) -> int:
     return sum((folder / job.folder / RESULT).exists() for job in jobs)
 
 
-def _present(comparison: Comparison) -> None:
-    """Table, report, and the report's path on the last line."""
+def _present(comparison: Comparison, delta: bool = False) -> None:
+    """Verdict, table, report, and the report's path on the last line."""
     from evenhand.app import report
     from evenhand.app.findings import Findings
 
-    findings = Findings.of(comparison, load_problem(comparison.settings.source))
+    findings = Findings.of(comparison, comparison.settings.problem())
     console = table.console()
-    console.print(table.comparison(findings, console.width))
-    typer.echo(report.write(findings))
+    console.print(table.comparison(findings, console.width, delta))
+    typer.echo(report.write(findings, delta))
 
 
 @app.command()
@@ -277,12 +313,39 @@ def fetch(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a comparison.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR…", help="Folder of a comparison; or of ten or more tables."),
+    ],
+    delta: Annotated[bool, typer.Option("--delta", help="Show Δm as well.")] = False,
 ) -> None:
-    """Make table and report of a comparison again."""
+    """Make verdict, table and report of a comparison again; or test over ten tables and more.
+
+    Several folders are comparisons of the same recipes on different tables. Each recipe is then
+    held against the plain sum by Wilcoxon's signed-rank test over the tables, with Holm's
+    correction.
+    """
     with _refusing():
-        read_manifest(folder)  # a folder without one is refused before torch is loaded
+        for folder in folders:
+            read_manifest(folder)  # one without it is refused before torch is loaded
         from evenhand.comparison.compare import finished
 
-        comparison = finished(folder)
-    _present(comparison)
+        comparisons = [finished(folder) for folder in folders]
+        if len(comparisons) > 1:
+            table.console().print(table.over_tables(_across(folders, comparisons)))
+            return
+    _present(comparisons[0], delta)
+
+
+def _across(folders: list[Path], comparisons: list[Comparison]) -> list[Across]:
+    """Each row against the plain sum over the comparisons."""
+    from evenhand.app.findings import Findings
+    from evenhand.comparison import across
+
+    made = [Findings.of(one, one.settings.problem()) for one in comparisons]
+    return across.over_tables(
+        {
+            str(folder): {line.name: line.skill.mean for line in one.assessment.lines}
+            for folder, one in zip(folders, made, strict=True)
+        }
+    )

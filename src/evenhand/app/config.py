@@ -48,7 +48,9 @@ class Config(BaseModel):
 
     source: str
     recipes: Listed[str] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
-    seeds: Count = 3
+    splits: Count | None = None
+    design: str = "hold-out"
+    seeds: Count | None = None
     lr: Listed[Rate] | None = None
     epochs: Count | None = None
     patience: Count | None = None
@@ -57,6 +59,8 @@ class Config(BaseModel):
     resume: bool = False
     stack: str = "auto"
     jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
+    references: str | None = None
+    matters: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     workers: Count | None = None
 
     @field_validator("recipes")
@@ -85,7 +89,11 @@ class Config(BaseModel):
 
     def _given(self) -> dict[str, Any]:
         return {
-            "seeds": tuple(range(self.seeds)),
+            "seeds": None if self.seeds is None else tuple(range(self.seeds)),
+            "splits": self.splits,
+            "design": self.design,
+            "references": self.references,
+            "matters": self.matters,
             "rates": self.lr,
             "epochs": self.epochs,
             "patience": self.patience,
@@ -127,9 +135,17 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
-    """The command line that asks for this comparison, all that matters spelled out."""
+    """The command line that asks for this comparison, all that matters spelled out.
+
+    One that was given objects has no command line; its call in Python is told instead.
+    """
+    if settings.given.problem is not None or settings.given.recipes:
+        what = repr(settings.source) if settings.given.problem is None else settings.source
+        return f"compare({what}, {list(recipes)}, {str(out)!r})  # in Python, with its objects"
     words = ["evenhand", "compare", settings.source, "--recipes", ",".join(recipes)]
+    words += ["--splits", str(settings.splits), "--design", settings.design]
     words += ["--seeds", str(len(settings.seeds))]
+    words += ["--references", settings.references, "--matters", f"{settings.matters:g}"]
     words += ["--lr", ",".join(f"{rate:g}" for rate in settings.rates)]
     words += [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
     words += [] if settings.patience is None else ["--patience", str(settings.patience)]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, SymLogNorm
 from matplotlib.figure import Figure
@@ -14,12 +16,91 @@ from matplotlib.figure import Figure
 from evenhand.app import figures
 from evenhand.app.figures import Series
 from evenhand.app.findings import Findings, Run
+from evenhand.comparison.request import BASELINE
 from evenhand.training.records import Record
 
 MOST = 6
 """Recipes whose phases are drawn."""
 LEAST, LARGEST = 1e-4, 0.1
 """The changes of a loss between which the colours tell most."""
+
+
+LEAST_SHOWN = 0.1
+"""Cosines no larger than this stay pale."""
+NAMED = 14
+"""More tasks than these are rows and columns of a matrix without names or numbers."""
+
+
+def conflicts(findings: Findings) -> Figure | None:
+    """Mean cosine of each pair of tasks' gradients, and the share of steps below zero.
+
+    Of the plain sum, or of the first recipe in which gradients of several tasks were observed; the
+    mean over epochs, splits and seeds.
+    """
+    name = observed(findings)
+    tasks = list(findings.problem.tasks)
+    if name is None or len(tasks) < 2:
+        return None
+    records = [record for run in findings.runs[name] for record in run.records]
+    size = min(9.0, max(3.4, 0.34 * len(tasks) + 2.0))
+    figure, axes = figures.panels(2, columns=2, size=(size, size))
+    kinds = (
+        ("mean cosine", [r.cosines for r in records], _pale("PuOr"), -1.0),
+        ("share of steps below zero", [r.conflicts for r in records], _pale("Oranges"), 0.0),
+    )
+    for ax, (title, seen, colours, low) in zip(axes, kinds, strict=True):
+        matrix = _pair_means(tasks, seen)
+        largest = max(LEAST_SHOWN, float(np.nanmax(np.abs(matrix), initial=0.0)))
+        image = ax.imshow(matrix, cmap=colours, vmin=low * largest, vmax=largest)
+        ax.set_title(title)
+        ax.grid(visible=False)
+        if len(tasks) > NAMED:
+            figure.colorbar(image, ax=ax, shrink=0.8)
+            ax.set(xlabel="task", ylabel="task")
+            continue
+        for (row, column), value in np.ndenumerate(matrix):
+            if np.isfinite(value):
+                ax.text(
+                    column,
+                    row,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    color="black",
+                    fontsize=7.5,
+                )
+        ax.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
+        ax.set_yticks(range(len(tasks)), tasks)
+    return figure
+
+
+def observed(findings: Findings) -> str | None:
+    """The recipe whose gradients the matrix of conflicts is of."""
+    names = [BASELINE, *(name for name in findings.runs if name != BASELINE)]
+    for name in names:
+        runs = findings.runs.get(name, ())
+        if any(record.cosines for run in runs for record in run.records):
+            return name
+    return None
+
+
+def _pair_means(
+    tasks: Sequence[str], seen: Sequence[Mapping[str, float]]
+) -> npt.NDArray[np.float64]:
+    """The mean of each pair's values, symmetric; NaN on the diagonal and where nothing was seen."""
+    sums: dict[str, list[float]] = {}
+    for values in seen:
+        for pair, value in values.items():
+            total = sums.setdefault(pair, [0.0, 0.0])
+            total[0] += value
+            total[1] += 1
+    matrix = np.full((len(tasks), len(tasks)), np.nan)
+    for j, b in enumerate(tasks):
+        for i, a in enumerate(tasks[:j]):
+            if f"{a}|{b}" in sums:
+                summed, number = sums[f"{a}|{b}"]
+                matrix[i, j] = matrix[j, i] = summed / number
+    return matrix
 
 
 def dynamics(findings: Findings) -> Figure | None:
@@ -80,7 +161,7 @@ def phases(findings: Findings) -> Figure | None:
     names = [name for name, found in movers.items() if len(found) > 1][:MOST]
     if not names:
         return None
-    tasks = list(findings.problem.tasks)
+    tasks = list(findings.worst)
     figure, axes = figures.panels(len(names), columns=2, size=(4.6, 1.9))
     for name, ax in zip(names, axes, strict=True):
         table = [[_change(findings.runs[name], m, task) for task in tasks] for m in movers[name]]

@@ -1,7 +1,7 @@
 """Figures of a comparison: one colour, dash and marker per recipe, the same in all of them.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers (jfly.uni-koeln.de/color). Beyond
-their number recipes are drawn in grey, worst mean rank first. Figures are SVG whose ink is the
+their number recipes are drawn in grey, the least skilled first. Figures are SVG whose ink is the
 page's text colour, so that they read on light and dark; PNG and PDF where a file asks for it.
 """
 
@@ -74,6 +74,7 @@ STYLE: dict[str, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a task's name may have a $ in it
 }
 PANEL = (3.3, 2.5)
 """Width and height of one panel, in inches."""
@@ -96,13 +97,14 @@ class Look:
 
 
 def looks(findings: Findings) -> dict[str, Look]:
-    """A look of its own for the reference, the baseline and the best by rank; grey for others."""
+    """A look of its own for the reference, the baseline and the most skilled; grey for others."""
     rows = findings.comparison.rows
+    skill = {line.name: line.skill.mean for line in findings.assessment.lines}
     order = sorted(
         rows,
         key=lambda row: (
             row.recipe not in (REFERENCE, BASELINE),
-            row.rank if math.isfinite(row.rank) else math.inf,
+            -skill[row.recipe] if math.isfinite(skill[row.recipe]) else math.inf,
         ),
     )
     named = {row.recipe for row in order[: len(PALETTE)]}
@@ -222,7 +224,7 @@ def legend(figure: Figure, handles: Mapping[str, Line2D]) -> None:
     columns = math.ceil(len(handles) / rows)  # rows of equal length
     figure.legend(
         handles.values(),
-        handles.keys(),
+        [f" {name}" if name.startswith("_") else name for name in handles],  # else it is left out
         loc="outside lower center",
         ncols=columns,
         handlelength=2.6,
@@ -243,9 +245,9 @@ def lines(figure: Figure, findings: Findings, names: Sequence[str]) -> None:
 
 
 def losses(findings: Findings) -> Figure:
-    """Validation loss of each task over epochs, a line per recipe."""
+    """Validation loss of each task over epochs, a line per recipe; of many tasks the worst."""
     look = looks(findings)
-    tasks = list(findings.problem.tasks)
+    tasks = list(findings.worst)
     figure, axes = panels(len(tasks))
     for task, ax in zip(tasks, axes, strict=True):
         drawn = []
@@ -357,7 +359,7 @@ def gradients(findings: Findings) -> Figure | None:
     """Cosines between the tasks' gradients in the trunk and their norms, as observed."""
     look = looks(findings)
     pairs = ["|".join(pair) for pair in _pairs(findings)]
-    tasks = list(findings.problem.tasks)
+    tasks = list(findings.worst)
     joint = [(name, runs) for name, runs in grey_first(findings) if _observed(runs)]
     if not joint:
         return None
@@ -386,7 +388,7 @@ def _observed(runs: Sequence[Run]) -> bool:
 
 def weights(findings: Findings) -> Figure | None:
     """Weights of the tasks in the trunk over epochs, a panel per recipe in which they vary."""
-    tasks = list(findings.problem.tasks)
+    tasks = list(findings.worst)
     varying = [name for name in findings.runs if _vary(findings, name)]
     if not varying:
         return None
@@ -420,6 +422,10 @@ def _vary(findings: Findings, name: str) -> bool:
     return any(max(v) - min(v) > 1e-6 * max(map(abs, v)) for v in values.values())
 
 
+LEGIBLE = 80
+"""Pixels for each inch of a figure, below which its labels cannot be read: it scrolls instead."""
+
+
 # Out ------------------------------------------------------------------------------------------
 
 
@@ -429,7 +435,8 @@ def svg(figure: Figure, name: str) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    width = f'style="max-width: {7 * figure.get_figwidth():.0f}rem"'
+    wide = figure.get_figwidth()
+    width = f'style="max-width: {7 * wide:.0f}rem; --least: {LEGIBLE * wide:.0f}px"'
     text = text[text.index("<svg") :].replace("<svg", f"<svg {width}", 1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)

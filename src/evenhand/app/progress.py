@@ -84,7 +84,8 @@ class Lines:
     def __call__(self, job: Job, event: Record | Result) -> None:
         if isinstance(event, Result):
             self._finished += 1
-            ended = f"best epoch {event.epoch}" if event.status == "finished" else event.status
+            trained = f"best epoch {event.epoch}" if job.rate else "done"
+            ended = trained if event.status == "finished" else event.status
             self._say(f"[{self._finished}/{self._jobs}] {named(job)}: {ended}")
         elif time.monotonic() - self._spoke > EVERY:
             self._say(f"{named(job)}: epoch {event.epoch}, {numbers(event)}")
@@ -110,7 +111,9 @@ def saying(console: Console) -> Say:
 def named(job: Job) -> str:
     """The run, as people call it."""
     label = f" {job.label}" if job.label else ""
-    return f"{job.recipe}{label}, seed {job.seed}, rate {job.rate:g}"
+    split = f", split {job.split}" if job.split else ""
+    settings = f", seed {job.seed}, rate {job.rate:g}" if job.rate else ""  # else it is computed
+    return f"{job.recipe}{label}{split}{settings}"
 
 
 def numbers(record: Record) -> str:

@@ -4,42 +4,49 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
-from evenhand.app import diagnostics, figures
+from evenhand.app import diagnostics, exports, figures
 from evenhand.app.config import command
-from evenhand.app.findings import Cell, Column, Findings, columns, joined, notes
+from evenhand.app.findings import MANY, Cell, Column, Findings, columns, notes, task_table
+from evenhand.app.table import labels, subject
 from evenhand.comparison.compare import Comparison
 from evenhand.comparison.folder import read_manifest
+from evenhand.comparison.references import REFERENCES
 from evenhand.comparison.request import REFERENCE
-from evenhand.recipes import recipe
+from evenhand.comparison.verdict import joined
 from evenhand.training.records import write_atomically
 
 REPORT = "report.html"
+FOLDED = ("Gradients", "Task weights", "Dynamics", "Phases")
+"""Figures that are opened by who wants them."""
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure in the page."""
+    """A figure in the page; one that is folded is opened by who wants it."""
 
     title: str
     caption: str
     svg: str
+    folded: bool = False
 
 
-def write(findings: Findings) -> Path:
-    """Make the report in the comparison's folder; returns its path."""
+def write(findings: Findings, delta: bool = False) -> Path:
+    """Make the report in the comparison's folder, tables as CSV and JSON beside it; its path."""
     path = findings.comparison.out / REPORT
-    write_atomically(path, render(findings))
+    write_atomically(path, render(findings, delta))
+    exports.write(findings)
     return path
 
 
-def render(findings: Findings) -> str:
-    """The page."""
+def render(findings: Findings, delta: bool = False) -> str:
+    """The page; with Δm on request."""
     comparison = findings.comparison
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evenhand.app", "."),
@@ -52,11 +59,19 @@ def render(findings: Findings) -> str:
         problem=findings.problem,
         settings=comparison.settings,
         epochs=findings.epochs,
-        columns=columns(findings),
+        subject=subject(findings),
+        verdict=findings.verdict,
+        labels=labels(findings),
+        columns=columns(findings, delta),
+        tasks=task_table(findings, tuple(findings.problem.tasks)),
+        many=len(findings.problem.tasks) > MANY,
+        references=[REFERENCES[row.recipe] for row in comparison.references],
+        wall=wall_clock(findings),
+        exports=exports.FILES,
         notes=notes(findings),
         plates=list(plates(findings)),
         search=search(comparison),
-        recipes=[recipe(name) for name in comparison.recipes],
+        recipes=[comparison.settings.recipe(name) for name in comparison.recipes],
         command=command(comparison.settings, comparison.recipes, comparison.out),
         manifest=read_manifest(comparison.out),
     )
@@ -64,9 +79,11 @@ def render(findings: Findings) -> str:
 
 def plates(findings: Findings) -> Iterator[Plate]:
     """The figures, those left out of which there is nothing to show."""
-    seeds = "Lines are means over the seeds; bands reach from the lowest seed to the highest."
+    seeds = "Lines are means over splits and seeds; bands reach from the lowest to the highest."
     greyed = [name for name, look in figures.looks(findings).items() if look.color == figures.GREY]
-    grey = f" In grey, because their mean rank is worse: {joined(greyed)}." if greyed else ""
+    grey = f" In grey, because others have more skill: {joined(greyed)}." if greyed else ""
+    named = len(findings.problem.tasks) > MANY
+    worst = f" Of {len(findings.problem.tasks)} tasks, the worst ones." if named else ""
     resting = figures.resting(findings)
     strips = (
         f" The strip at the foot marks epochs in which the trunk rested ({joined(list(resting))})."
@@ -82,27 +99,35 @@ def plates(findings: Findings) -> Iterator[Plate]:
     made = (
         (
             "Losses",
-            f"Each task's mean loss on the validation set, at the rate chosen. {seeds}{grey}"
+            f"Each task's mean loss on the validation set, at the rate chosen. {seeds}{grey}{worst}"
             + (strips if resting else ""),
             figures.losses,
         ),
         (
+            "Conflicts",
+            "The cosine between the gradients of each pair of tasks by the shared parameters, as "
+            f"observed in training with {diagnostics.observed(findings)}: its mean, and the share "
+            "of the observed steps at which it was below zero, over epochs, splits and seeds. "
+            "A negative cosine on one batch may be noise.",
+            diagnostics.conflicts,
+        ),
+        (
             "Trade-offs",
-            "Test metrics of two tasks against each other: a small mark per seed, a large one for "
-            f"their mean. {alone}The arrow shows where both tasks are better.{shown}{grey}",
+            "Test metrics of two tasks against each other: a small mark per split and seed, a "
+            f"large one for their mean. {alone}The arrow shows where both are better.{shown}{grey}",
             figures.trade_offs,
         ),
         (
             "Gradients",
             "Cosines between the tasks' gradients by the shared parameters, and the norms of these "
             f"gradients, where they were observed in training; below zero, two tasks disagree. "
-            f"{seeds}{shown}{grey}",
+            f"{seeds}{shown}{grey}{worst}",
             figures.gradients,
         ),
         (
             "Task weights",
             "What multiplied each task's gradient in the trunk, for the recipes in which it "
-            f"varies; shaded: the trunk rested. {seeds}",
+            f"varies; shaded: the trunk rested. {seeds}{worst}",
             figures.weights,
         ),
         (
@@ -125,15 +150,21 @@ def plates(findings: Findings) -> Iterator[Plate]:
         with figures.style(name):
             figure = draw(findings)
         if figure is not None:
-            yield Plate(title, caption, figures.svg(figure, name))
+            yield Plate(title, caption, figures.svg(figure, name), title in FOLDED)
 
 
 def search(comparison: Comparison) -> list[Column]:
-    """How the rates did on validation: a row per recipe and network, a column per rate."""
-    networks = list(dict.fromkeys((r.job.recipe, r.job.label) for r in comparison.results))
-    chosen = {
-        (r.job.recipe, r.job.label, r.job.rate) for row in comparison.rows for r in row.chosen
-    }
+    """How the rates did on validation: a row per recipe and network, a column per rate.
+
+    In brackets: in how many splits a rate was chosen.
+    """
+    asked = [r for r in comparison.results if r.job.recipe in comparison.recipes]
+    networks = list(dict.fromkeys((r.job.recipe, r.job.label) for r in asked))
+    several = comparison.settings.splits > 1
+    chosen: dict[tuple[str, str, float], set[int]] = defaultdict(set)
+    for row in comparison.rows:
+        for r in row.chosen:
+            chosen[r.job.recipe, r.job.label, r.job.rate].add(r.job.split)
     names = tuple(Cell(f"{name} ({label})" if label else name) for name, label in networks)
     found = [Column("recipe", "", "", names)]
     for rate in comparison.settings.rates:
@@ -141,11 +172,22 @@ def search(comparison: Comparison) -> list[Column]:
         for name, label in networks:
             values = [
                 r.monitored
-                for r in comparison.results
+                for r in asked
                 if (r.job.recipe, r.job.label, r.job.rate) == (name, label, rate)
             ]
             mean = statistics.mean(values)
             text = f"{mean:.4g}" if math.isfinite(mean) else "diverged"
-            cells.append(Cell(text, (name, label, rate) in chosen))
+            times = len(chosen[name, label, rate])
+            cells.append(Cell(f"{text} ({times})" if several and times else text, int(times > 0)))
         found.append(Column(f"{rate:g}", "", "", tuple(cells)))
+    return found
+
+
+def wall_clock(findings: Findings) -> list[str]:
+    """Seconds per epoch of each recipe's chosen runs, lowest to highest: information, no result."""
+    found = []
+    for name, runs in findings.runs.items():
+        seconds = [run.result.seconds for run in runs if math.isfinite(run.result.seconds)]
+        if seconds:
+            found.append(f"{name} {min(seconds):.3g}–{max(seconds):.3g} s")
     return found

@@ -6,21 +6,26 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from evenhand.comparison.request import BASELINE
 from evenhand.recipes import Recipe
 from evenhand.sources import Source
 
 if TYPE_CHECKING:
     from evenhand.app.findings import Column, Findings
     from evenhand.app.methods import Traits
+    from evenhand.comparison.across import Across
 
 WIDE = 160
 """Columns to write where nothing tells how wide the page is."""
 ROOMY = 120
 """Columns from which on methods are listed in columns."""
+SHOWN = {1: "bold green", 0: "", -1: "bold red"}
+"""How a difference is written that is shown to be above zero, is not shown, or is below."""
 GAP = 3
 """Columns between two columns of a table."""
 
@@ -31,18 +36,78 @@ def console(stderr: bool = False) -> Console:
     return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
 
 
-def comparison(findings: Findings, width: int) -> Group:
-    """The table of a comparison, in parts if it is wider than `width`, and what to be wary of."""
-    from evenhand.app.findings import columns, notes
+def comparison(findings: Findings, width: int, delta: bool = False) -> Group:
+    """Verdict, table (in parts if it is wider than `width`), footnotes, and what to be wary of."""
+    from evenhand.app.findings import MANY, columns, notes, task_table
 
-    spread = (
-        "mean ± standard deviation over the seeds"
-        if len(findings.comparison.settings.seeds) > 1
-        else "one seed"
+    said = findings.verdict
+    opening: list[RenderableType] = [
+        Text(subject(findings), style="dim"),
+        Text(said.headline, style="bold"),
+        *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said.sentences),
+        *([Text(f"Next: {said.advice}")] if said.advice else []),
+    ]
+    parts: list[RenderableType] = []
+    parts += [_part(columns) for columns in _fitting(columns(findings, delta), width)]
+    if len(findings.problem.tasks) > MANY:
+        worst = task_table(findings, findings.worst)
+        told = f"The {len(findings.worst)} tasks that are worst together; the report has all:"
+        parts += [Text(told, style="dim"), *(_part(c) for c in _fitting(worst, width))]
+    foot = [Text(f"* {' '.join(said.footnotes)}", style="dim"), Text(labels(findings), style="dim")]
+    return Group(*opening, *parts, *foot, *(Text(f"• {note}") for note in notes(findings)))
+
+
+def over_tables(found: Sequence[Across]) -> Group:
+    """Each row against the plain sum, over many tables."""
+    from evenhand.comparison.references import title
+    from evenhand.comparison.verdict import signed
+
+    shown = _list("row", "tables", "median difference", "better / worse", "p", "p by Holm")
+    for entry in found:
+        shown.add_row(
+            title(entry.name),
+            str(entry.tables),
+            signed(entry.median),
+            f"{entry.better} / {entry.worse}",
+            f"{entry.p:.3g}",
+            Text(f"{entry.adjusted:.3g}", style="bold" if entry.adjusted < 0.05 else ""),
+        )
+    caption = (
+        f"Mean skill against {BASELINE}: Wilcoxon's signed-rank test over the tables, two-sided, "
+        "exact; Holm's correction over the rows. In bold: below 0.05."
     )
-    caption = Text(f"Test set, {spread}; validation chose rate and epoch.", style="dim")
-    parts = (_part(columns) for columns in _fitting(columns(findings), width))
-    return Group(*parts, caption, *(Text(f"• {note}") for note in notes(findings)))
+    return Group(shown, Text(caption, style="dim"))
+
+
+def subject(findings: Findings) -> str:
+    """What was compared: rows, tasks, splits and seeds."""
+    made, facts = findings.comparison.settings, findings.comparison.facts
+    rows = sum(count for count in facts[0].rows if count > 0) if facts else 0
+    tasks, splits, seeds = len(findings.problem.tasks), made.splits, len(made.seeds)
+    units = sum(facts[0].units) if facts else rows
+    of = f" of {units:,} independent units" if units != rows else ""
+    return (
+        f"{findings.problem.name}: {rows:,} rows{of}, {tasks} task{_s(tasks)}; "
+        f"{splits} split{_s(splits)} ({made.design}) x {seeds} seed{_s(seeds)}"
+    )
+
+
+def labels(findings: Findings) -> str:
+    """How many labels the tasks have, in the first split."""
+    from evenhand.comparison.verdict import joined
+
+    facts = findings.comparison.facts
+    if not facts or not facts[0].training:
+        return ""
+    counts: dict[str, list[str]] = {}
+    for task, train in facts[0].training.items():
+        counts.setdefault(f"{train:,}/{facts[0].test[task].count:,}", []).append(task)
+    told = "; ".join(f"{joined(tasks, 4)} {count}" for count, tasks in counts.items())
+    return f"Labels (train/test) of the first split: {told}."
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
 
 
 def _fitting(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
@@ -70,7 +135,7 @@ def _part(columns: Sequence[Column]) -> Table:
         head.append(f"\n{column.subtitle}", style="not bold dim")
         table.add_column(head, justify="right" if position else "left", vertical="bottom")
     for row in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*(Text(cell.text, style="bold green" if cell.best else "") for cell in row))
+        table.add_row(*(Text(cell.text, style=SHOWN[cell.shown]) for cell in row))
     return table
 
 

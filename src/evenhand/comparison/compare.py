@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from evenhand.comparison.facts import Facts
 from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
 from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.plan import jobs, units
 from evenhand.comparison.pool import run_jobs
-from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.reference_runs import FACTS
+from evenhand.comparison.references import CONSTANT, reference_jobs, reference_names
+from evenhand.comparison.request import Given, Maker, Settings, load_problem
 from evenhand.comparison.statistics import Row, rows
+from evenhand.data.problem import Problem
+from evenhand.recipes import Recipe
 from evenhand.training.records import Record, RecordFile
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: what was asked, a row per recipe in the order asked, every run."""
+    """A finished comparison: what was asked, a row per recipe in the order asked, every run.
+
+    Attributes:
+        references: the rows beside the recipes, the best constant first.
+        facts: what was counted, a split at a time.
+    """
 
     settings: Settings
     recipes: tuple[str, ...]
     rows: tuple[Row, ...]
     results: tuple[Result, ...]
     out: Path
+    references: tuple[Row, ...] = ()
+    facts: tuple[Facts, ...] = ()
 
     def records(self, result: Result) -> list[Record]:
         """The records of one of its runs."""
@@ -31,21 +44,37 @@ class Comparison:
 
 
 def compare(
-    settings: Settings,
-    recipes: Sequence[str],
+    asked: Settings | Problem | Maker | str,
+    recipes: Sequence[str | Recipe],
     out: Path,
     *,
     listener: Listener = lambda job, event: None,
     workers: int = 1,
     resume: bool = False,
 ) -> Comparison:
-    """Train every recipe at every rate with every seed, choose by validation, compare.
+    """Train every recipe at every rate, seed and split, choose by validation, compare.
+
+    Args:
+        asked: the settings; or what to compare on, with the settings that it suggests: a problem,
+            a function that gives one for the number of a split, or the name of a data set.
+            `Settings.suggested(problem, seeds=…)` asks for others.
+        recipes: names, and recipes of one's own (`Recipe.of`).
+        out: an empty or new folder; with `resume`, that of this comparison.
+        listener: is told of every record and result.
+        workers: processes; what is given as an object must then be fit to be pickled.
+        resume: go on with what was begun in `out`.
 
     Raises:
-        ValueError: as `prepare` does, before anything is trained.
+        ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
+            worker processes.
     """
-    run_jobs(prepare(settings, recipes, out, resume), settings, out, listener, workers)
-    return finished(out)
+    load_problem.cache_clear()  # the data may be others than those of an earlier comparison
+    settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
+    settings, names = settings.taking(recipes)
+    if workers > 1:
+        settings.given.require_picklable()
+    run_jobs(prepare(settings, names, out, resume), settings, out, listener, workers)
+    return finished(out, settings.given)
 
 
 def prepare(
@@ -62,30 +91,44 @@ def prepare(
             comparison, or one on other data (or anything at all without `resume`); stacks are
             asked for where there can be none.
     """
-    load_problem.cache_clear()  # the data may be others than those of an earlier comparison
-    problem = load_problem(settings.source)
+    problem = settings.problem()
     problem.check_labels()
+    for split in range(1, settings.splits):
+        if settings.design != "hold-out":  # an impossible division is told before training
+            settings.problem(split).check_labels()
     todo = jobs(recipes, problem, settings)
     chosen = {
-        unit.jobs[0].group: unit.why or f"{len(unit.jobs)} {AS_ONE}"
+        unit.jobs[0].network: unit.why or f"{len(unit.jobs)} {AS_ONE}"
         for unit in units(todo, settings)
     }
+    todo += reference_jobs(recipes, problem, settings)
     claim(out, settings, recipes, resume, {"trained": chosen}, told_data(problem))
     return todo
 
 
-def finished(out: Path) -> Comparison:
+def finished(out: Path, given: Given | None = None) -> Comparison:
     """The comparison in the folder `out`, whose runs are all finished.
 
+    Args:
+        out: the folder.
+        given: the objects that it was made with, where they have no names: a problem, recipes of
+            one's own.
+
     Raises:
-        ValueError: `out` holds no comparison, or one whose runs are not all finished.
+        ValueError: `out` holds no comparison, or one whose runs are not all finished, or one that
+            was made with objects that are not given.
     """
+    given = given or Given()
     manifest = read_manifest(out)
-    load_problem.cache_clear()
+    _require_objects(manifest.get("objects", {}), given, out)
     asked = manifest["settings"]
-    settings = Settings(**{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])})
-    problem = load_problem(settings.source)
-    files = [out / j.folder / RESULT for j in jobs(manifest["recipes"], problem, settings)]
+    settings = Settings(
+        **{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])}, given=given
+    )
+    problem = settings.problem()
+    todo = jobs(manifest["recipes"], problem, settings)
+    todo += reference_jobs(manifest["recipes"], problem, settings)
+    files = [out / job.folder / RESULT for job in todo]
     missing = [file for file in files if not file.exists()]
     if missing:
         raise ValueError(
@@ -94,4 +137,29 @@ def finished(out: Path) -> Comparison:
         )
     results = tuple(Result.from_json(file.read_text()) for file in files)
     recipes = tuple(manifest["recipes"])
-    return Comparison(settings, recipes, rows(results, recipes, problem), results, out)
+    counted = [
+        Facts.from_json((out / job.folder / FACTS).read_text())
+        for job in todo
+        if job.recipe == CONSTANT
+    ]
+    beside = [name for name in reference_names(settings) if any(j.recipe == name for j in todo)]
+    return Comparison(
+        settings,
+        recipes,
+        rows(results, recipes, problem),
+        results,
+        out,
+        rows(results, beside, problem),
+        tuple(counted),
+    )
+
+
+def _require_objects(objects: Mapping[str, Any], given: Given, out: Path) -> None:
+    lacking = [name for name in objects.get("recipes", {}) if name not in given.recipes]
+    if objects.get("problem") and given.problem is None:
+        lacking.insert(0, "its problem")
+    if lacking:
+        raise ValueError(
+            f"{out} was compared with objects that have no names here ({', '.join(lacking)}): "
+            "give them again, finished(out, Given(problem, {recipe.name: recipe}))"
+        )

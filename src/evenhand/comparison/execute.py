@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from evenhand.autodiff.gradients import NonFiniteError
+from evenhand.comparison.constant import evaluated
 from evenhand.comparison.folder import RESULT, STACKED
 from evenhand.comparison.job import Job, Listener, Result, Unit
 from evenhand.comparison.plan import training
-from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.reference_runs import RUNS
+from evenhand.comparison.references import parameters
+from evenhand.comparison.request import Settings
+from evenhand.comparison.resampling import resampled, rows_resampled
 from evenhand.comparison.weights import keep_weights
 from evenhand.ensemble.training import FINISHED, StackedTraining
 from evenhand.training import checkpoint
-from evenhand.training.loop import Training, evaluate
+from evenhand.training.loop import Training
 from evenhand.training.records import Record, RecordFile, write_atomically
+
+T = TypeVar("T")
 
 
 def execute(unit: Unit, settings: Settings, out: Path, listener: Listener) -> list[Result]:
@@ -40,14 +49,23 @@ def _execute_alone(
     done = folder / RESULT
     if done.exists():
         return Result.from_json(done.read_text())
-    problem = load_problem(settings.source)
+    problem = settings.problem(job.split)
+    if job.recipe in RUNS:
+        start = time.process_time()
+        result = RUNS[job.recipe](job, problem, settings, folder)
+        result = replace(result, processor=time.process_time() - start)
+        write_atomically(done, result.to_json())
+        return result
     run = training(job, problem, settings)
     records: list[Record] = []
+    whole = not any(folder.iterdir())  # what was spent before a kill is not known
+    cost = _ProcessorTime()
     try:
-        for record in run.run(folder):
+        for record in cost.of(run.run(folder)):
             records.append(record)
             on_record(record)
-        result = _result(job, run, records)
+        result = _result(job, run, records, settings)
+        result = replace(result, processor=cost.seconds if whole else math.nan)
         keep_weights(run, job, folder, result.epoch)
     except NonFiniteError as error:
         reason, _, _ = str(error).partition(";")
@@ -74,12 +92,14 @@ def _execute_as_one(
         ended = checkpoint.load(saved)["ended"]
         if any(k not in found and status == FINISHED for k, status in ended.items()):
             saved.unlink()  # somebody has taken a result away, and the weights are gone
-    problem = load_problem(settings.source)
+    problem = settings.problem(jobs[0].split)
     runs = StackedTraining([training(job, problem, settings) for job in jobs])
     wanted = [k for k in range(len(jobs)) if k not in found]
     files = {k: RecordFile(folders[k] / "records.jsonl") for k in wanted}
     records: dict[int, list[Record]] = {k: [] for k in wanted}
-    for k, event in runs.run(saved, files):
+    whole = not saved.exists()
+    cost = _ProcessorTime()
+    for k, event in cost.of(runs.run(saved, files)):
         if k not in records:
             continue
         if isinstance(event, Record):
@@ -87,7 +107,9 @@ def _execute_as_one(
             listener(jobs[k], event)
             continue
         if event == FINISHED:
-            found[k] = _result(jobs[k], runs.members[k], records[k])
+            share = cost.seconds / len(jobs) if whole else math.nan
+            found[k] = _result(jobs[k], runs.members[k], records[k], settings)
+            found[k] = replace(found[k], processor=share)
             keep_weights(runs.members[k], jobs[k], folders[k], found[k].epoch)
         else:
             found[k] = Result(jobs[k], runs.members[k].tasks, event)
@@ -97,9 +119,25 @@ def _execute_as_one(
     return [found[k] for k in range(len(jobs))]
 
 
-def _result(job: Job, run: Training, records: Sequence[Record]) -> Result:
+class _ProcessorTime:
+    """How long this process computes for what an iterator gives, whatever is done in between."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def of(self, items: Iterable[T]) -> Iterator[T]:
+        start = time.process_time()
+        for item in items:
+            self.seconds += time.process_time() - start
+            yield item
+            start = time.process_time()
+        self.seconds += time.process_time() - start
+
+
+def _result(job: Job, run: Training, records: Sequence[Record], settings: Settings) -> Result:
     best = [record for record in records if record.best][-1]
-    _, test = evaluate(run.network, run.problem, run.problem.test, run.tasks)
+    problem = run.problem
+    work = [record.work for record in records[1:]]
     return Result(
         job,
         run.tasks,
@@ -107,8 +145,15 @@ def _result(job: Job, run: Training, records: Sequence[Record]) -> Result:
         best.epoch,
         best.monitored,
         best.metrics,
-        test,
+        evaluated(run.network, problem, problem.test, run.tasks),
         _epoch_seconds(records[1:]),
+        resampled=(
+            resampled(run.network, problem, run.tasks, job.split)
+            if rows_resampled(problem, settings)
+            else {}
+        ),
+        parameters=parameters(run.network),
+        work=None if None in work else math.fsum(known for known in work if known is not None),
     )
 
 

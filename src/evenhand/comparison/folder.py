@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from evenhand.training.records import write_atomically
 
 if TYPE_CHECKING:
     from evenhand.data.problem import Problem
+    from evenhand.recipes import Composition
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 
@@ -24,6 +26,16 @@ AS_ONE = "runs as one"
 
 STACKED = "stack.safetensors"
 """The checkpoint of runs that are trained as one, in their group's folder until all are done."""
+
+
+LATER: Mapping[str, Any] = {
+    "stack": "never",
+    "splits": 1,
+    "design": "hold-out",
+    "references": "none",
+    "matters": 1.0,
+}
+"""Settings that came later, and what there was before."""
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -76,8 +88,11 @@ def claim(
     Raises:
         ValueError: `out` holds something else, or a comparison on other data.
     """
-    asked = {"settings": asdict(settings), "recipes": list(recipes)}
-    asked = json.loads(json.dumps(asked))
+    asked: dict[str, Any] = {
+        "settings": settings.written(),
+        "recipes": list(recipes),
+        "objects": told_objects(settings, tuple(data["labels"])),
+    }
     if not begun(out, resume):
         out.mkdir(parents=True, exist_ok=True)
         manifest = {**asked, **chosen, "data": data, **environment()}
@@ -85,8 +100,14 @@ def claim(
         return
     before = read_manifest(out)
     then, now = (
-        {"recipes": m["recipes"], "stack": "never", **m["settings"]} for m in (before, asked)
-    )  # before there were stacks, there was none
+        {
+            "recipes": m["recipes"],
+            "objects": m.get("objects", told_objects(Settings(settings.source), ())),
+            **LATER,
+            **m["settings"],
+        }
+        for m in (before, asked)
+    )
     differing = [
         f"{key} was {then.get(key)}, now {now[key]}" for key in now if then.get(key) != now[key]
     ]
@@ -100,6 +121,22 @@ def claim(
             f"{was}, now {now}): its runs cannot be completed with others; choose another folder, "
             "or bring the old data back"
         )
+
+
+def told_objects(settings: Settings, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """What a manifest says of objects that were given: without them, nothing can go on."""
+    return {
+        "problem": settings.given.problem is not None,
+        "recipes": {
+            name: {label: _described(parts) for label, parts in entry.compose(tasks).items()}
+            for name, entry in settings.given.recipes.items()
+        },
+    }
+
+
+def _described(parts: Composition) -> str:
+    """The same text in every process: without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(parts))
 
 
 def told_data(problem: Problem) -> dict[str, Any]:

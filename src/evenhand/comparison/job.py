@@ -10,25 +10,39 @@ from typing import Any
 
 from evenhand.training.records import Record
 
+APART = 1_000_003
+"""Between the seeds of one split and those of the next: more than anybody asks for."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """One network's training: a recipe, which of its networks, a seed and a rate."""
+    """One network's training: a recipe, which of its networks, a seed, a rate and a split."""
 
     recipe: str
     label: str
     seed: int
     rate: float
+    split: int = 0
+
+    @property
+    def network(self) -> str:
+        """The recipe, and which of its networks; a folder inside the comparison's."""
+        return f"{self.recipe}-{self.label}" if self.label else self.recipe
 
     @property
     def group(self) -> str:
         """The folder, inside the comparison's, of the runs that differ in seed and rate alone."""
-        return f"{self.recipe}-{self.label}" if self.label else self.recipe
+        return f"{self.network}/split{self.split}"
 
     @property
     def folder(self) -> str:
         """The run's folder inside the comparison's."""
         return f"{self.group}/seed{self.seed}-lr{self.rate:g}"
+
+    @property
+    def run_seed(self) -> int:
+        """Of initial weights and all chance in training: another one in every split."""
+        return self.seed + APART * self.split
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,18 @@ class Result:
 
     Attributes:
         tasks: what the network was trained on.
-        status: "finished", or "diverged: …" with the reason.
+        status: "finished", or "diverged: …" (a reference may be "left out: …") with the reason.
         epoch: the best epoch by the monitored quantity.
         monitored: its value there; infinite for a diverged run.
         validation, test: each task's metric with the best epoch's weights.
         seconds: wall time of an epoch's training steps, the median over epochs that move the same
             parameters, averaged over all of them.
+        resampled: each task's metric on draws of the test rows (`resampling`), the same draws for
+            every run of a split; empty where splits show the spread.
+        parameters: how many the network has.
+        work: floating-point operations of all its training steps; None where not counted.
+        processor: processor seconds of training and validating it, all threads together; of runs
+            that are trained as one, an equal share.
     """
 
     job: Job
@@ -53,6 +73,10 @@ class Result:
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     seconds: float = math.nan
+    resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    parameters: int = 0
+    work: float | None = None
+    processor: float = math.nan
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -60,7 +84,9 @@ class Result:
     @classmethod
     def from_json(cls, text: str) -> Result:
         values: dict[str, Any] = json.loads(text)
-        return cls(**{**values, "job": Job(**values["job"]), "tasks": tuple(values["tasks"])})
+        drawn = {task: tuple(them) for task, them in values.get("resampled", {}).items()}
+        made = {"job": Job(**values["job"]), "tasks": tuple(values["tasks"]), "resampled": drawn}
+        return cls(**{**values, **made})
 
 
 Listener = Callable[[Job, Record | Result], None]

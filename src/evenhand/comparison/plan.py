@@ -10,17 +10,18 @@ import torch
 
 from evenhand.balancer import Balancer
 from evenhand.comparison.job import Job, Unit
-from evenhand.comparison.request import OPTIMIZERS, Settings, load_problem
+from evenhand.comparison.references import REFERENCES, Variant
+from evenhand.comparison.request import OPTIMIZERS, Settings
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
-from evenhand.recipes import Composition, recipe
+from evenhand.recipes import Composition
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.stopping import EarlyStopping
 
 
 def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[Job]:
-    """Every network to train, seeds outermost, so that an early stop leaves whole seeds.
+    """Every network to train, splits outermost, so that an early stop leaves whole splits.
 
     Raises:
         ValueError: a recipe is unknown, asked for twice, or cannot serve the problem's tasks.
@@ -28,10 +29,13 @@ def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[J
     if not recipes or len(set(recipes)) != len(recipes):
         raise ValueError(f"recipes={', '.join(recipes)}: must be one or more different names")
     labels = [
-        (name, label) for name in recipes for label in recipe(name).compose(tuple(problem.tasks))
+        (name, label)
+        for name in recipes
+        for label in settings.recipe(name).compose(tuple(problem.tasks))
     ]
     return [
-        Job(name, label, seed, rate)
+        Job(name, label, seed, rate, split)
+        for split in range(settings.splits)
         for seed in settings.seeds
         for rate in settings.rates
         for name, label in labels
@@ -49,10 +53,14 @@ def units(todo: Sequence[Job], settings: Settings) -> list[Unit]:
     groups: dict[str, list[Job]] = defaultdict(list)
     for job in todo:
         groups[job.group].append(job)
-    reasons = {name: _why_single(group, settings) for name, group in groups.items()}
+    reasons: dict[tuple[str, int], str] = {}  # of one split's runs, the same for all splits
+    for group in groups.values():
+        key = group[0].network, len(group)
+        if key not in reasons:
+            reasons[key] = _why_single(group, settings)
     found: dict[tuple[Job, ...], Unit] = {}
     for job in todo:
-        why = reasons[job.group]
+        why = reasons[job.network, len(groups[job.group])]
         unit = Unit((job,) if why else tuple(groups[job.group]), why)
         found[unit.jobs] = unit
     return list(found.values())
@@ -60,30 +68,44 @@ def units(todo: Sequence[Job], settings: Settings) -> list[Unit]:
 
 def _why_single(group: Sequence[Job], settings: Settings) -> str:
     """Why the runs of a group are trained one by one, or "" if they are one."""
+    reference = REFERENCES.get(group[0].recipe)
+    if reference is not None:
+        return "a reference"
     if settings.stack == "never":
         return "not asked for"
-    problem = load_problem(settings.source)
+    problem = settings.problem(group[0].split)
     two = [training(job, problem, settings) for job in group[:2]]
     if settings.stack == "auto" and (why := drawback(two[0], len(group))):
         return why
     why = obstacle(two)
     if why and settings.stack == "always":
-        raise ValueError(f"stack=always: the runs of {group[0].group} cannot be one: {why}")
+        raise ValueError(f"stack=always: the runs of {group[0].network} cannot be one: {why}")
     return why
 
 
-def composition(job: Job, problem: Problem) -> Composition:
-    """What `job` trains, made afresh."""
-    return recipe(job.recipe).compose(tuple(problem.tasks))[job.label]
+def variant(job: Job, problem: Problem, settings: Settings) -> Variant:
+    """What `job` trains, made afresh.
+
+    Raises:
+        ValueError: it is a reference that is computed.
+    """
+    reference = REFERENCES.get(job.recipe)
+    if reference is None:
+        composed = settings.recipe(job.recipe).compose(tuple(problem.tasks))
+        return Variant(composed[job.label], problem.network)
+    if reference.variant is None:
+        raise ValueError(f"{job.recipe} is computed, not trained")
+    return reference.variant(job, problem)
 
 
 def training(
     job: Job, problem: Problem, settings: Settings, parts: Composition | None = None
 ) -> Training:
     """The training that `job` stands for; with other `parts` than its recipe's, if given."""
-    parts = parts or composition(job, problem)
-    torch.manual_seed(job.seed)
-    network = problem.network(parts.tasks)
+    made = variant(job, problem, settings)
+    parts = parts or made.composition
+    torch.manual_seed(job.run_seed)
+    network = made.network(parts.tasks)
     balancer = Balancer(
         parts.weighting, parts.aggregator, tasks=parts.tasks, jacobian=settings.jacobian
     )
@@ -102,7 +124,7 @@ def training(
         parts.schedule,
         tasks=parts.tasks,
         epochs=settings.epochs or problem.epochs,
-        seed=job.seed,
+        seed=job.run_seed,
         stopping=EarlyStopping(settings.patience),
         replacement=parts.replacement,
         observe_every=settings.observe_every,
@@ -114,7 +136,7 @@ def state_bytes(recipes: Sequence[str], problem: Problem, settings: Settings) ->
     """The memory that the optimizers of a network of each recipe will keep, known beforehand."""
     found = {}
     for name in recipes:
-        labels = recipe(name).compose(tuple(problem.tasks))
+        labels = settings.recipe(name).compose(tuple(problem.tasks))
         runs = (training(Job(name, label, 0, 1e-3), problem, settings) for label in labels)
         found[name] = max(sum(run.optimizers.planned_state_bytes().values()) for run in runs)
     return found

@@ -29,10 +29,12 @@ def run_jobs(
         return _in_order(todo, [execute(unit, settings, out, listener) for unit in planned])
     context = get_context("spawn")
     reports: Reports = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, context, initializer=_in_worker, initargs=(reports,))
+    pool = ProcessPoolExecutor(
+        workers, context, initializer=_in_worker, initargs=(reports, settings)
+    )
     try:
         with _deaf_children():
-            futures = [pool.submit(_execute_in_worker, unit, settings, out) for unit in planned]
+            futures = [pool.submit(_execute_in_worker, unit, out) for unit in planned]
         with _noted_interrupts() as raise_if_any:
             for job, event in _events(futures, reports, raise_if_any):
                 listener(job, event)
@@ -74,14 +76,18 @@ _reports: Reports
 """In a worker: where its records and results go."""
 
 
-def _in_worker(reports: Reports) -> None:
-    global _reports
-    _reports = reports
+_settings: Settings
+"""In a worker: the comparison's. They may hold data, so they are sent once, not with each run."""
+
+
+def _in_worker(reports: Reports, settings: Settings) -> None:
+    global _reports, _settings
+    _reports, _settings = reports, settings
     torch.set_num_threads(1)
 
 
-def _execute_in_worker(unit: Unit, settings: Settings, out: Path) -> list[Result]:
-    return execute(unit, settings, out, lambda job, event: _reports.put((job, event)))
+def _execute_in_worker(unit: Unit, out: Path) -> list[Result]:
+    return execute(unit, _settings, out, lambda job, event: _reports.put((job, event)))
 
 
 @contextmanager

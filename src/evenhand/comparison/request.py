@@ -5,13 +5,17 @@ Nothing here loads torch before it is needed, so that the tool refuses a mistake
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.recipes import RECIPES, Recipe, recipe
+from evenhand.sources import DESIGNS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +32,7 @@ BASELINE = "sg"
 
 
 STACK = ("auto", "never", "always")
+LEVELS = ("none", "cheap", "all")
 
 
 def sgd(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
@@ -48,12 +53,44 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"sgd": sgd, "adam": adam}
 """Fused: one pass over the memory instead of several; ``benchmarks/alternation.py`` has both."""
 
 
+Maker = Callable[[int], "Problem"]
+"""The number of a split -> the problem, divided for that split."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a comparison was given as objects, where others have names.
+
+    Attributes:
+        problem: the problem, or a function that divides it anew for each split. A function of a
+            module can be sent to worker processes; a problem can if all in it can be pickled.
+        recipes: recipes of one's own, by name.
+    """
+
+    problem: Problem | Maker | None = None
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+
+    def require_picklable(self) -> None:
+        """See that worker processes can be sent them.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        try:
+            pickle.dumps((self.problem, dict(self.recipes)))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"what was given cannot be sent to worker processes ({error}): compare with "
+                "workers=1, or give functions and classes of a module instead of local ones"
+            ) from error
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a comparison is made with, besides the recipes.
 
     Attributes:
-        source: name of the data set.
+        source: name of the data set, or of the problem that was given.
         seeds: of initial weights, order of data, dropout and methods.
         rates: learning rates to choose from.
         epochs: the most epochs of one run; None takes the problem's own.
@@ -64,6 +101,14 @@ class Settings:
         stack: train the runs of a recipe as one (`ensemble/training.py`): "auto" where it can be
             and pays, "never", or "always". What was chosen is in the manifest, with the reason.
         jacobian: how tasks' gradients are taken, see `Balancer`.
+        splits: how often the data are divided anew. Each split has its own parts, initial weights
+            and order of the data, and chooses its own rates and epochs; `seeds` are trained in
+            each of them.
+        design: how they are divided, see `data/splits.py`. "hold-out" is the data set's own way.
+        references: which rows stand beside the recipes, see `references`: "none" but the
+            constant, "cheap" or "all".
+        matters: the smallest difference that matters, in points of skill.
+        given: objects instead of names; no part of what is compared or written down.
     """
 
     source: str
@@ -76,13 +121,41 @@ class Settings:
     observe_every: int = 10
     stack: str = "auto"
     jacobian: Jacobian = "looped"
+    splits: int = 1
+    design: str = "hold-out"
+    references: str = "none"
+    matters: float = 1.0
+    given: Given = field(default_factory=Given, compare=False, repr=False)
 
     @classmethod
-    def suggested(cls, source: str, **given: Any) -> Settings:
-        """What the data set suggests, and what is given (None counts as not given)."""
-        problem = load_problem(source)
-        own = {"rates": problem.rates, "optimizer": problem.optimizer}
-        return cls(source, **own | {k: v for k, v in given.items() if v is not None})
+    def suggested(cls, source: str | Problem | Maker, **given: Any) -> Settings:
+        """What the data set suggests, and what is given (None counts as not given).
+
+        Where nothing is said, the seed is one and the splits are five; three, where the test set
+        is fixed and they only draw training and validation anew; one, where a problem is given
+        that cannot be divided anew.
+
+        Args:
+            source: the name of a data set; or a problem, or a function that gives one for the
+                number of a split.
+            given: settings by name.
+        """
+        from evenhand.data.problem import Problem
+
+        problem = _problem_of(source, 0)
+        own: dict[str, Any] = {
+            "rates": problem.rates,
+            "optimizer": problem.optimizer,
+            "seeds": (0,),
+            "splits": 3 if problem.official_test else 5,
+            "references": "cheap",
+        }
+        if isinstance(source, Problem) and source.pool is None:
+            own["splits"] = 1
+        if not isinstance(source, str):
+            own["given"] = Given(source)
+        wanted = {key: value for key, value in given.items() if value is not None}
+        return cls(problem.name if not isinstance(source, str) else source, **own | wanted)
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
@@ -106,14 +179,86 @@ class Settings:
         if self.stack not in STACK:
             raise ValueError(f"stack={self.stack!r}: must be one of {', '.join(STACK)}")
         Chunking(self.jacobian)
+        if self.splits < 1:
+            raise ValueError(f"splits={self.splits}: must be at least 1")
+        if self.design not in DESIGNS:
+            raise ValueError(f"design={self.design!r}: must be one of {', '.join(DESIGNS)}")
+        if self.references not in LEVELS:
+            raise ValueError(f"references={self.references!r}: must be one of {', '.join(LEVELS)}")
+        if not (math.isfinite(self.matters) and self.matters >= 0):
+            raise ValueError(f"matters={self.matters}: must be a number of points >= 0")
+
+    def problem(self, split: int = 0) -> Problem:
+        """The problem with the parts of one split.
+
+        Raises:
+            ValueError: the data cannot be divided in this way.
+        """
+        from evenhand.data.problem import Problem
+
+        source = self.source if self.given.problem is None else self.given.problem
+        if self.design == "hold-out" and not isinstance(source, Problem):
+            return _problem_of(source, split)
+        whole = _problem_of(source, 0)
+        if self.splits == 1 and self.design == "hold-out":
+            return whole
+        if whole.pool is None:
+            raise ValueError(
+                f"{self.splits} splits, design={self.design!r}: {self.source} is divided by its "
+                "loader, which knows hold-out only"
+                if not isinstance(source, Problem)
+                else f"splits={self.splits}: {self.source} was given divided; give a function of "
+                "the split's number that divides it, or a pool (Problem.pool), or ask for one split"
+            )
+        return whole.pool.problem(self.design, self.splits, split)
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe called `name`, one's own or one of the list.
+
+        Raises:
+            ValueError: there is none; the message names the nearest ones.
+        """
+        own = self.given.recipes
+        return own[name] if name in own else recipe(name)
+
+    def taking(self, recipes: Sequence[str | Recipe]) -> tuple[Settings, tuple[str, ...]]:
+        """The settings that know these recipes, and the recipes' names.
+
+        Raises:
+            ValueError: a recipe of one's own has the name of another one.
+        """
+        own = dict(self.given.recipes)
+        for entry in recipes:
+            if isinstance(entry, str) or entry in RECIPES:
+                continue
+            if own.get(entry.name, entry) != entry or any(r.name == entry.name for r in RECIPES):
+                raise ValueError(f"there is another recipe called {entry.name!r}: rename yours")
+            own[entry.name] = entry
+        names = tuple(entry if isinstance(entry, str) else entry.name for entry in recipes)
+        return replace(self, given=replace(self.given, recipes=own)), names
+
+    def written(self) -> dict[str, Any]:
+        """What a manifest keeps of them: everything but the objects."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "given"}
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]  # tuples are lists
+
+
+def _problem_of(source: str | Problem | Maker, split: int) -> Problem:
+    from evenhand.data.problem import Problem
+
+    if isinstance(source, Problem):
+        return source
+    return load_problem(source, split)
 
 
 @lru_cache(maxsize=4)
-def load_problem(source: str) -> Problem:
-    """The problem called `source`, with the split that all seeds share.
+def load_problem(source: str | Maker, split: int = 0) -> Problem:
+    """The problem called or made by `source`, divided for the `split`-th time.
 
-    It is kept while one comparison is made; `prepare` and `finished` load it afresh.
+    It is kept for the parts of one comparison; `compare` loads it afresh.
     """
+    if not isinstance(source, str):
+        return source(split)
     from evenhand import data
 
-    return data.problem(source)
+    return data.problem(source, split)

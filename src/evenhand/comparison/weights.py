@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from evenhand import data
 from evenhand.comparison.job import Job
+from evenhand.comparison.references import REFERENCES
 from evenhand.data.problem import Problem
 from evenhand.network import MultiTaskNetwork
 from evenhand.training.loop import Training
@@ -24,8 +26,8 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
     """Write the weights of a run's best epoch with what they are of, at once or not at all.
 
     The file is the network's `state_dict` in safetensors. Its metadata say what builds the network
-    again: the name of the problem, tasks, recipe, label, seed, rate, best epoch and version, JSON
-    under "evenhand".
+    again: the name of the problem, tasks, what the job is (recipe, label, seed, rate, split), best
+    epoch and version, JSON under "evenhand".
     """
     from safetensors.torch import save
 
@@ -36,10 +38,7 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
         "version": __version__,
         "source": run.problem.name,
         "tasks": list(run.tasks),
-        "recipe": job.recipe,
-        "label": job.label,
-        "seed": job.seed,
-        "rate": job.rate,
+        **asdict(job),
         "epoch": epoch,
     }
     tensors = {
@@ -76,7 +75,7 @@ def load_network(folder: Path, problem: Problem | None = None) -> MultiTaskNetwo
     """The network of a finished run with the weights of its best epoch, in eval mode.
 
     Args:
-        folder: the run's, for example `out/mgda/seed0-lr0.01`; `comparison.out /
+        folder: the run's, for example `out/mgda/split0/seed0-lr0.01`; `comparison.out /
             result.job.folder` of one of its results.
         problem: what makes the network; by default the problem of the name that the run was of.
             Its data play no part.
@@ -87,8 +86,13 @@ def load_network(folder: Path, problem: Problem | None = None) -> MultiTaskNetwo
     """
     weights, about = read_weights(folder)
     made = data.problem(about["source"]) if problem is None else problem
+    make = made.network
+    reference = REFERENCES.get(about["recipe"])
+    if reference is not None and reference.variant is not None:  # of another width, maybe
+        job = Job(**{entry.name: about[entry.name] for entry in fields(Job)})
+        make = reference.variant(job, made).network
     with torch.random.fork_rng(devices=[]):
-        network = made.network(tuple(about["tasks"]))
+        network = make(tuple(about["tasks"]))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -84,6 +84,7 @@ def load(
         train=parts[0].shuffled(),
         validation=parts[1],
         test=parts[2],
+        official_test=True,
         batch_size=batch,
         epochs=15,
         optimizer="adam",

@@ -197,6 +197,7 @@ def _problem(
         train=train.shuffled(),
         validation=validation,
         test=test,
+        official_test=True,
         batch_size=options.batch,
         epochs=150,
         optimizer="adam",

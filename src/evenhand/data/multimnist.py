@@ -125,6 +125,7 @@ def _problem(
         train=train,
         validation=validation,
         test=test,
+        official_test=True,
         batch_size=256,
         epochs=100,
     )

@@ -113,6 +113,7 @@ def load(
         train=train.shuffled(),
         validation=validation,
         test=test,
+        official_test=True,
         batch_size=batch,
         epochs=500,
         optimizer="adam",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
+if TYPE_CHECKING:
+    from evenhand.data.splits import Pool
+
+PARTS = ("train", "validation", "test")
 T = TypeVar("T")
 Batch = tuple[Any, Mapping[str, Tensor]]
 """Inputs (a tensor or a nest of them) and the targets of the tasks that the batch speaks for."""
@@ -37,6 +41,10 @@ class Task:
         metric: makes a fresh metric.
         metric_name: what tables call it, with its unit if it has one.
         higher_is_better: whether a larger metric is better.
+        perfect: the metric of perfect predictions, for the scale of skill; 1 where higher is
+            better and 0 where lower is, unless said.
+        unit: where no value is perfect (a log-likelihood has no bound), the gain in the metric
+            that counts as 100 points of skill.
         missing: the target that stands for no label, see `Labelling`. NaN always does.
         gaps: what becomes of a sample some of whose entries have no label, see `Labelling`.
     """
@@ -45,6 +53,8 @@ class Task:
     metric: Callable[[], Metric]
     metric_name: str
     higher_is_better: bool
+    perfect: float | None = None
+    unit: float | None = None
     missing: float | None = None
     gaps: Gaps = "sample"
 
@@ -130,6 +140,13 @@ class Problem:
         optimizer: one that suits it, "sgd" (momentum 0.9) or "adam".
         rates: learning rates to choose from.
         penalty: a term of the network's parameters that is nobody's task.
+        official_test: whether the test part is given, and the same for every seed; train and
+            validation may be drawn anew.
+        units: how many independent things are in train and validation together, and in test:
+            subjects or pictures where samples share them. None counts the samples.
+        test_groups: which of them each test sample belongs to, int64 [n], if not one each.
+        pool: all samples, from which the parts can be drawn in other ways than the loader's own.
+        scaled: as `network`, its width multiplied by the number given.
     """
 
     name: str
@@ -145,6 +162,11 @@ class Problem:
     optimizer: str = "sgd"
     rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
     penalty: Callable[[nn.Module], Tensor] | None = None
+    official_test: bool = False
+    units: tuple[int, int] | None = None
+    test_groups: Tensor | None = None
+    pool: Pool | None = None
+    scaled: Callable[[Sequence[str], float], MultiTaskNetwork] | None = None
 
     def losses(
         self, outputs: Mapping[str, Any], targets: Mapping[str, Tensor]
@@ -163,26 +185,29 @@ class Problem:
         """Those of `tasks` that have a label in a batch with these targets."""
         return tuple(t for t in tasks if t in targets and self.tasks[t].labels.present(targets[t]))
 
-    def label_counts(self) -> dict[str, dict[str, LabelCount]]:
+    def label_counts(
+        self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
+    ) -> dict[str, dict[str, LabelCount]]:
         """How many labels each task has in each part that is held in memory: {task: {part: …}}.
 
         Parts that are read from elsewhere are not read for it, and absent.
         """
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        held = {name: part for name, part in parts.items() if isinstance(part, Split)}
+        held = {name: part for name in parts if isinstance(part := getattr(self, name), Split)}
         return {
-            name: {part: _counted(task, name, split) for part, split in held.items()}
-            for name, task in self.tasks.items()
+            name: {part: _counted(self.tasks[name], name, split) for part, split in held.items()}
+            for name in (self.tasks if tasks is None else tasks)
         }
 
-    def check_labels(self) -> None:
+    def check_labels(
+        self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
+    ) -> None:
         """See that every task can be trained, validated and tested.
 
         Raises:
             ValueError: a task has no label in a part that is held in memory.
         """
-        for task, parts in self.label_counts().items():
-            for part, count in parts.items():
+        for task, counts in self.label_counts(tasks, parts).items():
+            for part, count in counts.items():
                 if not count.used:
                     raise ValueError(
                         f"task {task!r} has no label in the {part} part ({count.samples} samples): "

@@ -14,7 +14,8 @@ The paper's metrics are weighted precision, recall and F1; weighted recall is th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenhand.data.problem import Metric, Problem, Split, Task
+from evenhand.data.splits import Parts, Pool
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
@@ -37,6 +39,14 @@ def load(seed: int = 0) -> Problem:
     Inputs are [n, 2]; targets are the quadrant, counted counter-clockwise from the positive one,
     int64 [n], and inside (1) or not (0), int64 [n]. Outputs are logits [n, 4] and [n].
     """
+    generator = torch.Generator().manual_seed(mixed_seed(seed, *b"quadrants"))
+    points = HALF_SIDE * (2 * torch.rand(sum(SIZES), 2, generator=generator) - 1)
+    pool = Pool(len(points), partial(_problem, points))
+    parts = torch.split(torch.arange(len(points)), SIZES)
+    return replace(_problem(points, Parts(*parts)), pool=pool)
+
+
+def _problem(points: Tensor, parts: Parts) -> Problem:
     from torchmetrics.classification import MulticlassRecall
 
     def quadrant_recall() -> Metric:
@@ -45,7 +55,7 @@ def load(seed: int = 0) -> Problem:
     def circle_recall() -> Metric:
         return OfSign(MulticlassRecall(num_classes=2, average="weighted"))
 
-    train, validation, test = _points(seed)
+    train, validation, test = _sides(points, parts)
     return Problem(
         name="quadrants",
         summary="points in a square: the quadrant, and inside the unit circle or not",
@@ -60,26 +70,33 @@ def load(seed: int = 0) -> Problem:
         test=test,
         batch_size=BATCH,
         epochs=100,
+        scaled=scaled,
     )
 
 
 def network(tasks: Sequence[str]) -> MultiTaskNetwork:
     """The paper's network, with the heads of `tasks`."""
-    trunk = nn.Sequential(*_dense(2), *_dense(WIDTH), *_dense(WIDTH))
-    return MultiTaskNetwork(trunk, {task: HEADS[task]() for task in tasks})
+    return scaled(tasks, 1.0)
 
 
-def _dense(inputs: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Linear(inputs, WIDTH), nn.ReLU()
+def scaled(tasks: Sequence[str], width: float) -> MultiTaskNetwork:
+    """The network, every hidden layer so many times as wide, and one unit at least."""
+    units = max(1, round(width * WIDTH))
+    trunk = nn.Sequential(*_dense(2, units), *_dense(units, units), *_dense(units, units))
+    return MultiTaskNetwork(trunk, {task: HEADS[task](units) for task in tasks})
 
 
-def _head(*outputs: nn.Module) -> nn.Module:
-    return nn.Sequential(*_dense(WIDTH), *_dense(WIDTH), *outputs)
+def _dense(inputs: int, units: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Linear(inputs, units), nn.ReLU()
 
 
-HEADS: Mapping[str, Callable[[], nn.Module]] = {
-    "quadrant": lambda: _head(nn.Linear(WIDTH, 4)),
-    "circle": lambda: _head(nn.Linear(WIDTH, 1), nn.Flatten(0)),
+def _head(units: int, *outputs: nn.Module) -> nn.Module:
+    return nn.Sequential(*_dense(units, units), *_dense(units, units), *outputs)
+
+
+HEADS: Mapping[str, Callable[[int], nn.Module]] = {
+    "quadrant": lambda units: _head(units, nn.Linear(units, 4)),
+    "circle": lambda units: _head(units, nn.Linear(units, 1), nn.Flatten(0)),
 }
 
 
@@ -104,15 +121,14 @@ def _binary_cross_entropy(logits: Tensor, inside: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, inside.to(logits.dtype))
 
 
-def _points(seed: int) -> list[Split]:
-    generator = torch.Generator().manual_seed(mixed_seed(seed, *b"quadrants"))
-    points = HALF_SIDE * (2 * torch.rand(sum(SIZES), 2, generator=generator) - 1)
+def _sides(points: Tensor, parts: Parts) -> list[Split]:
     x, y = points.unbind(dim=1)
     above = (y >= 0).long()
     quadrant = 2 * (1 - above) + ((x >= 0).long() + above) % 2
     circle = (points.square().sum(dim=1) < 1).long()
-    standard = (points - points[: SIZES[0]].mean(dim=0)) / points[: SIZES[0]].std(dim=0)
-    columns = (torch.split(column, SIZES) for column in (standard, quadrant, circle))
+    first = points[parts.train]
+    standard = (points - first.mean(dim=0)) / first.std(dim=0)
     return [
-        Split(inputs, {"quadrant": q, "circle": c}) for inputs, q, c in zip(*columns, strict=True)
+        Split(standard[part], {"quadrant": quadrant[part], "circle": circle[part]})
+        for part in (parts.train, parts.validation, parts.test)
     ]

@@ -105,6 +105,7 @@ class Tally:
         series = {what: self._series(what) for what in self._kept}
         return {
             **{what: {n: _mean(v) for n, v in found.items()} for what, found in series.items()},
+            "conflicts": {pair: _mean([c < 0 for c in v]) for pair, v in series["cosines"].items()},
             "oscillation": {task: oscillation(v) for task, v in series["losses"].items()},
             "path": self._path_length(),
             "moves": tuple(self._moves),

@@ -128,7 +128,8 @@ class Training:
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
-            ValueError: a task has no label in the validation part.
+            ValueError: a task has no label in the training part (where that is held in memory),
+                or in the validation part.
         """
         log = None if directory is None else RecordFile(directory / "records.jsonl")
         saved = None if directory is None else directory / "checkpoint.safetensors"
@@ -138,6 +139,7 @@ class Training:
             log.keep([r for r in log if self.first is not None and r.epoch <= self.epoch])
             yield from log
         if self.first is None:
+            self.problem.check_labels(self.tasks, parts=("train",))
             record = self._finish(Tally())
             self.schedule.observe(record)
             yield self._logged(record, log)

@@ -27,6 +27,7 @@ class Record:
             gradients' span or the trunk rests).
         norms: mean of ‖∇_θ L_i‖ over the observed steps, θ the shared parameters.
         cosines: mean of cos(g_i, g_j) over the observed steps, by "i|j".
+        conflicts: share of the observed steps at which that cosine was below zero, by "i|j".
         path: length of the path of the shared parameters, Σ ‖Δθ‖₂ over all sub-steps; measured at
             the observed steps and scaled up to all, so exact where every step is observed. None
             where none was.
@@ -53,6 +54,7 @@ class Record:
     weights: Mapping[str, float] = field(default_factory=dict)
     norms: Mapping[str, float] = field(default_factory=dict)
     cosines: Mapping[str, float] = field(default_factory=dict)
+    conflicts: Mapping[str, float] = field(default_factory=dict)
     path: float | None = None
     changes: Mapping[str, float] = field(default_factory=dict)
     oscillation: Mapping[str, float] = field(default_factory=dict)

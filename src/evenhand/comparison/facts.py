@@ -1,0 +1,101 @@
+"""What is known of a split before training: rows, labels, and targets that say little."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenhand.comparison.constant import labels, output_shapes
+from evenhand.data.problem import Problem, Split
+
+CLASSES = 100
+"""A target with more different values is a quantity, and has no rarest class."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The test targets of one task.
+
+    Attributes:
+        count: how many labels there are.
+        values: how many different ones; None for targets of more than one number, or quantities.
+        rarest: how many labels the rarest value has; None as `values`.
+        rarest_value: that value, as text.
+    """
+
+    count: int
+    values: int | None = None
+    rarest: int | None = None
+    rarest_value: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A split, counted.
+
+    Attributes:
+        rows: samples of each part; -1 where the training data do not say.
+        units: independent things in train and validation together, and in test.
+        training: labels of each task in the training part, where that is held in memory.
+        test: each task's test targets.
+    """
+
+    rows: tuple[int, int, int]
+    units: tuple[int, int]
+    training: Mapping[str, int]
+    test: Mapping[str, Target]
+
+    @property
+    def ratio(self) -> float:
+        """n_test / (n − n_test), in units."""
+        learning, test = self.units
+        return test / learning
+
+    @property
+    def validation_ratio(self) -> float:
+        """Validation rows for each training row."""
+        train, validation, _ = self.rows
+        return validation / train if train > 0 else 0.0
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Facts:
+        values: dict[str, Any] = json.loads(text)
+        return cls(
+            tuple(values["rows"]),
+            tuple(values["units"]),
+            values["training"],
+            {task: Target(**target) for task, target in values["test"].items()},
+        )
+
+
+def facts(problem: Problem) -> Facts:
+    """Count the rows and labels of a problem's parts."""
+    shapes = output_shapes(problem)
+    train = problem.train
+    if isinstance(train, Split):
+        rows = len(train)
+        training = {t: len(labels(problem, train, t, shapes[t])) for t in problem.tasks}
+    else:
+        batches = len(train)  # type: ignore[arg-type]  # `Problem.train`: an iterable with a length
+        rows, training = batches * problem.batch_size, {}
+    sizes = (rows, len(problem.validation), len(problem.test))
+    test = {t: _target(labels(problem, problem.test, t, shapes[t])) for t in problem.tasks}
+    return Facts(sizes, problem.units or (sizes[0] + sizes[1], sizes[2]), training, test)
+
+
+def _target(found: Tensor) -> Target:
+    if not len(found) or found[0].numel() != 1:
+        return Target(len(found))
+    values, counts = torch.unique(found.flatten(), return_counts=True)
+    if len(values) > CLASSES or (found.is_floating_point() and len(values) > 2):
+        return Target(len(found))
+    rarest = int(counts.argmin())
+    return Target(len(found), len(values), int(counts[rarest]), f"{values[rarest].item():g}")

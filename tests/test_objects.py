@@ -1,0 +1,128 @@
+"""A comparison on a problem and recipes of one's own, given as objects instead of names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import evenhand as eh
+from evenhand import MultiTaskNetwork, Traits
+from evenhand.app import report
+from evenhand.app.findings import Findings, columns
+from evenhand.comparison.compare import compare, finished, prepare
+from evenhand.comparison.folder import read_manifest
+from evenhand.comparison.request import Given, Settings
+from evenhand.comparison.weights import load_network
+from evenhand.data import Problem, Split, Task
+from evenhand.recipes import Recipe, recipe
+
+
+class Error:
+    def __init__(self) -> None:
+        self.sum, self.seen = 0.0, 0
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.sum += float((preds - target).square().sum())
+        self.seen += target.numel()
+
+    def compute(self) -> Tensor:
+        return torch.tensor(self.sum / self.seen)
+
+
+def network(tasks: Sequence[str]) -> MultiTaskNetwork:
+    trunk = nn.Sequential(nn.Linear(2, 4), nn.Tanh())
+    return MultiTaskNetwork(trunk, {task: nn.Linear(4, 1) for task in tasks})
+
+
+def part(samples: int, seed: int) -> Split:
+    x = torch.randn(samples, 2, generator=torch.Generator().manual_seed(seed))
+    return Split(x, {"sum": x.sum(1, keepdim=True), "gap": x[:, :1] - x[:, 1:]})
+
+
+def mine(split: int = 0) -> Problem:
+    tasks = dict.fromkeys(("sum", "gap"), Task(functional.mse_loss, Error, "MSE", False))
+    parts = [part(size, 3 * split + k) for k, size in enumerate((24, 12, 12))]
+    made = Problem("my points", "points", "made for the test", tasks, network, *parts)
+    return replace(made, batch_size=12, epochs=3, rates=(0.1,))
+
+
+class Halves(eh.Weighting):
+    """Twice the first task, half of the others."""
+
+    traits = Traits(needs="nothing")
+
+    def weigh(self, g: eh.TaskGradients) -> Tensor:
+        weights = torch.full_like(g.losses, 0.5)
+        weights[..., 0] = 2.0
+        return weights
+
+
+HALVES = Recipe.of("halves", weighting=Halves, summary="twice the first")
+
+
+def test_a_problem_and_recipes_are_compared_and_reported(tmp_path) -> None:
+    problem = mine()
+    local = Recipe.of("local", aggregator=lambda: eh.CAGrad(c=0.25))
+    comparison = compare(problem, ["single-task", "sg", HALVES, local, recipe("mgda")], tmp_path)
+    assert comparison.recipes == ("single-task", "sg", "halves", "local", "mgda")
+    assert comparison.settings.source == "my points"
+    assert comparison.settings.splits == 1
+    (run,) = next(row for row in comparison.rows if row.recipe == "halves").chosen
+    assert comparison.records(run)[1].weights == {"sum": 2.0, "gap": 0.5}
+    findings = Findings.of(comparison, problem)
+    assert len(columns(findings)[0].cells) >= 5
+    page = report.write(findings).read_text()
+    assert "twice the first" in page
+    assert "my points" in page
+    assert load_network(tmp_path / run.job.folder, problem).tasks == ("sum", "gap")
+
+
+def test_a_comparison_with_objects_wants_them_again(tmp_path) -> None:
+    one = compare(mine(), [HALVES], tmp_path)
+    told = read_manifest(tmp_path)["objects"]
+    assert told["problem"] is True
+    assert "Halves()" in told["recipes"]["halves"][""]
+    with pytest.raises(ValueError, match=r"no names here \(its problem, halves\)"):
+        finished(tmp_path)
+    again = finished(tmp_path, Given(mine(), {"halves": HALVES}))
+    assert again.results == one.results
+    settings, names = Settings.suggested(mine()).taking([HALVES])
+    prepare(settings, names, tmp_path, resume=True)
+    other = Recipe.of("halves", weighting=eh.Equal)
+    settings, names = Settings.suggested(mine()).taking([other])
+    with pytest.raises(ValueError, match="another comparison: objects was"):
+        prepare(settings, names, tmp_path, resume=True)
+
+
+def test_a_function_divides_the_data_anew_for_each_split(tmp_path) -> None:
+    settings = Settings.suggested(mine, splits=2, references="none")
+    comparison = compare(settings, ["sg"], tmp_path)
+    tested = [r.test for r in comparison.results if r.job.recipe == "sg"]
+    assert len(tested) == 2
+    assert tested[0] != tested[1]
+    with pytest.raises(ValueError, match="was given divided; give a function"):
+        compare(Settings.suggested(mine(), splits=2), ["sg"], tmp_path / "2")
+
+
+def test_objects_go_to_worker_processes_if_they_can(tmp_path) -> None:
+    settings = Settings.suggested(mine, splits=1, references="none", stack="never")
+    local = Recipe.of("local", aggregator=lambda: eh.CAGrad(c=0.25))
+    with pytest.raises(ValueError, match="cannot be sent to worker processes"):
+        compare(settings, [local], tmp_path / "1", workers=2)
+    assert not (tmp_path / "1").exists()
+
+
+def test_names_are_checked(tmp_path) -> None:
+    with pytest.raises(ValueError, match="another recipe called 'sg'"):
+        compare(mine(), [Recipe.of("sg", aggregator=eh.MGDA)], tmp_path)
+    with pytest.raises(ValueError, match="another recipe called 'halves'"):
+        compare(mine(), [HALVES, Recipe.of("halves", aggregator=eh.MGDA)], tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be called 'a/b'"):
+        Recipe.of("a/b")
+    with pytest.raises(ValueError, match="no recipe is called 'halves'"):
+        Settings("my points").recipe("halves")

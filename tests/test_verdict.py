@@ -1,0 +1,717 @@
+"""The verdict: skill and sentences worked out by hand, and traps that must not be fallen into."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shlex
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from evenhand import MultiTaskNetwork, sources
+from evenhand.app.cli import app
+from evenhand.comparison import shallow
+from evenhand.comparison.across import over_tables
+from evenhand.comparison.assessment import Assessment, Difference, assess
+from evenhand.comparison.constant import constants
+from evenhand.comparison.facts import Facts, facts
+from evenhand.comparison.inference import Chances, Estimate, over_splits
+from evenhand.comparison.job import Job, Result
+from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.resampling import resampled
+from evenhand.comparison.skill import Points, skill
+from evenhand.comparison.statistics import Row
+from evenhand.comparison.verdict import percent, signed, verdict
+from evenhand.data import Problem, Source, Split, Task
+from evenhand.data.splits import Parts, Pool
+
+
+class SquaredError:
+    def __init__(self) -> None:
+        self.sum, self.seen = 0.0, 0
+
+    def update(self, preds, target):
+        self.sum += float((preds - target).square().sum())
+        self.seen += target.numel()
+
+    def compute(self):
+        return torch.tensor(self.sum / self.seen)
+
+
+class AbsoluteError(SquaredError):
+    def update(self, preds, target):
+        self.sum += float((preds - target).abs().sum())
+        self.seen += target.numel()
+
+
+class Accuracy(SquaredError):
+    def update(self, preds, target):
+        said = preds.argmax(-1) if preds.dim() > target.dim() else (preds > 0).long()
+        self.sum += float((said == target).sum())
+        self.seen += len(target)
+
+
+NUMBER = Task(functional.mse_loss, SquaredError, "MSE", False)
+YES = Task(
+    lambda o, t: functional.binary_cross_entropy_with_logits(o, t.float()),
+    Accuracy,
+    "accuracy",
+    True,
+)
+CLASS = Task(functional.cross_entropy, Accuracy, "accuracy", True)
+
+
+def problem(
+    x: Tensor,
+    targets: Mapping[str, Tensor],
+    tasks: Mapping[str, Task],
+    name: str = "table",
+    strata: Tensor | None = None,
+    groups: Tensor | None = None,
+    times: Tensor | None = None,
+    width: int = 8,
+    **more,
+) -> Problem:
+    """A table of these rows, whose parts can be drawn anew; a network of one hidden layer."""
+
+    def scaled(wanted: Sequence[str], factor: float) -> MultiTaskNetwork:
+        units = max(1, round(factor * width))
+        trunk = nn.Sequential(nn.Linear(x.shape[1], units), nn.Tanh())
+        heads = {}
+        for task in wanted:
+            whole = not targets[task].is_floating_point() and tasks[task] is CLASS
+            outputs = int(targets[task].max()) + 1 if whole else 1
+            last = nn.Linear(units, outputs)
+            heads[task] = last if whole else nn.Sequential(last, nn.Flatten(0))
+        return MultiTaskNetwork(trunk, heads)
+
+    def make(parts: Parts) -> Problem:
+        train, validation, test = (
+            Split(x[part], {task: target[part] for task, target in targets.items()})
+            for part in (parts.train, parts.validation, parts.test)
+        )
+        return Problem(
+            name=name,
+            summary="a table made for the test",
+            citation="made for the test",
+            tasks=tasks,
+            network=lambda wanted: scaled(wanted, 1.0),
+            train=train,
+            validation=validation,
+            test=test,
+            batch_size=32,
+            epochs=8,
+            optimizer="adam",
+            rates=(0.03,),
+            scaled=scaled,
+            **more,
+        )
+
+    pool = Pool(len(x), make, strata=strata, groups=groups, times=times)
+    return pool.problem()
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Skill ----------------------------------------------------------------------------------------
+
+
+def test_skill_by_hand() -> None:
+    assert skill(0.041, 0.041, YES) == 0
+    assert skill(0.75, 0.5, YES) == pytest.approx(50)
+    assert skill(0.4, 0.5, YES) == pytest.approx(-20)
+    assert skill(1.0, 4.0, NUMBER) == pytest.approx(75)
+    assert skill(6.0, 4.0, NUMBER) == pytest.approx(-50)
+    bounded = replace(NUMBER, perfect=2.0)
+    assert skill(3.0, 4.0, bounded) == pytest.approx(50)
+    likelihood = Task(functional.mse_loss, SquaredError, "log-likelihood", True, unit=2.0)
+    assert skill(-3.0, -4.0, likelihood) == pytest.approx(50)
+    assert math.isnan(skill(1.0, 1.0, YES))
+    assert math.isnan(skill(math.nan, 0.5, YES))
+    with pytest.raises(ValueError, match="unit=0"):
+        skill(0.5, 0.4, replace(likelihood, unit=0.0))
+
+
+def test_the_constant_is_the_best_by_the_metric_on_training_rows() -> None:
+    x = drawn(0, 100, 2)
+    skewed = drawn(1, 100).exp()
+    rare = (torch.arange(100) % 10 == 0).long()
+    three = torch.tensor([2] * 50 + [0] * 30 + [1] * 20)[
+        torch.randperm(100, generator=torch.Generator().manual_seed(2))
+    ]
+    absolute = Task(functional.mse_loss, AbsoluteError, "MAE", False)
+    made = problem(
+        x,
+        {"mean": skewed, "median": skewed, "rare": rare, "three": three},
+        {"mean": NUMBER, "median": absolute, "rare": YES, "three": CLASS},
+    )
+    found = constants(made)
+    train = made.train.targets
+    assert float(found["mean"]) == pytest.approx(float(train["mean"].mean()), rel=1e-4)
+    lower = train["median"].sort().values
+    assert lower[29] <= found["median"] <= lower[30]
+    assert found["rare"] <= 0  # a logit that says no
+    assert int(found["three"].argmax()) == int(train["three"].bincount().argmax()) == 2
+
+
+def test_missing_labels_are_no_part_of_a_constant_or_a_count() -> None:
+    y = drawn(3, 100)
+    y[::2] = math.nan
+    made = problem(drawn(0, 100, 2), {"y": y}, {"y": NUMBER})
+    known = made.train.targets["y"]
+    known = known[~known.isnan()]
+    assert float(constants(made)["y"]) == pytest.approx(float(known.mean()), abs=1e-4)
+    counted = facts(made)
+    assert counted.training["y"] == len(known)
+    assert counted.test["y"].count == int((~made.test.targets["y"].isnan()).sum())
+    assert counted.rows == (60, 20, 20)
+    assert counted.ratio == pytest.approx(0.25)
+    assert Facts.from_json(counted.to_json()) == counted
+
+
+def test_groups_are_counted_instead_of_rows() -> None:
+    made = problem(
+        drawn(0, 90, 2), {"y": drawn(1, 90)}, {"y": NUMBER}, groups=torch.arange(90) // 9
+    )
+    assert facts(made).units == (8, 2)
+
+
+def test_rows_are_resampled_alike_for_every_network_and_by_group() -> None:
+    groups = torch.arange(90) // 9
+    made = problem(drawn(0, 90, 2), {"y": drawn(1, 90)}, {"y": NUMBER}, groups=groups)
+    nets = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        nets.append(made.network(("y",)))
+    first, again = (resampled(nets[0], made, ("y",), 0)["y"] for _ in range(2))
+    assert first == again
+    assert resampled(nets[0], made, ("y",), 1)["y"] != first
+    # two groups of nine rows: a draw is one of them twice, or both
+    errors = []
+    for group in made.test_groups.unique():
+        rows = made.test_groups == group
+        said = nets[0](made.test.inputs[rows], ("y",))["y"].detach()
+        errors.append(float((said - made.test.targets["y"][rows]).square().mean()))
+    expected = {round(e, 4) for e in (*errors, sum(errors) / 2)}
+    assert {round(value, 4) for value in first} == expected
+
+
+# scikit-learn's rows --------------------------------------------------------------------------
+
+
+def test_a_linear_model_is_ridge_regression_on_the_labelled_rows() -> None:
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    x = drawn(20, 100, 3)
+    y = x @ torch.tensor([1.0, -2.0, 0.5]) + 0.3 * drawn(21, 100)
+    y[::3] = math.nan
+    made = problem(x, {"y": y}, {"y": NUMBER})
+    validation, test = shallow.predictions(made, shallow.linear_models, 0)["y"]
+    assert (len(validation), len(test)) == (20, 20)
+    known = ~made.train.targets["y"].isnan()
+    inputs = made.train.inputs[known].double().numpy()
+    scaler = StandardScaler().fit(inputs)
+    candidates = []
+    for strength in shallow.STRENGTHS:
+        model = Ridge(alpha=strength).fit(
+            scaler.transform(inputs), made.train.targets["y"][known].double().numpy()
+        )
+        said = [
+            torch.from_numpy(model.predict(scaler.transform(part.inputs.double().numpy())))
+            for part in (made.validation, made.test)
+        ]
+        truth = made.validation.targets["y"]
+        error = (said[0] - truth)[~truth.isnan()].square().mean()
+        candidates.append((float(error), said[1].float()))
+    assert torch.allclose(test, min(candidates, key=lambda pair: pair[0])[1], atol=1e-5)
+
+
+def test_the_first_trees_are_a_smaller_model() -> None:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    x = drawn(22, 200, 3).double().numpy()
+    y = (x[:, 0] ** 2 + x[:, 1]).reshape(-1, 1)
+    flat = shallow.Flat(x, y, (), "numbers")
+    for number, predict in zip(shallow.TREES, shallow.tree_models(flat, 0), strict=True):
+        alone = HistGradientBoostingRegressor(
+            max_iter=number, early_stopping=False, random_state=0
+        ).fit(x, y[:, 0])
+        assert torch.allclose(predict(x), torch.from_numpy(alone.predict(x)).float(), atol=1e-5)
+
+
+def test_answers_take_the_form_of_the_networks_outputs() -> None:
+    x = drawn(23, 150, 2)
+    three = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()  # of four classes
+    yes = (x[:, 0] > 0).long()
+    made = problem(x, {"three": three, "yes": yes}, {"three": CLASS, "yes": YES})
+    for models in (shallow.linear_models, shallow.tree_models):
+        said = shallow.predictions(made, models, 0)
+        assert said["three"][1].shape == (30, 4)
+        assert said["yes"][1].shape == (30,)
+        assert ((said["yes"][1] > 0) == (made.test.targets["yes"] == 1)).float().mean() > 0.9
+        assert (said["three"][1].argmax(1) == made.test.targets["three"]).float().mean() > 0.8
+    seen = shallow.Flat(x.double().numpy(), yes.numpy() * 2, (4,), "classes")
+    logits = next(shallow.linear_models(seen, 0))(x.double().numpy())
+    assert (logits[:, [1, 3]] == -30).all()
+    assert torch.allclose(logits.exp().sum(dim=1), torch.ones(150), atol=1e-5)
+
+
+# An assessment by hand ------------------------------------------------------------------------
+
+
+def made_row(name: str, tests: Mapping[str, Sequence[float]], epoch: int = 1) -> Row:
+    """A row with these metrics, one per split."""
+    splits = len(next(iter(tests.values())))
+    results = tuple(
+        Result(
+            Job(name, "", 0, 0.1, split),
+            tuple(tests),
+            "finished",
+            epoch,
+            0.5,
+            test={task: values[split] for task, values in tests.items()},
+            parameters=300 if name == "single-task" else 100,
+            work=2e6,
+            processor=2.0 if name == "single-task" else 1.0,
+        )
+        for split in range(splits)
+    )
+    return Row(name, results, {task: tuple(values) for task, values in tests.items()}, {"": 0.1})
+
+
+COUNTED = Facts((600, 200, 200), (800, 200), {"up": 600, "down": 600}, {})
+
+
+def assessed(
+    rows: Sequence[Row], beside: Sequence[Row], tasks: Mapping[str, Task], **more
+) -> Assessment:
+    splits = len(beside[0].chosen)
+    settings = Settings("-", seeds=(0,), splits=splits, **more)
+    made = replace(
+        problem(drawn(0, 20, 2), {t: drawn(1, 20) for t in tasks}, dict.fromkeys(tasks, NUMBER)),
+        tasks=tasks,
+    )
+    return assess(rows, beside, made, settings, [COUNTED] * splits)
+
+
+TASKS = {"up": YES, "down": NUMBER}
+CONSTANT = made_row("constant", {"up": [0.5, 0.5, 0.5], "down": [4.0, 4.0, 4.0]})
+# skill in up 20, 22, 24 and in down 50, 50, 53: means 35, 36, 38.5
+SINGLE = made_row("single-task", {"up": [0.6, 0.61, 0.62], "down": [2.0, 2.0, 1.88]})
+# skill in up 40, 40, 46 and in down 52, 54, 53: means 46, 47, 49.5
+SUM = made_row("sg", {"up": [0.7, 0.7, 0.73], "down": [1.92, 1.84, 1.88]})
+# skill in up 20, 30, 40 and in down 30, 20, 22: means 25, 25, 31
+OTHER = made_row("mgda", {"up": [0.6, 0.65, 0.7], "down": [2.8, 3.2, 3.12]})
+
+
+def test_an_assessment_worked_out_by_hand() -> None:
+    found = assessed([SINGLE, SUM, OTHER], [CONSTANT], TASKS)
+    assert found.judged == ("up", "down")
+    assert found.constant == {"up": 0.5, "down": 4.0}
+    means = {line.name: line.skill.values for line in found.lines}
+    assert means["constant"] == {0: 0.0, 1: 0.0, 2: 0.0}
+    assert means["single-task"] == pytest.approx({0: 35.0, 1: 36.0, 2: 38.5})
+    assert means["sg"] == pytest.approx({0: 46.0, 1: 47.0, 2: 49.5})
+    assert means["mgda"] == pytest.approx({0: 25.0, 1: 25.0, 2: 31.0})
+    assert found.headline is not None
+    assert found.headline.points.values == pytest.approx({0: 11.0, 1: 11.0, 2: 11.0})
+    against = found.against_sum["mgda"]
+    assert against.points.values == pytest.approx({0: -21.0, 1: -22.0, 2: -18.5})
+    # S² = ((.5)² + (1.5)² + 2²) / 2 = 3.25, variance 3.25 (1/3 + 1/4), t(.975, 2) = 4.302653
+    half = 4.302653 * math.sqrt(3.25 * (1 / 3 + 1 / 4))
+    assert against.interval is not None
+    assert against.interval.high == pytest.approx(-20.5 + half, abs=1e-4)
+    # two rows against single-task at once: t(1 − .05 / 4, 2) = 6.205347
+    versus = found.line("mgda").versus
+    assert versus.points.values == pytest.approx({0: -10.0, 1: -11.0, 2: -7.5})
+    assert versus.interval.low == pytest.approx(-9.5 - 6.205347 / 4.302653 * half, abs=1e-4)
+    # the tasks share the error as well
+    assert found.by_task["up"].points.values == pytest.approx({0: 20.0, 1: 18.0, 2: 22.0})
+    up = 6.205347 * math.sqrt(4.0 * (1 / 3 + 1 / 4))
+    assert found.by_task["up"].interval.high == pytest.approx(20 + up, abs=1e-4)
+    assert found.line("sg").parameters == 100
+
+
+def test_its_sentences() -> None:
+    said = verdict(assessed([SINGLE, SUM, OTHER], [CONSTANT], TASKS))
+    assert said.headline == "TOGETHER, for both tasks."
+    assert said.sentences[0].endswith("+11.0 points of skill (95 %: +11.0 to +11.0).")
+    assert "Together up +20.0 (+10.5 to +29.5) gains." in said.sentences
+    assert "It has a third of the parameters, 1 x the operations and 0.5 x the processor time." in (
+        said.sentences
+    )
+    assert "mgda is not shown to beat the sum; mgda (over 99 %) looks worse." in said.sentences
+    assert any(line.startswith("The plain sum is enough") for line in said.sentences)
+    assert said.advice == "keep one network, the sum."
+
+
+def test_seeds_are_averaged_within_a_split() -> None:
+    doubled = tuple(
+        replace(r, job=replace(r.job, seed=seed), test={t: v + d for t, v in r.test.items()})
+        for r in SUM.chosen
+        for seed, d in ((0, -0.02), (1, 0.02))
+    )
+    spread = replace(SUM, chosen=doubled)
+    found = assessed([SINGLE, spread], [CONSTANT], TASKS)
+    assert found.headline.points.values == pytest.approx({0: 11.0, 1: 11.0, 2: 11.0})
+
+
+def test_a_task_that_nothing_learns_is_left_out_for_all_rows() -> None:
+    low = made_row("single-task", {"up": [0.6, 0.61, 0.62], "down": [4.1, 3.9, 4.05]})
+    joint = made_row("sg", {"up": [0.7, 0.7, 0.73], "down": [2.0, 4.4, 4.4]})
+    found = assessed([low, joint], [CONSTANT], TASKS)
+    assert found.judged == ("up",)
+    assert found.unjudged == {"down": "nothing beats a constant"}
+    assert found.line("sg").skill.values == pytest.approx({0: 40.0, 1: 40.0, 2: 46.0})
+    assert "down cannot be judged." in verdict(found).headline
+
+
+def test_the_signs_of_both_kinds_of_metric() -> None:
+    """Better is positive whether a metric should be high or low."""
+    worse = made_row("sg", {"up": [0.55, 0.56, 0.57], "down": [2.4, 2.4, 2.3]})
+    found = assessed([SINGLE, worse], [CONSTANT], TASKS)
+    assert all(d.mean < 0 for d in found.by_task.values())
+    assert found.headline.mean < 0
+
+
+@pytest.mark.parametrize(
+    ("chances", "word"),
+    [
+        ((0.01, 0.02, 0.97), "TOGETHER"),
+        ((0.01, 0.13, 0.86), "TOGETHER, PROBABLY"),
+        ((0.97, 0.02, 0.01), "APART"),
+        ((0.86, 0.13, 0.01), "APART, PROBABLY"),
+        ((0.01, 0.97, 0.02), "EITHER WAY"),
+        ((0.06, 0.88, 0.06), "EITHER WAY, PROBABLY"),
+        ((0.04, 0.46, 0.50), "TOGETHER IS NO WORSE"),
+        ((0.50, 0.46, 0.04), "APART IS NO WORSE"),
+        ((0.30, 0.40, 0.30), "CANNOT TELL"),
+        ((0.051, 0.15, 0.799), "CANNOT TELL"),
+    ],
+)
+def test_words_follow_numbers(chances, word) -> None:
+    found = assessed([SINGLE, SUM], [CONSTANT], TASKS)
+    estimate = Estimate(1.0, 1.0, 4)
+    points = Points({0: 1.0, 1: 1.5, 2: 2.0}, {})
+    headline = Difference(points, estimate, estimate.interval(), Chances(*chances))
+    made = replace(found, headline=headline, by_task={})
+    assert verdict(made).word == word
+    enough = any("is enough" in sentence for sentence in verdict(made).sentences)
+    assert enough == (chances[0] < 0.05)
+
+
+def test_enough_is_said_only_where_no_recipe_may_be_better() -> None:
+    good = made_row("mgda", {"up": [0.7, 0.71, 0.72], "down": [1.9, 1.8, 1.9]})
+    found = assessed([SINGLE, SUM, good], [CONSTANT], TASKS)
+    assert found.against_sum["mgda"].chances.better > 0.05
+    assert not any("is enough" in sentence for sentence in verdict(found).sentences)
+
+
+def test_numbers_as_text() -> None:
+    assert [signed(x) for x in (2.06, -0.4, -0.04, 0.0)] == ["+2.1", "−0.4", "+0.0", "+0.0"]
+    assert [percent(p) for p in (0.0, 0.004, 0.13, 0.997, 1.0)] == [
+        "0 %",
+        "below 1 %",
+        "13 %",
+        "over 99 %",
+        "100 %",
+    ]
+
+
+def test_a_task_that_goes_against_the_headline_is_named() -> None:
+    mixed = made_row("sg", {"up": [0.9, 0.91, 0.92], "down": [2.6, 2.6, 2.52]})
+    said = verdict(assessed([SINGLE, mixed], [CONSTANT], TASKS))
+    assert said.headline == "TOGETHER, for up. But down does better apart."
+    assert said.advice == "keep one network, the sum; down in a network of its own."
+
+
+# Over many tables -----------------------------------------------------------------------------
+
+
+def test_ten_tables_and_no_fewer() -> None:
+    tables = {
+        f"t{k}": {"sg": 40.0, "mgda": 40.0 - k - 1, "ius": 40.0 + (-1) ** k * (k + 1)}
+        for k in range(10)
+    }
+    mgda, ius = over_tables(tables)
+    assert (mgda.name, mgda.tables, mgda.better, mgda.worse) == ("mgda", 10, 0, 10)
+    assert mgda.p == pytest.approx(2 / 1024)
+    assert mgda.adjusted == pytest.approx(4 / 1024)
+    assert ius.p > 0.5
+    with pytest.raises(ValueError, match="9 tables: signed ranks need 10"):
+        over_tables(dict(list(tables.items())[:9]))
+
+
+# Traps ----------------------------------------------------------------------------------------
+
+
+def _noise(seed: int) -> Problem:
+    """Subjects of whom the inputs say nothing: the untrained network does as well as any."""
+    subject = torch.arange(200) // 10
+    level = drawn(5, 20)[subject]
+    targets = {"a": level + 0.1 * drawn(6, 200), "b": -level + 0.1 * drawn(7, 200)}
+    made = problem(
+        drawn(4, 200, 30), targets, dict.fromkeys(targets, NUMBER), "noise", groups=subject
+    )
+    return made.pool.problem("hold-out", 1, seed)
+
+
+def _empty(seed: int) -> Problem:
+    """One task is learned; the other has hardly a positive, and in some test parts none."""
+    x = drawn(8, 240, 4)
+    rare = torch.zeros(240, dtype=torch.int64)
+    rare[Pool(240, lambda parts: None).parts("hold-out", 1, 0).train[:2]] = 1
+    made = problem(x, {"sum": x.sum(dim=1), "rare": rare}, {"sum": NUMBER, "rare": YES}, "empty")
+    return made.pool.problem("hold-out", 1, seed)
+
+
+def _twins(seed: int) -> Problem:
+    """Two noisy targets of few rows: whatever differs between recipes is the split's noise."""
+    x = drawn(9, 150, 6)
+    common = x[:, 0] + x[:, 1]
+    targets = {"a": common + 1.5 * drawn(10, 150), "b": common + 1.5 * drawn(11, 150)}
+    names = {"a": "$x^2_i$", "b": "_b%\\frac{"}
+    made = problem(
+        x,
+        {names[t]: y for t, y in targets.items()},
+        dict.fromkeys(names.values(), NUMBER),
+        "twins",
+    )
+    return made.pool.problem("hold-out", 1, seed)
+
+
+TRAPS: Mapping[str, Callable[[int], Problem]] = {
+    "noise": _noise,
+    "empty": _empty,
+    "twins": _twins,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tables() -> Iterator[None]:
+    module = ModuleType("tables_of_the_tests")
+    for name, maker in TRAPS.items():
+        setattr(module, name, maker)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tables_of_the_tests", module)
+        added = [Source(name, "tables_of_the_tests", "-", "-", maker=name) for name in TRAPS]
+        patch.setattr(sources, "SOURCES", (*sources.SOURCES, *added))
+        load_problem.cache_clear()
+        yield
+    load_problem.cache_clear()
+
+
+def _printed(command: str, folder: Path, monkeypatch) -> str:
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, shlex.split(f"{command} --workers 1 --out out"))
+    assert result.exit_code == 0, result.output
+    return " ".join(
+        " ".join(line.split()) for line in result.stdout.splitlines() if not line.startswith("[")
+    )
+
+
+def test_an_untrained_network_wins_nothing(tmp_path, monkeypatch) -> None:
+    """Repeated measurements split by subject: the tasks are not learnable from these inputs."""
+    words = _printed(
+        "compare noise --recipes single-task,sg,mgda --epochs 4", tmp_path, monkeypatch
+    )
+    assert "NOTHING TO COMPARE: no row beats a constant in any task." in words
+    assert "a and b: nothing beats a constant." in words
+    assert "No training beat no training: by validation the best epoch is 0 for" in words
+    assert "20 independent units" in words
+    table = list(csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines()))
+    assert [row["versus"] for row in table] == [""] * len(table)
+    assert "TOGETHER" not in words
+    assert "APART" not in words
+
+
+def test_a_constant_target_is_not_judged(tmp_path, monkeypatch) -> None:
+    words = _printed(
+        "compare empty --recipes single-task,sg --splits 3 --references none", tmp_path, monkeypatch
+    )
+    assert "rare cannot be judged." in words
+    assert "rare: its test targets are all the same." in words
+    assert "The test targets are all the same for rare: no metric says anything." in words
+    told = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert told["judged"] == ["sum"]
+    for row in told["rows"]:
+        assert row["skill"] == pytest.approx(
+            sum(row["tasks"]["sum"].values()) / 3 if row["tasks"] else row["skill"]
+        )
+
+
+def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
+    words = _printed(
+        "compare twins --recipes single-task,sg,mgda --references all --epochs 6",
+        tmp_path,
+        monkeypatch,
+    )
+    assert "No balancing method" in words or "mgda is not shown to beat the sum" in words
+    for certain in ("TOGETHER, for", "APART, for"):
+        assert certain not in words
+    told = json.loads((tmp_path / "out/verdict.json").read_text())
+    headline = told["headline"]
+    assert headline["low"] < 0 < headline["high"]
+    again = over_splits(list(headline["by_split"].values()), 0.25)
+    assert headline["mean"] == pytest.approx(again.mean)
+    assert headline["low"] == pytest.approx(again.interval().low)
+    assert headline["better"] == pytest.approx(again.chances(1.0).better)
+    names = [row["name"] for row in told["rows"]]
+    assert names[0] == "constant"
+    assert names[4:] == [
+        "linear",
+        "trees",
+        "single-task-narrow",
+        "sg-wide",
+        "sg-own-epochs",
+        "sg-tuned",
+    ]
+    sizes = {row["name"]: row["parameters"] for row in told["rows"]}
+    assert sizes["single-task-narrow"] == pytest.approx(sizes["sg"], rel=0.25)
+    assert sizes["sg-wide"] == pytest.approx(2 * sizes["sg"], rel=0.25)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "$x^2_i$" in page
+
+
+def test_one_split_declares_nothing(tmp_path, monkeypatch) -> None:
+    words = _printed(
+        "compare twins --recipes single-task,sg --splits 1 --references none", tmp_path, monkeypatch
+    )
+    assert "ONE SPLIT: nothing is declared." in words
+    assert "another split may reverse it" in words
+    assert "Intervals by a paired bootstrap over the test rows" in words
+    assert "Better" not in words
+    assert "--splits 5 says whether this holds" in words
+
+
+def test_one_split_shows_no_task_and_no_winner() -> None:
+    """Even where its test rows leave no doubt."""
+
+    def sure(row: Row) -> Row:
+        (result,) = row.chosen
+        drawn_alike = {task: (value,) * 9 for task, value in result.test.items()}
+        return replace(row, chosen=(replace(result, resampled=drawn_alike),))
+
+    constant, single, joint = (
+        sure(made_row(row.recipe, {t: v[:1] for t, v in row.test.items()}))
+        for row in (CONSTANT, SINGLE, SUM)
+    )
+    found = assessed([single, joint], [constant], TASKS)
+    assert found.headline.interval.low == pytest.approx(11.0)
+    assert found.headline.chances is None
+    said = verdict(found)
+    assert said.word == "ONE SPLIT"
+    assert not any(word in " ".join(said.sentences) for word in ("Together", "shown", "enough"))
+
+
+def test_by_time_each_origin_is_shown(tmp_path, monkeypatch) -> None:
+    made = _twins(0)
+    times = torch.arange(150)
+
+    def timed(seed: int) -> Problem:
+        pool = replace(made.pool, times=times)
+        return replace(made, name="timed", pool=pool)
+
+    module = sys.modules["tables_of_the_tests"]
+    monkeypatch.setattr(module, "timed", timed, raising=False)
+    source = Source("timed", "tables_of_the_tests", "-", "-", maker="timed")
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
+    words = _printed(
+        "compare timed --recipes single-task,sg --design time --splits 3 --references none",
+        tmp_path,
+        monkeypatch,
+    )
+    assert "BY TIME, 3 origins: each is shown, without interval." in words
+    assert "origin by origin" in words
+    told = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert len(told["headline"]["by_split"]) == 3
+    assert told["headline"]["low"] is None
+
+
+def _fixed(seed: int) -> Problem:
+    """The first rows always test; the rest are divided anew into training and validation."""
+    x = drawn(12, 200, 4)
+    targets = {"a": x[:, 0] + 0.5 * drawn(13, 200), "b": x[:, 1] + 0.5 * drawn(14, 200)}
+    made = problem(x, targets, dict.fromkeys(targets, NUMBER), "fixed", official_test=True)
+    order = 40 + torch.randperm(160, generator=torch.Generator().manual_seed(seed))
+    return replace(made.pool.make(Parts(order[:120], order[120:], torch.arange(40))), pool=None)
+
+
+def test_a_fixed_test_set_stays_and_its_rows_are_resampled(tmp_path, monkeypatch) -> None:
+    module = sys.modules["tables_of_the_tests"]
+    monkeypatch.setattr(module, "fixed", _fixed, raising=False)
+    source = Source("fixed", "tables_of_the_tests", "-", "-", maker="fixed")
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
+    assert Settings.suggested("fixed").splits == 3
+    words = _printed(
+        "compare fixed --recipes single-task,sg --references none", tmp_path, monkeypatch
+    )
+    assert "3 splits (hold-out) x 1 seed" in words
+    assert "The test set is fixed." in words
+    told = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert told["judged"]
+    differences = list(told["headline"]["by_split"].values())
+    drawn_rows = over_splits(differences, told["design"]["validation_ratio"])
+    alone = drawn_rows.interval()
+    assert told["headline"]["low"] < alone.low
+    assert told["headline"]["high"] > alone.high
+    # once more, from the results on disk: each split's paired draws of skill
+    variances = []
+    for split in range(3):
+        draws = {}
+        for name in ("constant", "single-task-a", "single-task-b", "sg"):
+            (file,) = (tmp_path / f"out/{name}/split{split}").rglob("result.json")
+            draws[name] = json.loads(file.read_text())["resampled"]
+        skills = [
+            statistics.fmean(
+                100
+                * (draws[f"single-task-{t}"][t][k] - draws["sg"][t][k])
+                / draws["constant"][t][k]
+                for t in told["judged"]
+            )
+            for k in range(200)
+        ]
+        variances.append(statistics.variance(skills))
+    scale = math.sqrt(drawn_rows.scale**2 + statistics.fmean(variances))
+    half = 4.302653 * scale
+    assert told["headline"]["high"] == pytest.approx(drawn_rows.mean + half, rel=1e-4)
+
+
+def test_a_report_over_several_tables_wants_ten(tmp_path, monkeypatch) -> None:
+    module = sys.modules["tables_of_the_tests"]
+    monkeypatch.setattr(module, "fixed", _fixed, raising=False)
+    source = Source("fixed", "tables_of_the_tests", "-", "-", maker="fixed")
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
+    _printed(
+        "compare fixed --recipes single-task,sg --references none",
+        tmp_path,
+        monkeypatch,
+    )
+    result = CliRunner().invoke(app, ["report", "out", "out"])
+    assert result.exit_code == 2
+    assert "signed ranks need 10 at least" in result.stderr
+    folders = []
+    for k in range(10):
+        shutil.copytree("out", f"table{k}")
+        folders.append(f"table{k}")
+    result = CliRunner().invoke(app, ["report", *folders])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"single-task +10 ", result.stdout)
+    assert "Holm" in result.stdout
+    assert "constant" in result.stdout
