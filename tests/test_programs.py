@@ -336,11 +336,12 @@ def follow_weights_law(
             try:
                 with quietly():
                     balance = call(balancer, forward.losses, features=forward.told, clock=clock)
-            except ValueError:
-                # Refused by name: nothing is shared, the graph cannot tell heads apart, or Z does
-                # not stand for what is shared.
+            except ValueError as refusal:
+                # Refused by name: nothing is shared, the graph cannot tell heads apart, Z does not
+                # stand for what is shared, or torch cannot vectorise a sparse gradient.
                 beyond = program.method in AT_FEATURES and program.kind == "round the features"
-                if any(step.balanced) and not meet and not beyond:
+                sparse = program.kind == "sparse" and "jacobian='looped'" in str(refusal)
+                if any(step.balanced) and not meet and not beyond and not sparse:
                     raise
                 return
         found = taken(leaves)
