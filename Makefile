@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test programs lint same-bits demo clean
+.PHONY: help venv test programs lint docs same-bits demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,7 +19,7 @@ RECENT := sys.version_info >= (3, 11)
 	and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(BIN)/python -c 'import sys, pip; sys.exit(not $(RECENT))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing Evenhand and its pinned dependencies into .venv; this takes a minute or two."
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[app,dev]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[app,dev,docs]'
 	@touch $@
 
 test: venv  ## run the tests and the examples in the docstrings
@@ -33,6 +33,12 @@ lint: venv  ## check style, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: venv  ## build the documentation into docs/_build, and check its links
+	rm -rf docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+	$(BIN)/python docs/extensions/links.py docs/_build
+	@echo "Open docs/_build/index.html"
+
 same-bits: venv  ## check that every recipe still trains to the same bits (four minutes)
 	$(BIN)/python benchmarks/same_bits.py
 
@@ -42,5 +48,6 @@ demo: venv  ## compare seven recipes on two handwritten digits per picture, and 
 	  --seeds 2 --workers 2 --out evenhand-demo
 
 clean:  ## delete .venv, caches and the demo's results
-	rm -rf .venv build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	  docs/_build docs/methods docs/api docs/papers
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from best import Trained
 from ledger import Ledger, key, summary
 
 from evenhand.comparison.job import Job
 from evenhand.comparison.plan import training
 from evenhand.comparison.request import Settings
 from evenhand.data import Problem
-from evenhand.recipes import recipe
+from evenhand.recipes import Recipe, recipe
 from evenhand.training.loop import Training, evaluate
 from evenhand.training.records import Record
 
@@ -39,6 +40,8 @@ class Setup:
         note: what differs from the paper.
         adapt: changes the problem.
         rescored: the problems of which each network is scored besides its own.
+        own: recipes that the library has not.
+        untrained: whether the network before training may be the best one.
     """
 
     experiment: str
@@ -50,6 +53,12 @@ class Setup:
     optimizer: str = "adam"
     adapt: Callable[[Problem], Problem] | None = None
     rescored: tuple[Callable[[Problem], Problem], ...] = ()
+    own: tuple[Recipe, ...] = ()
+    untrained: bool = False
+
+    def recipe(self, name: str) -> Recipe:
+        """The setup's own recipe of that name, or the library's."""
+        return {entry.name: entry for entry in self.own}.get(name) or recipe(name)
 
     def cells(self, asked: argparse.Namespace) -> list[dict[str, Any]]:
         """All runs, seeds outermost."""
@@ -62,7 +71,7 @@ class Setup:
             }
             for seed in range(asked.seeds)
             for name in names
-            for label in recipe(name).compose(tuple(problem.tasks))
+            for label in self.recipe(name).compose(tuple(problem.tasks))
         ]
 
     def problem(self, readers: int, device: str, batch: int) -> Problem:
@@ -88,7 +97,10 @@ class Run:
             problem.name, epochs=cell["epochs"], optimizer=self.setup.optimizer, observe_every=100
         )
         job = Job(cell["recipe"], cell["label"], cell["seed"], cell["rate"])
-        trainer = training(job, problem, settings)
+        parts = self.setup.recipe(cell["recipe"]).compose(tuple(problem.tasks))[cell["label"]]
+        trainer = training(job, problem, settings, parts)
+        if not self.setup.untrained:
+            trainer.stopping = Trained(settings.patience)
         folder = self.folder / problem.name / job.folder
         folder.mkdir(parents=True, exist_ok=True)
         records = list(trainer.run(folder, checkpoint_every=1))

@@ -3,8 +3,9 @@
 A run is told by a flat dictionary, its *cell*, such as {"row": "Uniform", "rate": 0.01, "seed": 3}.
 `Ledger.complete` makes the runs that are not in `runs.jsonl` yet, several processes at a time, and
 adds one line as each ends, so a killed study goes on with what is missing, on another day or
-another machine. `Ledger.write` sums up what the script hands it in `result.json`, beside the
-command, the machine and the compute that the runs took. `papers/table.py` reads that.
+another machine; several studies may write to one folder at a time. `Ledger.write` sums up what the
+script hands it in `result.json`, beside the command, the machine and the compute that the runs
+took. `papers/table.py` reads that.
 
 The files' shapes:
 
@@ -18,6 +19,7 @@ A spread that is not printed, or of a single run, is null.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -27,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,9 +61,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.lines: list[dict[str, Any]] = []
-        if (folder / RUNS).exists():
-            self.lines = [json.loads(line) for line in (folder / RUNS).read_text().splitlines()]
+        self.lines = _lines(folder / RUNS)
 
     def found(self, experiment: str) -> dict[str, dict[str, Any]]:
         """The finished runs of an experiment: what `run` returned, by the cell's key."""
@@ -95,24 +96,41 @@ class Ledger:
         done = len(cells) - len(missing)
         for cell, values, cost in _runs(run, missing, workers):
             done += 1
-            self._add(experiment, cell, values, cost)
+            self.add(experiment, cell, values, cost)
             told = " ".join(f"{k}={v}" for k, v in cell.items())
             print(f"{experiment} {done}/{len(cells)}  {told}  {cost:.0f} s", flush=True)
         found = self.found(experiment)
         return {key(cell): found[key(cell)] for cell in cells}
 
-    def _add(self, experiment: str, cell: Cell, values: Mapping[str, Any], cost: float) -> None:
-        line = {
-            "experiment": experiment,
-            "cell": dict(cell),
-            "values": dict(values),
-            "cpu_seconds": round(cost, 1),
-            "date": date.today().isoformat(),
-            "torch": torch.__version__,
-        }
-        self.lines.append(line)
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_atomically(self.folder / RUNS, text)
+    def add(self, experiment: str, cell: Cell, values: Mapping[str, Any], cost: float) -> None:
+        """Add a finished run and the CPU seconds that it took."""
+        self.append(
+            {
+                "experiment": experiment,
+                "cell": dict(cell),
+                "values": dict(values),
+                "cpu_seconds": round(cost, 1),
+                "date": date.today().isoformat(),
+                "torch": torch.__version__,
+            }
+        )
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line as it stands, made by this class."""
+        with self._alone():  # another process may have added to the file since
+            self.lines = [*_lines(self.folder / RUNS), line]
+            text = "".join(json.dumps(line) + "\n" for line in self.lines)
+            write_atomically(self.folder / RUNS, text)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process that uses this class writes to the folder meanwhile."""
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def write(
         self,
@@ -124,11 +142,9 @@ class Ledger:
     ) -> None:
         """Put an experiment's rows, {row: {quantity: [mean, std, n]}}, into result.json."""
         file = self.folder / RESULT
-        result = json.loads(file.read_text()) if file.exists() else {"experiments": {}}
         if cpu_seconds is None:
             cpu_seconds = self.cpu_seconds(experiment)
-        result["paper"] = paper
-        result["experiments"][experiment] = {
+        entry = {
             "rows": rows,
             "note": note,
             "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
@@ -136,7 +152,15 @@ class Ledger:
             "cpu_seconds": round(cpu_seconds, 1),
             **environment(),
         }
-        write_atomically(file, json.dumps(result, indent=1) + "\n")
+        with self._alone():
+            result = json.loads(file.read_text()) if file.exists() else {"experiments": {}}
+            result["paper"] = paper
+            result["experiments"][experiment] = entry
+            write_atomically(file, json.dumps(result, indent=1) + "\n")
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def key(cell: Cell) -> str:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from best import Trained
 from ledger import Ledger, key, summary
+from running import on_device, records
 
 from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.comparison.job import Job
@@ -20,7 +23,8 @@ from evenhand.comparison.plan import training
 from evenhand.comparison.request import Settings, load_problem
 from evenhand.data import Problem
 from evenhand.recipes import recipe
-from evenhand.training.loop import evaluate
+from evenhand.training.loop import Training, evaluate
+from evenhand.training.records import Record
 
 Rows = dict[str, dict[str, list[float | None]]]
 
@@ -33,6 +37,8 @@ class Study:
         rows: what the paper calls each recipe.
         patience: epochs without improvement after which a run stops.
         samples: how many of the training samples are used; all by default.
+        untrained: whether the network before training may be the best one.
+        decay: what the rate is multiplied by after every tenth epoch.
     """
 
     source: str
@@ -45,6 +51,8 @@ class Study:
     patience: int = 10
     samples: int | None = None
     observe_every: int = 0
+    untrained: bool = False
+    decay: float = 1.0
 
     def cell(self, name: str, label: str, rate: float, seed: int) -> dict[str, Any]:
         """One run, told by itself."""
@@ -52,12 +60,14 @@ class Study:
             **{"recipe": name, "label": label, "rate": rate, "seed": seed, "source": self.source},
             **{"epochs": self.epochs, "batch": self.batch, "optimizer": self.optimizer},
             **{"patience": self.patience, "samples": self.samples, "observe": self.observe_every},
+            **({"untrained": True} if self.untrained else {}),
+            **({"decay": self.decay} if self.decay != 1 else {}),
         }
 
 
 def run(cell: dict[str, Any]) -> dict[str, Any]:
     """Train one network; its metrics at the best epoch, and its curves."""
-    problem = replace(load_problem(cell["source"]), batch_size=cell["batch"])
+    problem = replace(on_device(load_problem(cell["source"])), batch_size=cell["batch"])
     if cell["samples"] is not None:
         problem = with_few(problem, cell["samples"])
     settings = Settings(
@@ -69,21 +79,29 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
     )
     job = Job(cell["recipe"], cell["label"], cell["seed"], cell["rate"])
     trainer = training(job, problem, settings)
+    if not cell.get("untrained"):
+        trainer.stopping = Trained(settings.patience)
     try:
-        records = list(trainer.run())
+        made = records(trainer, cell, partial(_decayed, trainer, cell))
     except NonFiniteError as error:
         return {"diverged": str(error).partition(";")[0], "monitored": None, "test": {}}
-    best = next(record for record in reversed(records) if record.best)
+    best = next(record for record in reversed(made) if record.best)
     _, test = evaluate(trainer.network, problem, problem.test, trainer.tasks)
     return {
         "monitored": best.monitored,
         "best epoch": best.epoch,
         "validation": dict(best.metrics),
         "test": test,
-        "curves": {t: [_rounded(r.metrics[t]) for r in records] for t in trainer.tasks},
-        "path": [_rounded(r.path or 0.0) for r in records[1:]] if cell["observe"] else [],
-        "seconds per epoch": statistics.median(r.seconds for r in records[1:]),
+        "curves": {t: [_rounded(r.metrics[t]) for r in made] for t in trainer.tasks},
+        "path": [_rounded(r.path or 0.0) for r in made[1:]] if cell["observe"] else [],
+        "seconds per epoch": statistics.median(r.seconds for r in made[1:]),
     }
+
+
+def _decayed(trainer: Training, cell: dict[str, Any], record: Record) -> None:
+    """Multiply the rates after every tenth epoch, where the cell says by what."""
+    if "decay" in cell and record.epoch % 10 == 0:
+        trainer.optimizers.scale_rates(cell["decay"], 0.0)
 
 
 def with_few(problem: Problem, samples: int) -> Problem:

@@ -29,15 +29,23 @@ Each folder has the experiment's details, our deviations and what comes out (`RE
 command (`reproduce.py`), what the paper prints (`expected.json`), every run of ours (`runs.jsonl`)
 and what they come to (`result.json`). This page is written by `python papers/table.py`.
 
-"Inside ±": our mean is within one printed standard deviation of the printed mean; otherwise the
-difference is given relative to the printed number. Whoever trains for fewer epochs than the paper
-cannot meet its numbers: read the note beside them. What has no printed counterpart (–) is in the
-papers' own pages.
+How a printed number and ours are compared:
 
-| paper | experiment | printed numbers | inside ± or equal | within 1 % | else | time of one core |
-|---|---|---|---|---|---|---|
+- Where the paper prints a ±, ours is *inside* if our mean is within one ± of the printed mean.
+- Where it prints none, there is no "inside ±". What can be said is whether the printed mean is
+  within one standard deviation of our own runs; the two are counted apart.
+- A share of runs that converge which is 100 % in print and here tells little, and is counted apart.
+
+Differences are relative to the printed number, and in units of the ± that they are compared with.
+Whoever trains for fewer epochs than the paper cannot meet its numbers: read the note beside them.
+What has no printed counterpart (–) is in the papers' own pages.
+
 """
-NEAR = 0.01
+COLUMNS = (
+    *("paper", "experiment", "printed numbers", "± printed: inside", "outside"),
+    *("no ±: within ours", "not", "both 100 %", "time of one core"),
+)
+GRADES = "inside", "outside", "within ours", "not within ours", "both 100 %"
 Numbers = Sequence[float | None]
 Rows = Mapping[str, Mapping[str, Numbers]]
 
@@ -46,7 +54,8 @@ def page(folder: Path = HERE) -> str:
     """The whole of papers/README.md."""
     papers = sorted(file.parent for file in folder.glob(f"*/{EXPECTED}"))
     counts = "".join(line for paper in papers for line in _counts(paper))
-    return "\n".join([HEAD + counts, *map(_section, papers)])
+    head = f"{HEAD}| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+    return "\n".join([head + counts, *map(_section, papers)])
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -63,10 +72,10 @@ def _counts(folder: Path) -> Iterator[str]:
     for name in dict.fromkeys([*result["experiments"], *printed]):
         ours = result["experiments"].get(name)
         numbers = sum(map(len, printed.get(name, {}).values()))
-        cells = [str(numbers or "–"), *["–"] * 3, _took(ours) if ours else "not run"]
+        cells = [str(numbers or "–"), *["–"] * len(GRADES), _took(ours) if ours else "not run"]
         if ours and numbers:
-            grades = [_grade(*pair) for *_, pair in _pairs(printed[name], ours["rows"])]
-            cells[1:4] = (str(grades.count(grade)) for grade in ("met", "near", "else"))
+            grades = [_grade(*told) for _, *told in _pairs(printed[name], ours["rows"])]
+            cells[1:-1] = (str(grades.count(grade)) for grade in GRADES)
         yield f"| [{folder.name}]({folder.name}/README.md) | {name} | {' | '.join(cells)} |\n"
 
 
@@ -101,47 +110,64 @@ def _took(ours: Mapping[str, Any]) -> str:
     return f"{minutes:.0f} minutes" if minutes >= 2 else f"{ours['cpu_seconds']:.0f} seconds"
 
 
-def _pairs(printed: Rows, ours: Rows) -> Iterator[tuple[str, str, tuple[Numbers, Numbers | None]]]:
-    """(row, quantity, (printed, ours)), for every printed number; None where ours is missing."""
+def _pairs(printed: Rows, ours: Rows) -> Iterator[tuple[str, str, Numbers, Numbers | None]]:
+    """(row, quantity, printed, ours), for every printed number; None where ours is missing."""
     for row, quantities in printed.items():
         for quantity, numbers in quantities.items():
-            yield row, quantity, (numbers, ours.get(row, {}).get(quantity))
+            yield row, quantity, numbers, ours.get(row, {}).get(quantity)
 
 
 def _rows(printed: Rows, ours: Rows) -> Iterator[tuple[str, ...]]:
     """(row, quantity, printed, ours, runs, agreement), for every printed number."""
-    for row, quantity, (numbers, found) in _pairs(printed, ours):
-        told = row, quantity, _number(*numbers)
+    for row, quantity, numbers, found in _pairs(printed, ours):
+        digits = _digits(numbers[0])
+        told = row, quantity, _number(*numbers, digits)
         if found is None:
             yield *told, "–", "–", "not run, or never"
         else:
             got, deviation, runs = found
-            yield *told, _number(got, deviation), f"{runs:g}", _agreement(numbers, found)
+            agreement = _agreement(quantity, numbers, found)
+            yield *told, _number(got, deviation, digits), f"{runs:g}", agreement
 
 
-def _grade(printed: Numbers, ours: Numbers | None) -> str:
-    """Met: equal or inside the printed ±; near: within 1 %; or else."""
+def _grade(quantity: str, printed: Numbers, ours: Numbers | None) -> str:
+    """One of `GRADES`, or "missing"."""
     if ours is None:
-        return "else"
-    (mean, spread), got = printed, ours[0]
-    if abs(got - mean) <= (spread or 0):
-        return "met"
-    return "near" if abs(got - mean) <= NEAR * abs(mean) else "else"
+        return "missing"
+    (mean, spread), (got, deviation, _) = printed, ours
+    if quantity.endswith("%") and mean == got == 100:
+        return "both 100 %"
+    difference = abs(got - mean)
+    if spread is not None:
+        return "inside" if difference <= spread else "outside"
+    return "within ours" if difference <= (deviation or 0) else "not within ours"
 
 
-def _agreement(printed: Numbers, ours: Numbers) -> str:
-    mean, got = printed[0], ours[0]
+def _agreement(quantity: str, printed: Numbers, ours: Numbers) -> str:
+    """The grade in words, with the difference where there is one."""
+    grade = _grade(quantity, printed, ours)
+    (mean, spread), (got, deviation, _) = printed, ours
+    if grade in ("inside", "both 100 %"):
+        return "inside ±" if grade == "inside" else grade
     if got == mean:
         return "equal"
-    if _grade(printed, ours) == "met":
-        return "inside ±"
-    return f"{100 * (got - mean) / abs(mean):+.2g} %" if mean else f"{got:+.3g}"
+    relative = f"{100 * (got - mean) / abs(mean):+.2g} %" if mean else f"{got:+.3g}"
+    if grade == "within ours":
+        return f"{relative}, within ours"
+    unit, whose = (spread, "±") if spread is not None else (deviation, "of our ±")
+    return f"{relative}, {abs(got - mean) / unit:.2g} {whose}" if unit else relative
 
 
-def _number(mean: float, spread: float | None) -> str:
+def _digits(printed: float) -> int:
+    """How many digits behind the point a printed number and ours are given."""
+    if abs(printed) >= 10:
+        return 2
+    return 6 if round(printed, 4) != printed else 4
+
+
+def _number(mean: float, spread: float | None, digits: int) -> str:
     if not math.isfinite(mean):
         return "–"
-    digits = 4 if abs(mean) < 10 else 2
     if float(mean).is_integer() and spread is None:
         return f"{mean:g}"
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")

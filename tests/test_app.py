@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from evenhand import MultiTaskNetwork, data
+from evenhand import MultiTaskNetwork, data, sources
 from evenhand.app import config, diagnostics, figures, findings, landscape, methods, progress, table
 from evenhand.app.cli import app
 from evenhand.app.findings import Findings, Run
@@ -35,7 +35,7 @@ from evenhand.comparison.plan import training
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings, load_problem
 from evenhand.comparison.statistics import Row, rows
-from evenhand.data import Problem, Source, Split, Task
+from evenhand.data import LabelCount, Problem, Source, Split, Task
 from evenhand.recipes import RECIPES, recipe
 from evenhand.training.records import Record
 
@@ -112,7 +112,7 @@ def _tiny_source() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tiny_problem", module)
         source = Source("tiny", "tiny_problem", "points in space", "made for the test")
-        patch.setattr(data, "SOURCES", (*data.SOURCES, source))
+        patch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
         yield
     load_problem.cache_clear()
 
@@ -167,6 +167,22 @@ def test_output_of_a_pipe_is_plain_text(copied) -> None:
 
 def test_says_how_many_recipes_train_their_runs_as_one(copied) -> None:
     assert "the runs of 8 of 8 networks are each trained as one" in copied
+
+
+def test_says_how_many_labels_each_task_has(copied) -> None:
+    words = " ".join(copied.split())
+    assert "labels (train/validation/test): side 64/40/40; height 64/40/40; reach" in words
+
+
+def test_labels_left_out_are_told() -> None:
+    counts = {
+        "a": {"train": LabelCount(9, 7, 7), "test": LabelCount(5, 5, 5)},
+        "b": {"train": LabelCount(9, 9, 16, 2), "test": LabelCount(5, 5, 10)},
+    }
+    assert progress.told_labels(counts) == (
+        "labels (train/test): a 7/5 (2 without a label left out); b 9/5 (2 entries without one)"
+    )
+    assert "read from files" in progress.told_labels({"a": {}})
 
 
 def test_out_is_a_fresh_folder_by_default(tmp_path, monkeypatch) -> None:

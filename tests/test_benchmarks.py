@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     ("name", "table", "page"),
-    [("step", "table", "README.md"), ("alternation", "page_table", "docs/schedules.md")],
+    [
+        ("step", "table", "README.md"),
+        ("alternation", "page_table", "docs/schedules.md"),
+        ("matrix", "table", "docs/versions.md"),
+    ],
 )
 def test_tables_are_those_of_the_results(name, table, page, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -235,9 +236,15 @@ def test_weighted_recall_is_the_accuracy(quadrants: Problem) -> None:
 # Labels and splits ----------------------------------------------------------------------------
 
 
-def test_labelled_integers_are_not_negative() -> None:
-    assert labelled(torch.tensor([0, -1, 3, -100])).tolist() == [True, False, True, False]
-    assert labelled(torch.tensor([[0, 1], [0, -1]])).tolist() == [True, False]
+def test_integers_are_missing_where_the_task_says_so_and_else_never() -> None:
+    assert labelled(torch.tensor([0, -1, 3, -100])).tolist() == [True] * 4
+    assert labelled(torch.tensor([0, -1, 3, -100]), missing=-1).tolist() == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert labelled(torch.tensor([[0, 1], [0, -1]]), missing=-1).tolist() == [True, False]
 
 
 def test_labelled_floats_have_no_nan_anywhere() -> None:
@@ -258,7 +265,14 @@ def test_losses_leave_out_samples_without_a_label(digits: Problem) -> None:
     )
     left, redraw = targets["left"].clone(), targets["redraw"].clone()
     left[5:], redraw[5:, 3] = -1, math.nan
-    found = digits.losses(outputs, {"left": left, "redraw": redraw, "right": left.fill_(-1)})
+    tasks = {t: replace(task, missing=-1) for t, task in digits.tasks.items()}
+    digits = replace(digits, tasks=tasks)
+    found = digits.losses(
+        outputs, {"left": left, "redraw": redraw, "right": left.clone().fill_(-1)}
+    )
+    assert list(found) == ["left", "redraw"]
+    torch.testing.assert_close(found["left"], full["left"])
+    found = digits.losses(outputs, {"left": left.fill_(-1), "redraw": redraw})
     assert list(found) == ["redraw"]
     torch.testing.assert_close(found["redraw"], full["redraw"])
 

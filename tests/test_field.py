@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from evenhand.weighting.pcgrad import visiting_orders
 from samplers import chance, jacobian
 
 PAIR = torch.tensor([[3.0, 4.0], [5.0, -12.0]], dtype=torch.float64)
-NAMES = tuple("abcdefgh")
+NAMES = (*"abcdefgh", *(f"t{i}" for i in range(200)))
 
 
 def view(
@@ -43,22 +45,86 @@ def close(one: Tensor, other: Tensor | float | list[float], tolerance: float = 1
     torch.testing.assert_close(one, expected, rtol=tolerance, atol=tolerance)
 
 
+# What is given --------------------------------------------------------------------------------
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({}, ValueError, "give losses, a jacobian or a gramian"),
+        ({"jacobian": torch.empty(0, 3)}, ValueError, r"jacobian must be.*m ≥ 1.*\[0, 3\]"),
+        ({"jacobian": torch.ones(3)}, ValueError, r"jacobian must be \[\.\.\., m, n\].*\[3\]"),
+        ({"jacobian": torch.tensor([[1.0], [NAN]])}, ValueError, r"jacobian\[1, 0\] is not finite"),
+        ({"jacobian": torch.ones(2, 2).int()}, TypeError, "jacobian must be a floating point"),
+        ({"gramian": torch.empty(0, 0)}, ValueError, r"gramian must be.*m ≥ 1"),
+        ({"gramian": torch.ones(2, 3)}, ValueError, "gramian must be square"),
+        ({"gramian": torch.full((2, 2), torch.inf)}, ValueError, r"gramian\[0, 0\] is not finite"),
+        ({"losses": torch.empty(0)}, ValueError, r"losses must be.*m ≥ 1"),
+        ({"losses": torch.tensor([1.0, NAN])}, ValueError, r"losses\[1\] is not finite"),
+        ({"jacobian": torch.full((2, 3), 1e30)}, ValueError, "overflow torch.float32"),
+    ],
+)
+def test_what_holds_no_gradients_is_refused(
+    given: dict[str, Tensor], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        eh.ConFIG()(TaskGradients.of(**given))
+
+
 # PCGrad and GradVac ---------------------------------------------------------------------------
 
 
-def test_pcgrad_projects_gradient_by_gradient() -> None:
+def pcgrad_one_by_one(j: Tensor, orders: Tensor) -> Tensor:
     """Algorithm 1 in the space of parameters."""
-    for step in range(5):
-        j = jacobian("conflicting", 6, seed=step)
+    total = torch.zeros_like(j[0])
+    for i, row in enumerate(j):
+        changed = row.clone()
+        for k in orders[i]:
+            if k != i and changed @ j[k] < 0:
+                changed -= (changed @ j[k]) / (j[k] @ j[k]) * j[k]
+        total += changed
+    return total
+
+
+def gradvac_one_by_one(j: Tensor, orders: Tensor, phi: Tensor, beta: float) -> Tensor:
+    """The paper's algorithm in the space of parameters; `phi` is brought up to date."""
+    total = torch.zeros_like(j[0])
+    for i, row in enumerate(j):
+        changed = row.clone()
+        for k in orders[i]:
+            if k == i:
+                continue
+            cosine = changed @ j[k] / (changed.norm() * j[k].norm())
+            usual = phi[i, k].clone()
+            if cosine < usual:
+                sine, usual_sine = (1 - cosine**2).sqrt(), (1 - usual**2).sqrt()
+                turn = changed.norm() * (usual * sine - cosine * usual_sine)
+                changed += turn / (j[k].norm() * usual_sine) * j[k]
+            phi[i, k] = (1 - beta) * usual + beta * cosine
+        total += changed
+    return total
+
+
+@pytest.mark.parametrize("m", [2, 6, 70])
+def test_pcgrad_is_its_algorithm_gradient_by_gradient(m: int) -> None:
+    """With more tasks than are taken together at a time, too."""
+    for step in range(5 if m < 10 else 1):
+        j = jacobian("conflicting", m, seed=step)
         orders = visiting_orders(view(j, step), "pcgrad")
-        total = torch.zeros_like(j[0])
-        for i, row in enumerate(j):
-            changed = row.clone()
-            for k in orders[i]:
-                if k != i and changed @ j[k] < 0:
-                    changed -= (changed @ j[k]) / (j[k] @ j[k]) * j[k]
-            total += changed
-        close(weigh(eh.PCGrad(), j, step) @ j, total)
+        close(weigh(eh.PCGrad(), j, step) @ j, pcgrad_one_by_one(j, orders))
+
+
+@pytest.mark.parametrize("m", [2, 6, 70])
+def test_gradvac_is_its_algorithm_gradient_by_gradient(m: int) -> None:
+    vaccine, phi = eh.GradVac(beta=0.5), torch.zeros(m, m, dtype=torch.float64)
+    for step in range(4 if m < 10 else 2):
+        j = jacobian("conflicting", m, seed=step)
+        orders = visiting_orders(view(j, step), "gradvac")
+        v = weigh(vaccine, j, step) @ j
+        close(v, gradvac_one_by_one(j, orders, phi, 0.5), 1e-7)
+        close(vaccine.phi, phi, 1e-7)
 
 
 def test_pcgrad_draws_an_order_per_task_and_step() -> None:
@@ -152,12 +218,31 @@ def test_imtl_g_may_climb() -> None:
 
 def test_config_has_the_cosines_preferred() -> None:
     j = jacobian("spread", 4)
-    for preference in ([1.0, 1, 1, 1], [1.0, 2, 3, 0]):
-        method = eh.ConFIG(dict(zip("abcd", preference, strict=True)))
+    for preference, precise in product(([1.0, 1, 1, 1], [1.0, 2, 3, 0]), (False, True)):
+        method = eh.ConFIG(dict(zip("abcd", preference, strict=True)), precise=precise)
         v = weigh(method, j) @ j
         cosines = units(j) @ v / v.norm()
         close(cosines / cosines[0], preference, 1e-7)
         close(v.norm(), float((j @ v).sum() / v.norm()))
+
+
+def test_config_from_the_rows_is_more_precise_where_gradients_are_nearly_dependent() -> None:
+    """Against the definition in float64 on float32 rows whose singular values span 1 to 1000."""
+    at = chance("config")
+    left, right = (
+        torch.linalg.qr(torch.randn(n, 6, dtype=torch.float64, generator=at)).Q for n in (6, 300)
+    )
+    j = (left * torch.logspace(0, -3, 6, dtype=torch.float64) @ right.T).float()
+    unit = units(j.double())
+    x = torch.linalg.pinv(unit) @ torch.full((6,), 1 / 6, dtype=torch.float64)
+    wanted = (j.double() @ x).sum() * x / x.norm().square()
+    errors = [
+        float((weigh(eh.ConFIG(precise=p), j).double() @ j.double() - wanted).norm())
+        / float(wanted.norm())
+        for p in (False, True)
+    ]
+    assert errors[1] <= 2e-4
+    assert errors[0] >= 10 * errors[1]
 
 
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
@@ -220,6 +305,7 @@ def test_fairgrad_is_stationary_for_its_utility(alpha: float) -> None:
 def test_fairgrad_goes_from_the_sum_to_the_weakest() -> None:
     j = jacobian("agreeing", 4)
     total = units(j.sum(0))
+    close(weigh(eh.FairGrad(0.0), j), 0.25)
     close(units(weigh(eh.FairGrad(1e-2), j) @ j), total.tolist(), 1e-1)
     descents = [float((j @ units(weigh(eh.FairGrad(a), j) @ j)).min()) for a in (0.1, 1, 10, 50)]
     assert descents == sorted(descents)
@@ -317,7 +403,7 @@ def test_graddrop_keeps_one_sign_and_means_the_sum() -> None:
         (lambda: eh.CAGrad(c=-0.1), "c="),
         (lambda: eh.CAGrad(c=float("inf")), "c="),
         (lambda: eh.NashMTL(max_norm=0.0), "max_norm"),
-        (lambda: eh.FairGrad(alpha=0.0), "alpha"),
+        (lambda: eh.FairGrad(alpha=-0.1), "alpha"),
         (lambda: eh.AlignedMTL(scale="mean"), "min, median, rmse"),
         (lambda: eh.Krum(byzantine=-1), "byzantine"),
         (lambda: eh.Krum(selected=0), "selected"),

@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from torch import nn
 from torchmetrics.classification import (
     BinaryF1Score,
@@ -31,7 +33,17 @@ from evenhand.app.cli import app
 from evenhand.comparison.job import Job
 from evenhand.comparison.plan import training
 from evenhand.comparison.request import Settings
-from evenhand.data import celeba, cityscapes, nyuv2, pictures, problem, unet
+from evenhand.data import (
+    celeba,
+    cityscapes,
+    cityscapes_prepared,
+    nyuv2,
+    nyuv2_official,
+    pictures,
+    problem,
+    unet,
+)
+from evenhand.schedules import Clock
 
 PAPERS = Path(__file__).parent.parent / "papers"
 ATTRIBUTES = ("5_o_Clock_Shadow", "Bald", "Young")
@@ -217,13 +229,13 @@ def test_a_scene_has_classes_instances_and_disparity(streets) -> None:
     assert int(classes[0, 0]) == cityscapes.VOID
     assert classes[1, ::4].tolist() == [0, 4, 12, 13]  # the official training numbers
     down, right = targets["instance"][0] * 128
-    assert bool(down[:, :8].isinf().all())
-    assert bool(right[:2, 8:12].isinf().all())  # of a rider, but none in particular
+    assert bool(down[:, :8].isnan().all())
+    assert bool(right[:2, 8:12].isnan().all())  # of a rider, but none in particular
     assert down[2:6, 8].tolist() == [1.5, 0.5, -0.5, -1.5]
     assert right[3, 12:].tolist() == [1.5, 0.5, -0.5, -1.5]
     assert down[:, 12].tolist() == [1.5, 0.5, -0.5, -1.5] * 2
     steps = targets["disparity"][0]
-    assert bool(steps[:, 0].isinf().all())
+    assert bool(steps[:, 0].isnan().all())
     assert bool((steps[:, 1:] == 5).all())
 
 
@@ -235,14 +247,17 @@ def test_pixels_without_instance_or_disparity_count_nowhere(streets) -> None:
     assert list(losses) == ["semantic", "instance", "disparity"]
     assert all(bool(loss.isfinite()) for loss in losses.values())
     steps = targets["disparity"]
-    guess = torch.where(steps.isinf(), 7, 8.0)  # three off where there is one
+    guess = torch.where(steps.isnan(), 7, 8.0)  # three off where there is one
     assert float(made.tasks["disparity"].loss(guess, steps)) == pytest.approx(
         3 / cityscapes.DEVIATION
     )
     metric = made.tasks["disparity"].metric()
     metric.update(guess, steps)
     assert float(metric.compute()) == pytest.approx(3)
-    nowhere = torch.full_like(steps, math.inf)
+    metric = made.tasks["instance"].metric()
+    metric.update(targets["instance"] + 0.5, targets["instance"])
+    assert float(metric.compute()) == pytest.approx(64)  # half of 128 full-size pixels
+    nowhere = torch.full_like(steps, math.nan)
     assert float(made.tasks["disparity"].loss(guess, nowhere)) == 0
 
 
@@ -288,8 +303,9 @@ def test_rooms_have_classes_depths_and_normals(rooms) -> None:
     assert targets["segmentation"].dtype == torch.int64
     assert int(targets["segmentation"][1, 0, 0]) == nyuv2.NONE
     assert np.array_equal(targets["segmentation"][1, 1:], label[1:])
-    assert np.allclose(targets["depth"][1], depth[..., 0])
-    assert np.allclose(targets["normal"][1].permute(1, 2, 0), normal)
+    depth[0, 0] = normal[0, 0] = math.nan  # files say 0
+    assert np.allclose(targets["depth"][1], depth[..., 0], equal_nan=True)
+    assert np.allclose(targets["normal"][1].permute(1, 2, 0), normal, equal_nan=True)
     outputs = nyuv2.network(list(made.tasks), width=2)(inputs)
     assert outputs["segmentation"].shape == (2, 13, 16, 32)
     assert outputs["depth"].shape == (2, 16, 32)
@@ -310,8 +326,8 @@ def test_a_row_of_neighbours_validates(rooms) -> None:
     made = nyuv2.load(batch=1)
     assert (len(made.train), len(made.validation)) == (11, 1)
     ((_, targets),) = made.validation.in_order(5)
-    seen = {float(y["depth"].max()) for _, y in made.train}
-    assert float(targets["depth"].max()) not in seen
+    seen = {float(y["depth"].nan_to_num().max()) for _, y in made.train}
+    assert float(targets["depth"].nan_to_num().max()) not in seen
     assert len(seen) == 11
 
 
@@ -322,13 +338,14 @@ def test_what_has_no_label_counts_in_no_loss() -> None:
     assert float(nyuv2.class_loss(logits, classes)) == pytest.approx(0, abs=1e-6)
     logits[0, 5, 0, 1] = 13.0  # a class where there is none: it is told that it is wrong
     assert float(nyuv2.class_loss(logits, classes)) == pytest.approx(13 / 26, abs=1e-4)
-    metres = torch.tensor([[[2.0, 0.0]]])
+    nowhere = torch.full((1, 1, 2), math.nan)
+    metres = torch.tensor([[[2.0, math.nan]]])
     assert float(nyuv2.depth_loss(torch.tensor([[[2.5, 9.0]]]), metres)) == 0.5
-    assert float(nyuv2.depth_loss(metres, torch.zeros(1, 1, 2))) == 0
-    there = torch.tensor([[0.0, 0, 1], [0, 0, 0]]).T.reshape(1, 3, 1, 2)
+    assert float(nyuv2.depth_loss(torch.ones(1, 1, 2), nowhere)) == 0
+    there = torch.tensor([[0.0, 0, 1], [math.nan] * 3]).T.reshape(1, 3, 1, 2)
     aside = torch.tensor([[0.0, 1, 0], [1, 0, 0]]).T.reshape(1, 3, 1, 2)
     assert float(nyuv2.normal_loss(aside, there)) == 1
-    assert float(nyuv2.normal_loss(there, there)) == 0
+    assert float(nyuv2.normal_loss(there.nan_to_num(), there)) == 0
     assert nyuv2.angles(aside, there).tolist() == [90]
 
 
@@ -395,6 +412,173 @@ def test_recipes_train_on_dense_tasks(streets, rooms, recipe) -> None:
         assert record.path > 0
 
 
+# Prepared Cityscapes --------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["label", "label_7"])
+def prepared(data, request) -> Path:
+    """Twelve frames to train and two to test, 16×32; the corner has neither class nor depth."""
+    generator = np.random.default_rng(1)
+    for split, number in (("train", 12), ("val", 2)):
+        root = data / "cityscapes-prepared" / split
+        for kind in ("image", request.param, "depth"):
+            (root / kind).mkdir(parents=True)
+        for k in range(number):
+            label = generator.integers(0, 7, (16, 32)).astype(np.float64)
+            depth = np.full((16, 32, 1), 0.01 * (1 + k))
+            label[0, 0], depth[0, 0] = -1, 0
+            np.save(root / "image" / f"{k}.npy", generator.random((16, 32, 3)))
+            np.save(root / request.param / f"{k}.npy", label)
+            np.save(root / "depth" / f"{k}.npy", depth)
+    return data / "cityscapes-prepared"
+
+
+def test_prepared_frames_have_classes_and_inverse_depths(prepared) -> None:
+    made = cityscapes_prepared.load(batch=2)
+    ((inputs, targets),) = made.test.in_order(100)
+    name = cityscapes_prepared.labels(prepared / "val")
+    image, label = (np.load(prepared / "val" / kind / "1.npy") for kind in ("image", name))
+    assert np.allclose(inputs[1].permute(1, 2, 0), image)
+    assert targets["segmentation"].dtype == torch.int64
+    assert int(targets["segmentation"][1, 0, 0]) == cityscapes_prepared.NONE
+    assert np.array_equal(targets["segmentation"][1, 1:], label[1:])
+    torch.testing.assert_close(targets["depth"][1, 1], torch.full((32,), 0.02))
+    assert float(targets["depth"][1, 0, 0]) == 0
+    outputs = cityscapes_prepared.network(list(made.tasks), width=2)(inputs)
+    assert outputs["segmentation"].shape == (2, 7, 16, 32)
+    assert outputs["depth"].shape == (2, 16, 32)
+    losses = made.losses(outputs, targets)
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+    (held,) = ({float(y["depth"].max()) for _, y in made.validation.in_order(1)},)
+    seen = {float(depth) for _, y in made.train for depth in y["depth"].amax(dim=(1, 2))}
+    assert len(held) == 1
+    assert not held & seen
+
+
+def test_pixels_without_class_or_depth_count_nowhere_in_prepared_frames() -> None:
+    classes = torch.tensor([[[3, cityscapes_prepared.NONE]]])
+    scores = torch.zeros(1, 7, 1, 2)
+    scores[0, 5, 0, 1] = 50.0
+    loss = cityscapes_prepared.class_loss
+    assert float(loss(scores, classes)) == pytest.approx(math.log(7))
+    assert float(loss(scores, torch.full_like(classes, cityscapes_prepared.NONE))) == 0
+    depth = torch.tensor([[[0.2, 0.0]]])
+    guess = torch.tensor([[[0.5, 9.0]]])
+    assert float(cityscapes_prepared.depth_loss(guess, depth)) == pytest.approx(0.3)
+    assert float(cityscapes_prepared.depth_loss(guess, torch.zeros(1, 1, 2))) == 0
+
+
+def test_what_is_wrong_in_prepared_frames_is_named(prepared) -> None:
+    name = cityscapes_prepared.labels(prepared / "val")
+    np.save(prepared / "val" / name / "0.npy", np.full((16, 32), 18.0))
+    with pytest.raises(ValueError, match=rf"{name}/0.npy has the class 18; there should be 7"):
+        next(iter(cityscapes_prepared.load(batch=1).test.in_order(1)))
+    (prepared / "train" / "depth" / "3.npy").unlink()
+    with pytest.raises(ValueError, match=r"train/depth/3.npy is missing.*lorenmt/mtan"):
+        cityscapes_prepared.load(batch=1)
+
+
+# NYUv2 as published ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(data) -> Path:
+    """Twelve rooms to train and two to test, 30×40, in MATLAB's files; a corner has no label."""
+    root = data / "nyuv2-official"
+    root.mkdir()
+    generator = np.random.default_rng(2)
+    number, height, width = 14, 30, 40
+    images = generator.integers(0, 256, (number, height, width, 3)).astype(np.uint8)
+    images[:] = (10 * np.arange(number))[:, None, None, None].astype(np.uint8)
+    labels = generator.integers(1, 895, (number, height, width)).astype(np.uint16)
+    labels[:, :10, :10] = 0
+    depths = np.full((number, height, width), 2.0, np.float32)
+    depths[:, :, 20:] = 5.0
+    with h5py.File(root / nyuv2_official.LABELED, "w") as stored:  # MATLAB's order reversed
+        stored["images"] = images.transpose(0, 3, 2, 1)
+        stored["labels"] = labels.transpose(0, 2, 1)
+        stored["depths"] = depths.transpose(0, 2, 1)
+    test = np.array([[3], [8]])
+    train = np.array([[k] for k in range(1, 15) if k not in test])
+    savemat(root / "splits.mat", {"trainNdxs": train, "testNdxs": test})
+    forty = np.arange(894) % 40 + 1
+    savemat(root / "classMapping40.mat", {"mapClass": forty[None]})
+    thirteen = {"labels13": np.arange(40) % 13 + 1, "names": "as published"}
+    savemat(root / "class13Mapping.mat", {"classMapping13": thirteen})
+    return root
+
+
+@pytest.mark.parametrize("classes", [13, 40])
+def test_published_rooms_are_read_from_matlabs_files(published, classes) -> None:
+    made = nyuv2_official.load(batch=2, classes=classes, height=30)
+    ((inputs, targets),) = made.test.in_order(100)
+    assert inputs.shape == (2, 3, 30, 40)
+    torch.testing.assert_close(inputs[:, 0, 0, 0], torch.tensor([20 / 255, 70 / 255]))
+    with h5py.File(published / nyuv2_official.LABELED) as stored:
+        label = int(stored["labels"][7, 33, 12])  # column 33 of row 12 of the 8th picture
+    wanted = (label - 1) % 40
+    assert int(targets["segmentation"][1, 12, 33]) == (wanted if classes == 40 else wanted % 13)
+    assert bool((targets["segmentation"][:, :10, :10] == nyuv2.NONE).all())
+    assert int((targets["segmentation"] == nyuv2.NONE).sum()) == 2 * 100
+    assert targets["depth"][0, 4, 18:22].tolist() == [2, 2, 5, 5]
+    outputs = nyuv2_official.network(list(made.tasks), 2, classes)(inputs)
+    losses = made.losses(outputs, targets)
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+    smaller = nyuv2_official.load(batch=2, classes=classes, height=15)
+    ((inputs, targets),) = smaller.test.in_order(100)
+    assert inputs.shape == (2, 3, 15, 20)
+    assert targets["depth"][0, 4, 8:12].tolist() == [2, 2, 5, 5]
+
+
+def test_published_rooms_stand_on_one_side_each(published) -> None:
+    made = nyuv2_official.load(batch=1, height=30)
+    shades = [
+        sorted(round(float(x[0, 0, 0, 0]) * 25.5) for x, _ in part)
+        for part in (made.train, made.validation.in_order(1), made.test.in_order(1))
+    ]
+    assert shades[2] == [2, 7]
+    assert len(shades[1]) == 1
+    assert sorted(shade for part in shades for shade in part) == list(range(14))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("splits.mat", None, r"splits.mat is missing: fetch it from https://cs.nyu.edu"),
+        ("class13Mapping.mat", None, r"class13Mapping.mat is missing.*ankurhanda"),
+        ("splits.mat", {"trainNdxs": [[1]]}, r"splits.mat has no testNdxs"),
+        (
+            "splits.mat",
+            {"trainNdxs": [[1]], "testNdxs": [[1]]},
+            "picture 1 is to train and to test",
+        ),
+        ("classMapping40.mat", {"mapClass": [[1, 2]]}, "maps 2 classes, not 894"),
+        ("classMapping40.mat", {"other": [[1]]}, "has no mapClass"),
+    ],
+)
+def test_what_is_wrong_in_matlabs_files_is_named(published, name, content, told) -> None:
+    (published / name).unlink()
+    if content is not None:
+        savemat(published / name, content)
+    with pytest.raises(ValueError, match=told):
+        nyuv2_official.load(batch=1, height=30)
+
+
+def test_a_labelled_file_that_is_laid_out_otherwise_is_named(published) -> None:
+    file = published / nyuv2_official.LABELED
+    with h5py.File(file, "a") as stored:
+        del stored["depths"]
+    with pytest.raises(ValueError, match=r"labeled.mat has no depths with 3 dimensions"):
+        next(iter(nyuv2_official.load(batch=1, height=30).test.in_order(1)))
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"labeled.mat is no HDF5 \(MATLAB 7.3\) file"):
+        next(iter(nyuv2_official.load(batch=1, height=30).test.in_order(1)))
+    with pytest.raises(ValueError, match="classes=894: must be 13 or 40"):
+        nyuv2_official.load(classes=894)
+    with pytest.raises(ValueError, match="height=31: must be a multiple of 3"):
+        nyuv2_official.load(height=31)
+
+
 # Networks and scores --------------------------------------------------------------------------
 
 
@@ -456,7 +640,7 @@ def test_overlap_is_torchmetrics_without_void() -> None:
 def script(paper: str, monkeypatch) -> ModuleType:
     """papers/<paper>/official.py as a module."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("large", "ledger"):
+    for name in ("large", "ledger", "best"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("official", PAPERS / paper / "official.py")
     assert spec is not None
@@ -468,13 +652,30 @@ def script(paper: str, monkeypatch) -> ModuleType:
 
 def test_every_setup_runs_what_its_table_names(faces, streets, rooms, monkeypatch) -> None:
     asked = argparse.Namespace(readers=0, batch=1, only=None, seeds=2, epochs=3)
-    for paper, number in (("pascal2021", 8), ("sener2018", 7)):
+    for paper, number in (("pascal2021", 8), ("sener2018", 8)):
         setups = script(paper, monkeypatch).SETUPS
         cells = setups["celeba"].cells(asked)
         assert len(cells) == 2 * number  # a single-task network for each of three attributes
         assert {cell["seed"] for cell in cells[:number]} == {0}
         assert all(cell["epochs"] == 3 for cell in cells)
         assert all(setup.cells(asked) for setup in setups.values())
+
+
+def test_pascals_groups_and_gradnorm_are_the_released_ones(monkeypatch) -> None:
+    setup = script("pascal2021", monkeypatch).SETUPS["celeba"]
+    tasks = tuple(f"t{k}" for k in range(40))
+    for name, number, size, apart in (("ius-groups-5", 8, 5, False), ("io-groups-10", 4, 10, True)):
+        parts = setup.recipe(name).compose(tasks)[""]
+        phases = parts.schedule(Clock(seed=3), tasks)
+        assert [len(phase.tasks) for phase in phases] == [size] * number
+        assert sorted(t for phase in phases for t in phase.tasks) == sorted(tasks)
+        assert parts.own_moments == apart
+    weighting = setup.recipe("gradnorm-conv").compose(tasks)[""].weighting
+    assert weighting.alpha == 0.2
+    trunk = celeba.convolutional()[0]
+    (chosen,) = weighting.at(list(trunk.parameters()))
+    assert chosen is [m for m in trunk if isinstance(m, nn.Conv2d)][-1].weight
+    assert setup.recipe("sus").name == "sus"
 
 
 def test_a_run_is_scored_by_all_that_the_paper_reports(faces, monkeypatch) -> None:

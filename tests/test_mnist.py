@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from evenhand.app.cli import app
@@ -112,3 +113,29 @@ def test_no_picture_stands_on_two_sides() -> None:
     ]
     assert not sides[0] & sides[1]
     assert not sides[0] & sides[2]
+
+
+def test_pictures_are_made_smaller_bilinearly_as_pillow_does_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randint(0, 256, (2, 3, 28, 28), generator=generator).to(torch.uint8)
+    canvas = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    canvas[:, :28, :28] = first
+    canvas[:, 4:, 4:] = torch.maximum(canvas[:, 4:, 4:], second)
+    made = multimnist.compose(first, second, shift=4, resize="bilinear")
+    for picture, whole in zip(made, canvas, strict=True):
+        wanted = Image.fromarray(whole.numpy()).resize((28, 28), Image.Resampling.BILINEAR)
+        assert np.abs(picture.numpy().astype(int) - np.asarray(wanted).astype(int)).max() <= 1
+
+
+def test_a_digit_may_be_redrawn_where_it_stands() -> None:
+    as_it_is, placed = multimnist.load_redraw(), multimnist.load_redraw(placed=True)
+    assert torch.equal(as_it_is.test.inputs, placed.test.inputs)
+    digit, small = (p.test.targets["lower"].reshape(-1, 28, 28) for p in (as_it_is, placed))
+    rows = torch.arange(28) * 32 // 28  # of the canvas, on which the digit begins at 4
+    there = rows >= 4
+    assert torch.equal(
+        small[:, there][:, :, there], digit[:, rows[there] - 4][:, :, rows[there] - 4]
+    )
+    assert float(small[:, ~there].abs().max()) == 0
+    ink = placed.test.inputs[:, 0] * multimnist.DEVIATION + multimnist.MEAN
+    assert bool((ink >= small - 1e-5).all())  # the stronger ink stands

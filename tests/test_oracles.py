@@ -443,6 +443,26 @@ def test_all_gradients_together_are_projected_as_each_alone(kind: str, m: int) -
         torch.testing.assert_close(x, alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["any", "half-space", "open"])
+def test_far_more_tasks_than_dimensions(kind: str, dtype: torch.dtype) -> None:
+    """150 gradients of 10 entries, against least squares on the rows themselves."""
+    rows = normal(150, 10, seed=1)
+    if kind != "any":  # a cone of directions that harm nobody remains: narrow, or wider
+        rows[:, 0] = rows[:, 0].abs() + (1.0 if kind == "open" else 0.0)
+    j = rows.to(dtype)
+    solution = project_cone(gram(j), torch.eye(150, dtype=dtype))
+    assert solution.solved
+    j, norms = j.double(), j.double().norm(dim=1)
+    unit = (j / norms[:, None]).T.numpy()
+    tolerance = 1e-6 if dtype == torch.float64 else 2e-3
+    for i in range(0, 150, 7):
+        multipliers, _ = nnls(unit, -unit[:, i], maxiter=1000)
+        reference = torch.from_numpy(unit[:, i] + unit @ multipliers)
+        x = solution.weights[i].double() @ j / norms[i]
+        torch.testing.assert_close(x, reference, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("m", [8, 12, 20, 30])
 def test_what_the_gramian_can_hardly_tell_apart_is_projected_with_a_certificate(m: int) -> None:
     """Almost twins, some with an opposite: multipliers could grow without bound."""
@@ -596,6 +616,27 @@ def test_nash_when_gradients_recur_and_norms_span_orders_of_magnitude() -> None:
         assert ((g @ w - w**-10).abs() <= rounding + 1e-8 * w**-10).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "m", "alpha"),
+    [
+        ("independent", 2, 0.05),
+        ("conflicting", 8, 0.1),
+        ("spread", 8, 0.1),
+        ("tiny", 8, 5.0),
+        ("tiny", 20, 5.0),
+        ("tiny", 20, 20.0),
+    ],
+)
+def test_newtons_method_arrives_without_a_line_search(kind: str, m: int, alpha: float) -> None:
+    """Where a search by the objective's value stops short: rounding hides its last decrease."""
+    for seed in range(2):
+        j = jacobian(kind, m, seed)
+        for rows in (j, torch.logspace(0, 6, m, dtype=torch.float64)[:, None] * j):
+            solution = nash_weights(gram(rows), alpha)
+            assert solution.status == "optimal"
+            assert solution.gap <= 1e-12
+
+
 def test_nash_directions_ignore_the_scale_of_tasks() -> None:
     j = jacobian("conflicting", 6)
     scales = 10 ** (2 * normal(6, 1))
@@ -697,6 +738,122 @@ def test_cagrad_at_a_stationary_point_projects_the_mean() -> None:
     assert (d - mean).norm() < 0.5 * mean.norm()
     assert worst(j, solution.weights) == pytest.approx(0, abs=1e-12)
     torch.testing.assert_close(d, vector(0, 1 / 3, 0), rtol=0, atol=1e-12)
+
+
+# Near stationary points, where rounding decides -------------------------------------------------
+
+
+def nearly_stationary(seed: int) -> Tensor:
+    """Rows of which a combination with positive weights almost vanishes, rounded to float32.
+
+    2 to 20 tasks, 10 to 10 000 parameters, norms that span up to six orders of magnitude, and a
+    remainder from 1 to nothing at all.
+    """
+    at = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=at, dtype=torch.float64))
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=at, dtype=torch.float64)
+
+    m, n = int(uniform(2, 21)), int(10 ** uniform(1, 4))
+    j, rest = rows(m, n), 10 ** uniform(-8, 0) if uniform(0, 1) < 0.8 else 0.0
+    kind = int(uniform(0, 4))
+    if kind == 2:
+        j = j - (1 - rest) * j.mean(0)
+    elif kind == 3:
+        j = rows(m, max(1, m // 2)) @ rows(max(1, m // 2), n) + rest * j
+    else:
+        k = m if kind == 0 else max(2, m // 2)
+        w = rows(k).exp()
+        j[k - 1] = -(w[:-1] @ j[: k - 1]) / w[-1] + rest * rows(n)
+    spread = uniform(-3, 3)
+    return (10 ** (spread * (2 * torch.rand(m, 1, generator=at) - 1)) * j).float()
+
+
+EPS32 = 2.0**-23
+NEAR = [nearly_stationary(seed) for seed in range(150)]
+
+
+@pytest.mark.parametrize("c", [0.4, 1.0, 2.0])
+def test_cagrad_keeps_its_promises_near_stationary_points_in_single_precision(c: float) -> None:
+    """Measured on the rows: the ball, g_i·d ≥ 0 for c ≥ 1, and weights that rounding allows."""
+    statuses = set()
+    for j32 in NEAR:
+        solution = cagrad_weights(gram(j32), c)
+        j, a = j32.double(), solution.weights.double()
+        norms, mean, d = j.norm(dim=1), j.mean(0), a @ j
+        radius, size, scale = c * mean.norm(), a @ norms, norms.mean()
+        statuses.add(solution.status)
+        assert (d - mean).norm() <= 1.01 * radius + 1e-3 * EPS32**0.5 * scale
+        assert size <= 1.01 * (scale + max(c, 1) * mean.norm() / (2 * EPS32**0.5))
+        if c >= 1:
+            harm = (-(j @ d) / norms).max()
+            assert harm <= 2 * EPS32**0.5 * scale
+            assert harm <= 20 * EPS32 * size
+    assert {"optimal", "stationary"} <= statuses
+
+
+@pytest.mark.parametrize("kind", ["mean", "preference", "each"])
+def test_projections_keep_their_promises_near_stationary_points_in_single_precision(
+    kind: str,
+) -> None:
+    """Measured on the rows: no longer than v, g_i·x ≥ 0, and weights that rounding allows."""
+    statuses = set()
+    for seed, j32 in enumerate(NEAR):
+        m = len(j32)
+        preference = 10 ** normal(m, seed=seed).clamp(-1, 1)
+        u = {
+            "mean": torch.full((1, m), 1 / m, dtype=torch.float64),
+            "preference": preference[None],
+            "each": preference.diag(),
+        }[kind].float()
+        solution = project_cone(gram(j32), u)
+        j, w, u = j32.double(), solution.weights.double(), u.double()
+        norms, x, v = j.norm(dim=1), w @ j, u @ j
+        size, scale = w @ norms, u @ norms
+        statuses.add(solution.status)
+        # What v is known to before: its own rounding.
+        before = (v.norm(dim=1).square() + EPS32 * scale**2).sqrt()
+        assert (x.norm(dim=1) <= 1.1 * before).all()
+        assert (size <= 1.01 * (scale + v.norm(dim=1) / (4 * EPS32**0.5)) + 4 * scale).all()
+        harm = (-(x @ j.T) / norms).amax(1)
+        assert (harm <= 5 * EPS32**0.5 * scale).all()
+        assert (harm <= 20 * EPS32 * size).all()
+        if solution.status == "optimal":
+            assert (harm <= 4 * EPS32 * size + 1e-6 * before).all()
+    assert statuses == {"optimal", "stationary", "inaccurate"}
+
+
+def test_nash_says_so_where_single_precision_does_not_tell_the_solution() -> None:
+    """Measured on the rows: what is called optimal satisfies g_i·d = 1/w_i and ‖d‖² = m."""
+    statuses = set()
+    for j32 in NEAR:
+        solution = nash_weights(gram(j32))
+        j, w = j32.double(), solution.weights.double()
+        d = w @ j
+        statuses.add(solution.status)
+        if solution.status == "optimal":
+            assert float(d.norm()) == pytest.approx(len(j) ** 0.5, rel=1e-2)
+            assert ((j @ d) * w - 1).abs().max() <= 0.2
+        elif solution.status == "inaccurate":
+            assert solution.gap > 0.05
+    assert statuses == {"optimal", "unbounded", "inaccurate"}
+
+
+def test_the_certificate_is_at_the_gramians_precision() -> None:
+    """Two gradients at cosine −1 + 5e-7: float32 can hardly tell it from −1, float64 can."""
+    j = matrix((1, 0), (-1, 1e-3))
+    u = vector(1.0, 0.5)
+    exact = project_cone(gram(j), u)
+    assert exact.status == "optimal"
+    edge = vector(1e-3, 1.0)  # g_2·x = 0
+    expected = (u @ j @ edge) / (edge @ edge) * edge
+    torch.testing.assert_close(exact.weights @ j, expected, rtol=0, atol=1e-9)
+    rounded = project_cone(gram(j).float(), u.float())
+    assert rounded.status in ("stationary", "inaccurate")
+    assert float(rounded.weights.max()) <= 0.5 / (4 * EPS32**0.5) + 1.5
 
 
 # All of them ------------------------------------------------------------------------------------

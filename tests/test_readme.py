@@ -25,6 +25,24 @@ def test_what_the_readme_links_to_exists() -> None:
     assert not missing
 
 
+def test_the_readme_is_short_and_says_what_sg_is_before_it_uses_it() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 80
+    assert text.index("(`sg`:") == text.index("`sg`") - 1
+
+
+def test_the_hooks_run_what_ci_runs() -> None:
+    targets = re.findall(r"^make (\w+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    recipes = (ROOT / "Makefile").read_text()
+    assert targets
+    for target in targets:
+        (recipe,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", recipes, re.MULTILINE)
+        tools = re.findall(r"\$\(BIN\)/(\w+(?: \w+)?)(?= |$)", recipe, re.MULTILINE)
+        itself = f"entry: make {target}\n" in hooks
+        assert itself or all(f".venv/bin/{tool}" in hooks for tool in tools), target
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_example_runs(path: Path) -> None:
     done = subprocess.run(

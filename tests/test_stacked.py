@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenhand as eh
-from evenhand import data
+from evenhand import sources
 from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.comparison.compare import compare, finished
 from evenhand.comparison.folder import MANIFEST, RESULT, STACKED
@@ -277,7 +277,8 @@ def _built(trunk: Callable[[], nn.Module], **heads: nn.Module) -> Problem:
 def _unlabelled() -> Problem:
     targets = {**POINTS.train.targets, "side": POINTS.train.targets["side"].clone()}
     targets["side"][3] = -1
-    return replace(POINTS, train=Split(POINTS.train.inputs, targets))
+    tasks = {**POINTS.tasks, "side": replace(POINTS.tasks["side"], missing=-1)}
+    return replace(POINTS, tasks=tasks, train=Split(POINTS.train.inputs, targets))
 
 
 def _loaded() -> Problem:
@@ -343,7 +344,7 @@ OBSTACLES: Mapping[str, tuple[Callable[[], list[Training]], str]] = {
         lambda: _with(replace(POINTS, penalty=lambda network: next(network.parameters()).sum())),
         "penalty",
     ),
-    "labels": (lambda: _with(_unlabelled()), "no label"),
+    "labels": (lambda: _with(_unlabelled()), "labels are missing"),
     "loader": (lambda: _with(_loaded()), "not held in memory"),
     "groups": (lambda: _members("ius-groups"), "depend on the seed"),
     "nested": (
@@ -473,7 +474,7 @@ def _points_source() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "points_problem", module)
         source = Source("points", "points_problem", "points in space", "made for the test")
-        patch.setattr(data, "SOURCES", (*data.SOURCES, source))
+        patch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
         yield
     load_problem.cache_clear()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import StandardScaler
 
 from evenhand.data import problem, wireless
 
@@ -32,7 +34,7 @@ def file(tmp_path, monkeypatch):
 
 
 def test_every_sample_is_read_with_its_two_labels(file) -> None:
-    inputs, modulation, signal = wireless.read(file)
+    inputs, modulation, signal = wireless.read(file, lowest_snr=-math.inf)
     assert inputs.shape == (36, 2, 128)
     name = "('BPSK', 'SATCOM', '10', '1')"
     with h5py.File(file) as stored:
@@ -45,12 +47,48 @@ def test_every_sample_is_read_with_its_two_labels(file) -> None:
     assert signal.bincount().sum() == 36
 
 
+def test_signals_with_more_noise_than_asked_for_are_left_out(file) -> None:
+    names = {"('BPSK', 'SATCOM', '0', '0')": 1.0, "('BPSK', 'SATCOM', '-2', '0')": 2.0}
+    with h5py.File(file, "a") as stored:
+        for name, value in names.items():
+            stored[name] = np.full(256, value)
+    inputs, modulation, _ = wireless.read(file)
+    assert modulation.bincount().tolist() == [2, 2, 2, 3, 2, 8]  # 10 dB, and the one of 0 dB
+    assert bool((inputs == 1).all(dim=(1, 2)).any())
+    assert not bool((inputs == 2).all(dim=(1, 2)).any())
+    assert [len(wireless.read(file, snr)[0]) for snr in (-20, -4, -2, 2, 10)] == [
+        38,
+        38,
+        20,
+        18,
+        18,
+    ]
+    with pytest.raises(ValueError, match="no samples of 12 dB or more"):
+        wireless.read(file, 12)
+
+
 def test_the_problem_is_made_of_the_file(file) -> None:
     made = problem("wireless")
-    assert len(made.train) + len(made.validation) + len(made.test) == 36
-    train = made.train.inputs
+    assert [len(part) for part in (made.train, made.validation, made.test)] == [10, 3, 5]
+    train = made.train.inputs  # each of 256 columns by itself, as scikit-learn's scaler does it
+    torch.testing.assert_close(train.mean(dim=0), torch.zeros(2, 128), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.std(dim=0, correction=0), torch.ones(2, 128))
+    train = wireless.load(scaling="channel", lowest_snr=-4).train.inputs
+    assert len(train) == 20
     torch.testing.assert_close(train.mean(dim=(0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(train.std(dim=(0, 2)), torch.ones(2))
+    torch.testing.assert_close(train.std(dim=(0, 2), correction=0), torch.ones(2))
+    assert not torch.allclose(train.std(dim=0, correction=0), torch.ones(2, 128), atol=0.1)
+
+
+def test_inputs_are_standardised_as_scikit_learn_does_it() -> None:
+    train, other = 5 * torch.randn(30, 2, 128) + 3, torch.randn(4, 2, 128)
+    train[:, 0, 5] = 7.0  # does not vary
+    scaler = StandardScaler().fit(train.flatten(1).numpy())
+    wanted = torch.from_numpy(scaler.transform(other.flatten(1).numpy()))
+    got = wireless.standardised(other, train, "feature").flatten(1)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="scaling='sample': must be one of feature, channel"):
+        wireless.standardised(other, train, "sample")  # type: ignore[arg-type]
 
 
 def test_without_the_file_its_source_and_licence_are_told(tmp_path, monkeypatch) -> None:
@@ -77,6 +115,7 @@ def test_the_papers_script_runs_on_the_file(file, tmp_path) -> None:
     [
         ("('QAM', 'SATCOM', '10', '0')", 256, "is none of the nine kinds"),
         ("no tuple", 256, r"is no \(modulation, signal, SNR, number\)"),
+        ("('BPSK', 'SATCOM', 'loud', '0')", 256, r"is no \(modulation, signal, SNR, number\)"),
         ("('BPSK', 'SATCOM', '10', '7')", 100, "has 100 numbers, not 256"),
     ],
 )

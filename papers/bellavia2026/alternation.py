@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from best import Trained
 from staged import with_few
 from torch.optim import SGD
 
@@ -32,7 +33,10 @@ METRICS = ("precision", "recall", "F1")
 def cells(
     source: str, rates: tuple[float, ...], seeds: int, **how_long: int
 ) -> list[dict[str, Any]]:
-    """The runs, whole seeds first; `epochs`, and `samples` where not all are used, are told."""
+    """The runs, whole seeds first; `epochs`, and `samples` where not all are used, are told.
+
+    With `untrained`=True the network before training may be the best one; the paper has none.
+    """
     return [
         {"source": source, "seed": seed, "rate": rate, "method": method, **how_long}
         for seed in range(seeds)
@@ -57,7 +61,7 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
         epochs=cell["epochs"],
         seed=cell["seed"],
         monitor=total,
-        stopping=EarlyStopping(patience=350),
+        stopping=EarlyStopping(350) if cell.get("untrained") else Trained(350),
         plateau=Plateau(patience=50, factor=0.75),
     )
     records = list(training.run())

@@ -1,4 +1,4 @@
-"""Figures 2 to 5: the data, loss bands over seeds, and the rates that the plateaus leave."""
+"""Figures 2 to 7: the data, losses over seeds, and the rates that the plateaus leave."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def draw(name: str, runs: Runs, folder: Path) -> None:
     with figures.style():
         if name == "quadrants":
             figures.save(data(), folder / "figure2-data.png")
-        losses = bands(runs, "validation", "validation loss, Σ of both tasks")
-        figures.save(losses, folder / f"{name}-loss.png")
-        figures.save(bands(runs, "rate", "learning rate"), folder / f"{name}-rate.png")
+        for rate in sorted({cell["rate"] for cell, _ in runs}):
+            figures.save(losses(runs, rate), folder / f"{name}-loss-{rate:g}.png")
+        figures.save(rates(runs), folder / f"{name}-rate.png")
 
 
 def data() -> Figure:
@@ -62,32 +62,60 @@ def data() -> Figure:
     return figure
 
 
-def bands(runs: Runs, quantity: str, label: str) -> Figure:
-    """Per rate a panel, per method a line (mean over seeds) and a band (least to most)."""
-    rates = sorted({cell["rate"] for cell, _ in runs}, reverse=True)
-    figure = Figure(figsize=(3.7 * len(rates), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(rates), squeeze=False)[0]
-    for ax, rate in zip(axes, rates, strict=True):
-        for method in METHODS:
-            curves = [v[quantity] for c, v in runs if (c["rate"], c["method"]) == (rate, method)]
-            if curves:
-                _band(ax, curves, method)
-        ax.set(title=f"starting rate {rate:g}", xlabel="epoch", yscale="log")
-    axes[0].set_ylabel(label)
-    drawn = {line.get_label(): line for ax in axes for line in ax.get_lines()}
-    known = {method: drawn[method] for method in METHODS if method in drawn}
-    figure.legend(
-        known.values(), known.keys(), loc="outside lower center", ncols=4 if len(rates) > 1 else 2
-    )
+def losses(runs: Runs, rate: float) -> Figure:
+    """Figures 3, 4, 6, 7: training and validation loss of ATE-SG beside SG, a column for each E.
+
+    Lines are medians over seeds, bands go from the least to the most.
+    """
+    lengths = [method for method, length in METHODS.items() if length]
+    figure = Figure(figsize=(9.9, 5.0), layout="constrained")
+    axes = figure.subplots(2, len(lengths), sharex=True, sharey="row")
+    for line, quantity in zip(axes, ("training", "validation"), strict=True):
+        for ax, method in zip(line, lengths, strict=True):
+            for drawn in ("SG", method):
+                curves = [v[quantity] for c, v in runs if (c["rate"], c["method"]) == (rate, drawn)]
+                if curves:
+                    _band(ax, curves, drawn, start=int(quantity == "training"))
+            ax.set(yscale="log")
+        line[0].set_ylabel(f"{quantity} loss")
+    for ax, method in zip(axes[0], lengths, strict=True):
+        seeds = {c["seed"] for c, _ in runs if (c["rate"], c["method"]) == (rate, method)}
+        ax.set_title(f"{method}: {len(seeds)} seed{'s' * (len(seeds) != 1)}")
+    for ax in axes[1]:
+        ax.set_xlabel("epoch")
+    known = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=len(known))
+    figure.suptitle(f"Σ of both tasks' losses, starting rate {rate:g}", x=0.01, ha="left")
     return figure
 
 
-def _band(ax: Axes, curves: Sequence[Sequence[float]], method: str) -> None:
+def rates(runs: Runs) -> Figure:
+    """Figure 5: the learning rate over the epochs, a line for each seed."""
+    starts = sorted({cell["rate"] for cell, _ in runs}, reverse=True)
+    figure = Figure(figsize=(10.4, 0.8 + 1.7 * len(starts)), layout="constrained")
+    axes = figure.subplots(len(starts), len(METHODS), squeeze=False, sharex=True, sharey="row")
+    for line, start in zip(axes, starts, strict=True):
+        for ax, method in zip(line, METHODS, strict=True):
+            for cell, values in runs:
+                if (cell["rate"], cell["method"]) == (start, method):
+                    epochs = range(1, len(values["rate"]) + 1)
+                    ax.plot(epochs, values["rate"], color=LOOKS[method][0], lw=0.8, alpha=0.7)
+        line[0].set_ylabel(f"rate, from {start:g}")
+        line[0].set_ylim(0, 1.1 * start)
+    for ax, method in zip(axes[0], METHODS, strict=True):
+        ax.set_title(method)
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch")
+    return figure
+
+
+def _band(ax: Axes, curves: Sequence[Sequence[float]], method: str, start: int) -> None:
+    """Median and extremes of `curves`, whose first value is of epoch `start`, while all go on."""
     length = min(map(len, curves))
     columns = list(zip(*(curve[:length] for curve in curves), strict=True))
-    epochs = range(length)
-    color, dashes = LOOKS[method]
-    means = [statistics.mean(c) for c in columns]
-    ax.plot(epochs, means, color=color, ls=dashes, lw=1.2, label=method)
+    epochs = range(start, start + length)
+    color, _ = LOOKS[method]
+    medians = [statistics.median(c) for c in columns]
+    ax.plot(epochs, medians, color=color, lw=1.0, label=method)
     least, most = [min(c) for c in columns], [max(c) for c in columns]
-    ax.fill_between(epochs, least, most, color=color, alpha=0.2, lw=0)
+    ax.fill_between(epochs, least, most, color=color, alpha=0.25, lw=0)

@@ -73,7 +73,10 @@ EXPERIMENTS = {
         (1e-2, 1e-3),
         seeds=11,
         epochs=5_000,
-        note="The rates, the lengths E, the cap on epochs and kernel size 4 are our reading.",
+        note=(
+            "Signals of 0 dB and more, each of 256 numbers standardised by itself. The SNRs, the "
+            "rates, the lengths E, the cap on epochs and kernel size 4 are our reading."
+        ),
     ),
 }
 FETCHED = ("wireless",)

@@ -17,6 +17,7 @@ import evenhand as eh
 from evenhand.ensemble.network import Stack
 from evenhand.ensemble.optimizers import StackedSGD
 
+PAPER = "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022) 43-53, arXiv 2204.06698"
 INPUTS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 TARGETS = {
     "xor": torch.tensor([0.0, 1.0, 1.0, 0.0]),  # times c
@@ -106,10 +107,11 @@ def train(
             }
             sums += torch.stack([losses[task].detach() for task in row.tasks], dim=-1)
             optimizer.zero_grad()
+            seen = balancer.gradients(losses, features=outputs).gramian[0] if trace else None
             balance = balancer.backward(losses, features=outputs)
             optimizer.step()
-            if trace:
-                traces.append(_trace(balance))
+            if seen is not None and balance.trunk_weights is not None:
+                traces.append(_trace(seen, balance.trunk_weights[0]))
         fresh = (converged[alive] < 0) & (sums / counted < 1e-3) & (epoch > 0)
         converged[alive] = torch.where(fresh, epoch, converged[alive])
         # A member whose loss has left the floats will not come back; the others go on.
@@ -133,18 +135,19 @@ def _orders(seed: int, epochs: int) -> Tensor:
     return torch.rand(epochs, 4, generator=generator).argsort(dim=1)
 
 
-def _trace(balance: eh.Balance) -> dict[str, list[float]]:
-    """Norms and angles to the common direction v, in degrees, of the first member."""
-    norms, cosines, weights = balance.norms, balance.cosines, balance.trunk_weights
-    if norms is None or cosines is None or weights is None:
-        return {}
-    gramian = norms[0][:, None] * cosines[0] * norms[0]
-    w = weights[0].to(gramian)
-    length = (w @ gramian @ w).clamp_min(0).sqrt()
-    to_v = (gramian @ w) / (norms[0] * length)
+def _trace(gramian: Tensor, weights: Tensor) -> dict[str, list[float]]:
+    """Norms of the gradients g_i and of v = Σ w_i g_i, and angles between them in degrees.
+
+    From G [m, m] and w [m], by g_i·v = (G w)_i and v·v = wᵀ G w.
+    """
+    gramian, weights = gramian.double(), weights.double()
+    norms = gramian.diagonal().sqrt()
+    length = (weights @ gramian @ weights).clamp_min(0).sqrt()
+    cosines = (gramian @ weights) / (norms * length)
     return {
-        "norms": norms[0].tolist(),
-        "angles": to_v.clamp(-1, 1).arccos().rad2deg().tolist(),
+        "norms": norms.tolist(),
+        "direction": [float(length)],
+        "angles": cosines.clamp(-1, 1).arccos().rad2deg().tolist(),
     }
 
 
@@ -155,7 +158,12 @@ PROTOCOLS = {
     "honest initialisations": {
         "runs": 500, "epochs": 3_000, "shared_start": False, "rates": (5e-2,)
     },
+    "exact min-norm, 500 orders": {
+        "runs": 500, "epochs": 3_000, "shared_start": True, "rates": RATES, "scales": (10,)
+    },
 }  # fmt: skip
+SOME_ROWS = {"exact min-norm, 500 orders": ("Min-norm (exact)",)}
+"""The rows of protocols that are not for all."""
 QUICK = {
     "one initialisation": {
         "runs": 4, "epochs": 450, "shared_start": True, "rates": (5e-2,), "scales": (10,)
@@ -172,20 +180,25 @@ def cells(quick: bool) -> list[dict[str, Any]]:
         {"protocol": name, "row": row.name, **settings}
         for name, settings in (QUICK if quick else PROTOCOLS).items()
         for row in ROWS
-        if not quick or row.name in QUICK_ROWS
+        if row.name in (QUICK_ROWS if quick else SOME_ROWS.get(name, (row.name,)))
     ]
 
 
 def run(cell: dict[str, Any]) -> dict[str, Any]:
     """The epoch in which each run of a row converged, −1 for never, by scale and rate."""
     (row,) = (row for row in ROWS if row.name == cell["row"])
+    return ends(row, cell)
+
+
+def ends(row: Row, cell: dict[str, Any]) -> dict[str, Any]:
+    """The same of a row that need not be in the table."""
     used = cell.get("scales", SCALES)
     members = [
         (c, rate, seed) for c in used for rate in cell["rates"] for seed in range(cell["runs"])
     ]
     scales, rates, seeds = (list(column) for column in zip(*members, strict=True))
-    ends, _ = train(row, seeds, scales, rates, cell["epochs"], cell["shared_start"])
-    by_cell = ends.reshape(len(used), len(cell["rates"]), cell["runs"]).tolist()
+    reached, _ = train(row, seeds, scales, rates, cell["epochs"], cell["shared_start"])
+    by_cell = reached.reshape(len(used), len(cell["rates"]), cell["runs"]).tolist()
     return {f"c={c}": by_cell[k] for k, c in enumerate(used)}
 
 

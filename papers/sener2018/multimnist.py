@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ledger import Ledger
 from matplotlib.figure import Figure
 from staged import Study, complete
@@ -25,6 +27,9 @@ STUDY = Study(
     epochs=6,
     batch=256,
 )
+LONG = "MultiMNIST, 100 epochs"
+LONG_STUDY = replace(STUDY, epochs=100, patience=100, decay=0.85)
+"""The paper's length and its decay of the rate, for a GPU: `papers/gpu.py sener`."""
 NOTE = (
     "3 seeds, better of 2 rates, at most 6 epochs without the paper's decay of the rate (100 "
     "epochs there), batches of 256; torch's dropout instead of the released one."

@@ -43,7 +43,7 @@ SETUPS = {
     "celeba": Setup(
         "CelebA",
         celeba.load,
-        ROWS,
+        {**ROWS, "mgda": ("MGDA", RATE)},
         epochs=15,
         batch=256,
         note="One rate for all methods, 15 epochs (the paper's number is not in our copy).",

@@ -23,6 +23,7 @@ from evenhand.autodiff.accumulation import Accumulated, Sums
 from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.delivery import deliver, delivered_by, keeps_graph, released_at_the_end
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
@@ -211,6 +212,7 @@ class Balancer(nn.Module):
         self._ownership = Ownership()
         self._absent = Absent()
         self._catcher = Catcher()
+        self._coordinates = Coordinates()
         self._told: set[str] = set()
         self._sums: list[Sums] | None = None  # of micro-batches so far: theirs, and of samples
         self._spoiled: NonFiniteError | None = None
@@ -398,6 +400,9 @@ class Balancer(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self._value({t: v for t, v in losses.items() if v is not None}, plus, None)
+        if self._is_plain(phase, shared, counts):
+            _ = self._places(features, ())
+            return self._plain_loss(losses, plus)
         step = self._step_of(
             losses, shared, own, features, phase, clock, plus, None, False, samples, counts
         )
@@ -529,15 +534,33 @@ class Balancer(nn.Module):
         if bad and scale is None:
             raise NonFiniteError("loss", bad)
         _require_finite_plus(plus)
-        terms = [loss.sum() for loss in present.values()] + ([] if plus is None else [plus])
-        total = reduce(torch.add, terms)
+        total = _sum(present, plus)
         torch.autograd.backward(
             total if scale is None else total * scale, retain_graph=retain_graph
         )
+        return self._was_summed(present, stacked)
+
+    def _was_summed(self, present: Mapping[str, Tensor], stacked: Tensor) -> Balance:
         self._step += 1
         ones = torch.ones_like(stacked)
-        self.last = Balance(tuple(present), stacked, ones, ones, applied=not bad)
+        applied = not not_finite(stacked, list(present))
+        self.last = Balance(tuple(present), stacked, ones, ones, applied=applied)
         return self.last
+
+    def _plain_loss(self, losses: Mapping[str, Tensor | None], plus: Tensor | None) -> Tensor:
+        """The losses' sum itself, with its graph."""
+        present = self._present(losses, None)
+        total = _sum(present, plus)
+        stacked = _stacked(present)
+        step = self._step
+
+        def differentiated(_: Tensor) -> None:
+            if self._step == step:  # a second backward of the same scalar is no second step
+                self._was_summed(present, stacked)
+
+        on_backward: Any = total.register_hook
+        on_backward(differentiated)
+        return total
 
     def _step_of(
         self,
@@ -633,7 +656,10 @@ class Balancer(nn.Module):
             reducer=self.reducer,
             chunk=self.chunking,
             factored=self.factored,
-            retain_trunk=self._merges_features,
+            retain_trunk=self._merges_features
+            or (bool(sharing.carried) and isinstance(self.aggregator, Aggregator)),
+            coordinates=self._coordinates,
+            names=self._ownership.names,
         )
 
     def _sampled(self, step: _Step, sample: Mapping[str, Tensor]) -> Passes:
@@ -688,7 +714,8 @@ class Balancer(nn.Module):
                 plus=None,
             )
             sharing = self._ownership.of_sums(call, tasks, sums.masks())
-            sources.append(Accumulated(sums, call, sharing))
+            names = self._ownership.names
+            sources.append(Accumulated(sums, call, sharing, self._coordinates, names))
         main, *further = sources
         views = [self._view(other, main.call, step.clock, ()) for other in further]
         return main, self._view(main, main.call, step.clock, views)
@@ -836,6 +863,7 @@ class Balancer(nn.Module):
 
     def _stands(self, solved: _Solved) -> Balance:
         """Take the next state over: the step is taken."""
+        self._catcher.forget()
         self._sums = self._spoiled = None
         self.last = solved.balance
         if solved.state is not None:
@@ -940,12 +968,14 @@ class Balancer(nn.Module):
         """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
         tasks = self.tasks or ()
         state = {"tasks": list(tasks), "step": self._step, "chunk": self.chunking.measured}
+        state["coordinates"] = self._coordinates.state()
         return {**state, **self._ownership.state(tasks)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` gave."""
         self._step = state["step"]
         self.chunking.measured = state["chunk"]
+        self._coordinates.load_state(state.get("coordinates", {}))
         self._ownership.load_state(state, self.tasks or ())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -1014,6 +1044,12 @@ def _stacked(losses: Mapping[str, Tensor]) -> Tensor:
         wide = reduce(torch.promote_types, (v.dtype for v in values))
         values = [v.to(values[0].device, wide) for v in values]
     return torch.stack(values, dim=-1)
+
+
+def _sum(losses: Mapping[str, Tensor], plus: Tensor | None) -> Tensor:
+    """The losses' sum, one after the other."""
+    terms = [loss.sum() for loss in losses.values()] + ([] if plus is None else [plus])
+    return reduce(torch.add, terms)
 
 
 def _require_finite_plus(plus: Tensor | None) -> None:

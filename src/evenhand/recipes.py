@@ -13,60 +13,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
 
-from evenhand.aggregation import (
-    DBMTL,
-    Aggregator,
-    GradDrop,
-    MoCo,
-    TrimmedMean,
-)
-from evenhand.schedules import (
-    Schedule,
-    alternate_epochs,
-    alternate_steps,
-    in_groups,
-    jointly,
-    one_by_one,
-)
-from evenhand.schedules.adaptive import alternate_adaptively
-from evenhand.weighting import (
-    CRMOGM,
-    DWA,
-    FAMO,
-    GLS,
-    IMTLG,
-    IMTLL,
-    MGDA,
-    PBI,
-    RLW,
-    STCH,
-    AlignedMTL,
-    CAGrad,
-    CentralDirection,
-    ConFIG,
-    DualProj,
-    Equal,
-    ExcessMTL,
-    FairGrad,
-    Fixed,
-    GradNorm,
-    GradVac,
-    Krum,
-    LogSTCH,
-    MoDo,
-    NashMTL,
-    Normalized,
-    OnlineMinNorm,
-    PCGrad,
-    ScaleInvariant,
-    SDMGrad,
-    Tchebycheff,
-    Tension,
-    Uncertainty,
-    UPGrad,
-    Weighting,
-)
+import evenhand as eh
+
+if TYPE_CHECKING:
+    from evenhand.aggregation import Aggregator
+    from evenhand.schedules import Schedule
+    from evenhand.weighting import Weighting
 
 
 @dataclass(frozen=True)
@@ -80,7 +34,7 @@ class Composition:
     tasks: tuple[str, ...]
     weighting: Weighting | None = None
     aggregator: Weighting | Aggregator | None = None
-    schedule: Schedule = field(default_factory=jointly)
+    schedule: Schedule = field(default_factory=lambda: eh.jointly())
     own_moments: bool = False
     replacement: bool = False
 
@@ -113,7 +67,7 @@ def single_task(tasks: tuple[str, ...]) -> dict[str, Composition]:
 def joint(
     weighting: Callable[[], Weighting] | None = None,
     aggregator: Callable[[], Weighting | Aggregator] | None = None,
-    schedule: Callable[[], Schedule] = jointly,
+    schedule: Callable[[], Schedule] = lambda: eh.jointly(),
     own_moments: bool = False,
     replacement: bool = False,
 ) -> Compose:
@@ -138,7 +92,7 @@ def in_halves(own_moments: bool) -> Compose:
     """One network; its tasks take turns in two groups, drawn at random once."""
 
     def compose(tasks: tuple[str, ...]) -> dict[str, Composition]:
-        schedule = in_groups(size=math.ceil(len(tasks) / 2))
+        schedule = eh.in_groups(size=math.ceil(len(tasks) / 2))
         return {"": Composition(tasks, schedule=schedule, own_moments=own_moments)}
 
     return compose
@@ -165,7 +119,7 @@ def grid(steps: int = 2) -> Compose:
             shares = [after - before for before, after in pairwise((0, *cuts, total))]
             weights = {task: m * share / total for task, share in zip(tasks, shares, strict=True)}
             label = "-".join(map(str, shares))
-            compositions[label] = Composition(tasks, weighting=Fixed(weights))
+            compositions[label] = Composition(tasks, weighting=eh.Fixed(weights))
         return compositions
 
     return compose
@@ -198,7 +152,7 @@ RECIPES: tuple[Recipe, ...] = (
         "uniform",
         "the mean of the task gradients in the trunk",
         NAKAMURA + ", the baseline",
-        joint(aggregator=lambda: Equal(mean=True)),
+        joint(aggregator=lambda: eh.Equal(mean=True)),
     ),
     Recipe(
         "grid",
@@ -210,105 +164,105 @@ RECIPES: tuple[Recipe, ...] = (
         "uncertainty",
         "each loss over its learned noise, as for regression",
         "Kendall, Gal & Cipolla, CVPR 2018, arXiv 1705.07115, equation (7)",
-        joint(weighting=Uncertainty),
+        joint(weighting=lambda: eh.Uncertainty()),
     ),
     Recipe(
         "gradnorm",
         "learned weights that even out the gradients' norms",
         "Chen et al., ICML 2018, arXiv 1711.02257, Algorithm 1",
-        joint(weighting=GradNorm),
+        joint(weighting=lambda: eh.GradNorm()),
     ),
     Recipe(
         "mgda",
         "min-norm point of the task gradients in the trunk",
         SENER + ", Algorithm 2",
-        joint(aggregator=MGDA),
+        joint(aggregator=lambda: eh.MGDA()),
     ),
     Recipe(
         "mgda-online",
         "the min-norm point followed from step to step: one trunk pass and one product for any m",
         "Problem: " + SENER + "; steps: Kivinen & Warmuth, Inf. Comput. 132 (1997)",
-        joint(aggregator=OnlineMinNorm),
+        joint(aggregator=lambda: eh.OnlineMinNorm()),
     ),
     Recipe(
         "mgda-ub",
         "min-norm point at the shared representation: one trunk pass",
         SENER + ", section 3.3",
-        joint(aggregator=lambda: MGDA(at="representation")),
+        joint(aggregator=lambda: eh.MGDA(at="representation")),
     ),
     Recipe(
         "mgda-released",
         "min-norm point whose weights scale the heads too",
         SENER + ", as released",
-        joint(weighting=MGDA),
+        joint(weighting=lambda: eh.MGDA()),
     ),
     Recipe(
         "mgda-l2",
         "min-norm point of the unit gradients, its weights on the raw ones",
         SENER + ", an option of the released code",
-        joint(aggregator=lambda: Normalized(MGDA(), by="l2")),
+        joint(aggregator=lambda: eh.Normalized(eh.MGDA(), by="l2")),
     ),
     Recipe(
         "mgda-loss",
         "min-norm point of the gradients over their losses, likewise",
         SENER + ", an option of the released code",
-        joint(aggregator=lambda: Normalized(MGDA(), by="loss")),
+        joint(aggregator=lambda: eh.Normalized(eh.MGDA(), by="loss")),
     ),
     Recipe(
         "mgda-loss+",
         "min-norm point of the gradients over losses and norms, likewise",
         SENER + ", the setting of the released example",
-        joint(aggregator=lambda: Normalized(MGDA(), by="loss+")),
+        joint(aggregator=lambda: eh.Normalized(eh.MGDA(), by="loss+")),
     ),
     Recipe(
         "central",
         "the direction at equal angles to the task gradients",
         NAKAMURA + ", equations (3) and (4)",
-        joint(aggregator=CentralDirection),
+        joint(aggregator=lambda: eh.CentralDirection()),
     ),
     Recipe(
         "min-norm+tension",
         "min-norm point, pulled to the tasks that fall behind",
         NAKAMURA,
-        joint(aggregator=lambda: Tension(MGDA())),
+        joint(aggregator=lambda: eh.Tension(eh.MGDA())),
     ),
     Recipe(
         "central+tension",
         "central direction, pulled to the tasks that fall behind",
         NAKAMURA,
-        joint(aggregator=lambda: Tension(CentralDirection())),
+        joint(aggregator=lambda: eh.Tension(eh.CentralDirection())),
     ),
     Recipe(
         "sat-sg",
         "a step on the trunk, then one on the heads with a fresh batch",
         BELLAVIA + ", Algorithm 3.1",
-        joint(schedule=alternate_steps),
+        joint(schedule=lambda: eh.alternate_steps()),
     ),
     Recipe(
         "ate-sg",
         "an epoch on the trunk, then one on the heads, and again",
         BELLAVIA + ", Algorithm A.1",
-        joint(schedule=lambda: alternate_epochs(shared=1, own=1)),
+        joint(schedule=lambda: eh.alternate_epochs(shared=1, own=1)),
     ),
     Recipe(
         "ate-sg-replacement",
         "ate-sg, each batch drawn from the whole data set",
         BELLAVIA + ", Algorithm 3.2",
-        joint(schedule=lambda: alternate_epochs(shared=1, own=1), replacement=True),
+        joint(schedule=lambda: eh.alternate_epochs(shared=1, own=1), replacement=True),
     ),
     Recipe(
         "ate-adaptive",
         "ate-sg whose phases end when they bring less per work than training has lately",
         BELLAVIA + ", named as future work",
-        joint(schedule=alternate_adaptively),
+        joint(schedule=lambda: eh.alternate_adaptively()),
     ),
     Recipe(
         "ate-sg+tension",
         "ate-sg, its trunk epochs with the tensioned central direction",
         f"{BELLAVIA}; {NAKAMURA}",
         joint(
-            aggregator=lambda: Tension(CentralDirection()),
-            schedule=lambda: alternate_epochs(shared=1, own=1),
+            aggregator=lambda: eh.Tension(eh.CentralDirection()),
+            schedule=lambda: eh.alternate_epochs(shared=1, own=1),
         ),
     ),
     Recipe(
@@ -321,13 +275,13 @@ RECIPES: tuple[Recipe, ...] = (
         "ius",
         "a step for each task in turn, one optimizer whose moments mix them",
         PASCAL + ", IUS",
-        joint(schedule=one_by_one),
+        joint(schedule=lambda: eh.one_by_one()),
     ),
     Recipe(
         "io",
         "a step for each task in turn, each with moments of its own",
         PASCAL + ", IO",
-        joint(schedule=one_by_one, own_moments=True),
+        joint(schedule=lambda: eh.one_by_one(), own_moments=True),
     ),
     Recipe(
         "ius-groups",
@@ -345,176 +299,176 @@ RECIPES: tuple[Recipe, ...] = (
         "imtl-l",
         "learned scales that draw every loss to 1",
         LIU_IMTL + ", IMTL-L",
-        joint(weighting=IMTLL),
+        joint(weighting=lambda: eh.IMTLL()),
     ),
     Recipe(
         "rlw",
         "random weights at every step",
         "Lin, Ye, Zhang & Tsang, TMLR 2022, arXiv 2111.10603",
-        joint(weighting=RLW),
+        joint(weighting=lambda: eh.RLW()),
     ),
     Recipe(
         "dwa",
         "more weight for losses that fall slowly from epoch to epoch",
         "Liu, Johns & Davison, CVPR 2019, arXiv 1803.10704",
-        joint(weighting=DWA),
+        joint(weighting=lambda: eh.DWA()),
     ),
     Recipe(
         "gls",
         "the geometric mean of the losses",
         "Chennupati et al., CVPR 2019 workshops (MultiNet++)",
-        joint(weighting=GLS),
+        joint(weighting=lambda: eh.GLS()),
     ),
     Recipe(
         "si",
         "the sum of the losses' logarithms",
         "Navon et al., ICML 2022, arXiv 2202.01017, the baseline SI",
-        joint(weighting=ScaleInvariant),
+        joint(weighting=lambda: eh.ScaleInvariant()),
     ),
     Recipe(
         "tchebycheff",
         "the largest weighted loss",
         "Bowman 1976; " + LIN_STCH,
-        joint(weighting=Tchebycheff),
+        joint(weighting=lambda: eh.Tchebycheff()),
     ),
-    Recipe("stch", "a smooth maximum of the losses", LIN_STCH, joint(weighting=STCH)),
+    Recipe("stch", "a smooth maximum of the losses", LIN_STCH, joint(weighting=lambda: eh.STCH())),
     Recipe(
         "log-stch",
         "a smooth maximum of the losses relative to a warm-up's",
         LIN_STCH + ", the released multi-task training",
-        joint(weighting=LogSTCH),
+        joint(weighting=lambda: eh.LogSTCH()),
     ),
     Recipe(
         "pbi",
         "down a ray of preferred losses, and towards it; θ = ½, so that no weight is negative",
         "Zhang & Li, IEEE TEVC 11 (2007), MOEA/D",
-        joint(weighting=lambda: PBI(theta=0.5)),
+        joint(weighting=lambda: eh.PBI(theta=0.5)),
     ),
     Recipe(
         "famo",
         "all losses fall at one rate, by the losses alone",
         "Liu, Feng, Stone & Liu, NeurIPS 2023, arXiv 2306.03792, Algorithm 1",
-        joint(weighting=FAMO),
+        joint(weighting=lambda: eh.FAMO()),
     ),
     Recipe(
         "sdmgrad",
         "min-norm point near a preferred direction, from independent batches",
         "Xiao, Ban & Ji, NeurIPS 2023, arXiv 2305.18409",
-        joint(aggregator=SDMGrad),
+        joint(aggregator=lambda: eh.SDMGrad()),
     ),
     Recipe(
         "modo",
         "min-norm point followed step by step, from independent batches",
         "Chen, Fernando, Ying & Chen, NeurIPS 2023, arXiv 2305.20057",
-        joint(aggregator=MoDo),
+        joint(aggregator=lambda: eh.MoDo()),
     ),
     Recipe(
         "moco",
         "min-norm point of averaged gradients, followed step by step",
         "Fernando et al., ICLR 2023, arXiv 2210.12624",
-        joint(aggregator=MoCo),
+        joint(aggregator=lambda: eh.MoCo()),
     ),
     Recipe(
         "cr-mogm",
         "min-norm weights, averaged over time",
         "Zhou et al., NeurIPS 2022, CR-MOGM",
-        joint(aggregator=lambda: CRMOGM(MGDA())),
+        joint(aggregator=lambda: eh.CRMOGM(eh.MGDA())),
     ),
     Recipe(
         "db-mtl",
         "logarithms of the losses, and averaged gradients as long as the longest",
         "Lin et al., arXiv 2308.12029, Algorithm 1",
-        joint(weighting=ScaleInvariant, aggregator=DBMTL),
+        joint(weighting=lambda: eh.ScaleInvariant(), aggregator=lambda: eh.DBMTL()),
     ),
     Recipe(
         "excess-mtl",
         "more weight for tasks far from their own optimum",
         "He et al., ICML 2024, arXiv 2402.02009",
-        joint(weighting=ExcessMTL),
+        joint(weighting=lambda: eh.ExcessMTL()),
     ),
     Recipe(
         "pcgrad",
         "each gradient yields to those it conflicts with, in random order",
         "Yu et al., NeurIPS 2020, arXiv 2001.06782, Algorithm 1",
-        joint(aggregator=PCGrad),
+        joint(aggregator=lambda: eh.PCGrad()),
     ),
     Recipe(
         "gradvac",
         "gradients turned to each other up to their usual cosines",
         "Wang, Tsvetkov, Firat & Cao, ICLR 2021, arXiv 2010.05874",
-        joint(aggregator=GradVac),
+        joint(aggregator=lambda: eh.GradVac()),
     ),
     Recipe(
         "cagrad",
         "near the mean gradient, what does most for the worst-off task",
         "Liu et al., NeurIPS 2021, arXiv 2110.14048, Algorithm 1",
-        joint(aggregator=CAGrad),
+        joint(aggregator=lambda: eh.CAGrad()),
     ),
     Recipe(
         "imtl-g",
         "equal projections on all task gradients",
         LIU_IMTL + ", IMTL-G",
-        joint(aggregator=IMTLG),
+        joint(aggregator=lambda: eh.IMTLG()),
     ),
     Recipe(
         "imtl",
         "learned loss scales, and equal projections on all task gradients",
         LIU_IMTL + ", IMTL",
-        joint(weighting=IMTLL, aggregator=lambda: IMTLG(at="representation")),
+        joint(weighting=lambda: eh.IMTLL(), aggregator=lambda: eh.IMTLG(at="representation")),
     ),
     Recipe(
         "nash-mtl",
         "Nash's solution of the tasks' bargaining over the direction",
         "Navon et al., ICML 2022, arXiv 2202.01017, Algorithm 1",
-        joint(aggregator=NashMTL),
+        joint(aggregator=lambda: eh.NashMTL()),
     ),
     Recipe(
         "fairgrad",
         "α-fair shares of the descent, α = 2",
         "Ban & Ji, ICML 2024, arXiv 2402.15638, Algorithm 1",
-        joint(aggregator=FairGrad),
+        joint(aggregator=lambda: eh.FairGrad()),
     ),
     Recipe(
         "aligned-mtl",
         "principal components of the gradients, all equally long",
         "Senushkin et al., CVPR 2023, arXiv 2305.19000, Algorithm 1",
-        joint(aggregator=AlignedMTL),
+        joint(aggregator=lambda: eh.AlignedMTL()),
     ),
     Recipe(
         "upgrad",
         "each gradient projected to conflict with no task, then the mean",
         QUINTON + ", section 3",
-        joint(aggregator=UPGrad),
+        joint(aggregator=lambda: eh.UPGrad()),
     ),
     Recipe(
         "dualproj",
         "the mean gradient projected to conflict with no task",
         "Lopez-Paz & Ranzato, NeurIPS 2017, equation (11); " + QUINTON,
-        joint(aggregator=DualProj),
+        joint(aggregator=lambda: eh.DualProj()),
     ),
     Recipe(
         "config",
         "the direction at equal angles to the task gradients, by pseudo-inverse",
         "Liu, Chu & Thuerey, ICLR 2025, arXiv 2408.11104, equations (2) and (3)",
-        joint(aggregator=ConFIG),
+        joint(aggregator=lambda: eh.ConFIG()),
     ),
     Recipe(
         "graddrop",
         "one sign in each coordinate, drawn by lot",
         "Chen et al., NeurIPS 2020, arXiv 2010.06808, Algorithm 1",
-        joint(aggregator=GradDrop),
+        joint(aggregator=lambda: eh.GradDrop()),
     ),
     Recipe(
         "multi-krum",
         "the mean of the gradients that have company",
         "Blanchard et al., NeurIPS 2017",
-        robust(lambda m, f: Krum(byzantine=f, selected=m - f)),
+        robust(lambda m, f: eh.Krum(byzantine=f, selected=m - f)),
     ),
     Recipe(
         "trimmed-mean",
         "the mean of each coordinate without its extremes",
         "Yin et al., ICML 2018, arXiv 1803.01498",
-        robust(lambda m, f: TrimmedMean(trim=f)),
+        robust(lambda m, f: eh.TrimmedMean(trim=f)),
     ),
 )
 

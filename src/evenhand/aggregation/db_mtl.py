@@ -33,7 +33,7 @@ class DBMTL(Tracking):
         decay: σ >= 0.
 
     Raises:
-        ValueError: an argument is out of range; or, in a call, the gradients' size has changed.
+        ValueError: an argument is out of range.
 
     Example:
         >>> from evenhand import TaskGradients

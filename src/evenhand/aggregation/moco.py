@@ -36,7 +36,7 @@ class MoCo(Tracking):
         decay: σ >= 0.
 
     Raises:
-        ValueError: an argument is out of range; or, in a call, the gradients' size has changed.
+        ValueError: an argument is out of range.
 
     Example:
         >>> import torch

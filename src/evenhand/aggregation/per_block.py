@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -43,11 +44,12 @@ class PerBlock(StatefulAggregator):
         make: called as ``make(at=place)`` once per block: a class such as `MGDA`, or
             ``lambda at: Tension(CentralDirection(at=at))``.
         blocks: by name, the parameters of each block: tensors, a module, or a function of all
-            shared parameters. Together they hold every shared parameter once.
+            shared parameters. What they do not hold is one more block, "rest". A block of which
+            nothing is balanced in a call (it is frozen) waits.
 
     Raises:
-        ValueError: a block is empty; the made weighting looks elsewhere; or, when merging, a
-            shared parameter is in no block or in two.
+        ValueError: a block is empty or called "rest"; the made weighting looks elsewhere; or, when
+            merging, a shared parameter is in two blocks.
 
     Example:
         >>> from evenhand import MGDA, Balancer
@@ -68,7 +70,10 @@ class PerBlock(StatefulAggregator):
         super().__init__()
         if not blocks:
             raise ValueError("blocks must name at least one block of shared parameters")
-        self.places = {name: _place(name, chosen) for name, chosen in blocks.items()}
+        if REST in blocks:
+            raise ValueError(f"{REST!r} is the block of what no other holds: name yours otherwise")
+        self.places: dict[str, Choose] = {n: _place(n, chosen) for n, chosen in blocks.items()}
+        self.places[REST] = _Rest(tuple(self.places.values()))
         made = [_made(make, name, place) for name, place in self.places.items()]
         self.weightings = nn.ModuleList(made)
         self.traits = replace(
@@ -92,11 +97,14 @@ class PerBlock(StatefulAggregator):
     def merge_from(self, g: TaskGradients, state: State) -> Outcome:
         jacobian = g.jacobian  # asked for first: the blocks' rows are then slices of its rows
         spans = {name: g.spans(place) for name, place in self.places.items()}
-        _require_partition(spans, jacobian.shape[-1])
+        _require_apart(spans)
         direction = torch.zeros_like(jacobian[..., 0, :])
         following: State = {}
         solves: list[Solution] = []
         for (number, weighting), columns in zip(self._parts(), spans.values(), strict=True):
+            if not columns:  # nothing of this block is there to be balanced now: it waits
+                following[number] = state[number]
+                continue
             found = weighting.advance(g, state[number])
             following[number] = found.state
             solves += found.solves
@@ -125,12 +133,28 @@ class PerBlock(StatefulAggregator):
 
 @dataclass(frozen=True, eq=False)
 class _Given:
-    """The place of parameters that were named themselves (a lambda could not be pickled)."""
+    """The place of parameters that were named themselves, of those that are balanced now."""
 
     parameters: tuple[Tensor, ...]
 
-    def __call__(self, shared: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return self.parameters
+    def __call__(self, shared: tuple[Tensor, ...]) -> list[Tensor]:
+        mine = {id(parameter) for parameter in self.parameters}
+        return [parameter for parameter in shared if id(parameter) in mine]
+
+
+@dataclass(frozen=True, eq=False)
+class _Rest:
+    """The place of what is in no other block."""
+
+    others: tuple[Choose, ...]
+
+    def __call__(self, shared: tuple[Tensor, ...]) -> list[Tensor]:
+        taken = {id(parameter) for other in self.others for parameter in other(shared)}
+        return [parameter for parameter in shared if id(parameter) not in taken]
+
+
+REST = "rest"
+"""The block of all shared parameters that no named block holds."""
 
 
 def _place(name: str, chosen: Iterable[Tensor] | nn.Module | Choose) -> Choose:
@@ -154,20 +178,9 @@ def _made(make: Make, name: str, place: Choose) -> Weighting:
     return weighting
 
 
-def _require_partition(spans: Mapping[str, list[slice]], total: int) -> None:
-    pieces = sorted(
-        (span.start, span.stop, name) for name, block in spans.items() for span in block
-    )
-    end, last = 0, ""
-    for start, stop, name in pieces:
+def _require_apart(spans: Mapping[str, list[slice]]) -> None:
+    """Raises ValueError where a parameter stands in two blocks."""
+    pieces = sorted((span.start, span.stop, name) for name, its in spans.items() for span in its)
+    for (_, end, last), (start, _, name) in pairwise(pieces):
         if start < end:
             raise ValueError(f"a shared parameter is in block {name!r} and in block {last!r}")
-        if start > end:
-            break
-        end, last = stop, name
-    if end < total:
-        covered = sum(stop - start for start, stop, _ in pieces)
-        raise ValueError(
-            f"the blocks {', '.join(spans)} hold {covered} of {total} shared numbers: every "
-            "shared parameter needs a block"
-        )

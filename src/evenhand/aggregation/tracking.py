@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evenhand.aggregation.base import StatefulAggregator
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.weighting.per_coordinate import like_gradients, nothing
+from evenhand.weighting.per_coordinate import nothing, recalled, remembered
 from evenhand.weighting.state import State, put, take
 
 
@@ -33,13 +33,13 @@ class Tracking(StatefulAggregator):
 
     def track(self, g: TaskGradients, state: State) -> tuple[Tensor, State]:
         """The averages of the active tasks, [..., m, n], and the next y and k."""
-        history = like_gradients(state["tracked"], g)
+        history = recalled(state["tracked"], g)
         tracked = take(history, g)
         count = take(state["count"], g) + 1
         rate = self.rate(count).to(history).unsqueeze(-2)
         tracked = tracked + rate * (g.jacobian.mT.to(history) - tracked)
         following = {
-            "tracked": put(history, g, tracked),
+            "tracked": remembered(state["tracked"], g, put(history, g, tracked)),
             "count": put(state["count"], g, count.expand(*tracked.shape[:-2], -1)),
         }
         return tracked.mT, following

@@ -1,24 +1,28 @@
-"""The commands. A user's mistake is one line on stderr and exit code 2, before any work."""
+"""The commands. A user's mistake is one line on stderr and exit code 2, before any work.
+
+What loads torch is imported inside the commands, once the options are known to be right, so that
+help and refusals come at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import evenhand
-from evenhand import data
+from evenhand import sources
 from evenhand.app import config, progress, table
-from evenhand.comparison.compare import Comparison, finished, prepare
 from evenhand.comparison.folder import RESULT, read_manifest
-from evenhand.comparison.job import Job
-from evenhand.comparison.plan import state_bytes
-from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import load_problem
 from evenhand.recipes import recipe
+
+if TYPE_CHECKING:
+    from evenhand.comparison.compare import Comparison
+    from evenhand.comparison.job import Job
 
 app = typer.Typer(
     name="evenhand",
@@ -167,6 +171,10 @@ def compare(
     }
     with _refusing():
         asked = config.read(file, given)
+        from evenhand.comparison.compare import finished, prepare
+        from evenhand.comparison.plan import state_bytes
+        from evenhand.comparison.pool import run_jobs
+
         settings, folder = asked.settings(), asked.folder()
         jobs = prepare(settings, asked.recipes, folder, asked.resume)
         most = settings.epochs or load_problem(settings.source).epochs
@@ -178,17 +186,18 @@ def compare(
         f"kept in {folder}"
     )
     problem = load_problem(settings.source)
+    say(progress.told_labels(problem.label_counts()))
     say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
     if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
         say(told)
     try:
         with progress.shown(console, jobs, most) as listener:
-            run_jobs(jobs, settings, folder, listener, asked.workers)
+            run_jobs(jobs, settings, folder, listener, asked.processes())
     except KeyboardInterrupt:
         again = config.command(settings, asked.recipes, folder)
         _complain(
             f"stopped; {_finished(jobs, folder)} of {len(jobs)} runs are finished and kept. "
-            f"Go on with:\n{again} --workers {asked.workers} --resume"
+            f"Go on with:\n{again} --workers {asked.processes()} --resume"
         )
         raise typer.Exit(130) from None
     _present(finished(folder))
@@ -226,6 +235,8 @@ def methods(
     """List the recipes: what they do, cost and promise."""
     with _refusing():
         names = config.known(config.listed(recipes))
+        if figure is not None:
+            config.require_figure(figure)
     if figure is None:
         console = table.console()
         console.print(table.recipes([recipe(name) for name in names], console.width))
@@ -233,7 +244,6 @@ def methods(
     from evenhand.app import figures, landscape
 
     with _refusing():
-        landscape.check(figure)
         paths = landscape.walk(names, progress.saying(table.console(stderr=True)))
     with figures.style():
         figures.save(landscape.draw(paths), figure)
@@ -243,7 +253,7 @@ def methods(
 @app.command()
 def datasets() -> None:
     """List the data sets."""
-    table.console().print(table.sources(data.SOURCES))
+    table.console().print(table.sources(sources.SOURCES))
 
 
 @app.command("data")
@@ -257,11 +267,11 @@ def fetch(
     ] = None,
 ) -> None:
     """Download a data set that is not part of a package, and check it."""
-    from evenhand.data import mnist
-
     with _refusing():
         if name != "mnist":
             raise ValueError(f"nothing called {name!r} can be downloaded; mnist can")
+        from evenhand.data import mnist
+
         typer.echo(mnist.fetch(out, progress.saying(table.console(stderr=True))))
 
 
@@ -271,5 +281,8 @@ def report(
 ) -> None:
     """Make table and report of a comparison again."""
     with _refusing():
+        read_manifest(folder)  # a folder without one is refused before torch is loaded
+        from evenhand.comparison.compare import finished
+
         comparison = finished(folder)
     _present(comparison)

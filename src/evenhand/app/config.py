@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import torch
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from evenhand import data
+from evenhand import sources
+from evenhand.comparison.folder import begun
 from evenhand.comparison.request import Settings
 from evenhand.recipes import RECIPES, recipe
 
@@ -58,25 +57,50 @@ class Config(BaseModel):
     resume: bool = False
     stack: str = "auto"
     jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
-    workers: Count = Field(default_factory=lambda: min(8, torch.get_num_threads()))
+    workers: Count | None = None
 
     @field_validator("recipes")
     @classmethod
     def _known_recipes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return known(names)
 
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, name: str) -> str:
+        return sources.source(name).name
+
     def settings(self) -> Settings:
-        """What the library is told."""
-        return Settings.suggested(
-            self.source,
-            seeds=tuple(range(self.seeds)),
-            rates=self.lr,
-            epochs=self.epochs,
-            patience=self.patience,
-            optimizer=self.optimizer,
-            stack=self.stack,
-            jacobian=self.jacobian,
-        )
+        """What the library is told. The data set is loaded for what it suggests."""
+        return Settings.suggested(self.source, **self._given())
+
+    def check(self) -> None:
+        """Refuse what no data set could suggest away, and load none.
+
+        Raises:
+            ValueError: a setting is out of range, or `out` holds something else.
+        """
+        if self.out is not None:
+            begun(self.out, self.resume)
+        Settings(self.source, **{k: v for k, v in self._given().items() if v is not None})
+
+    def _given(self) -> dict[str, Any]:
+        return {
+            "seeds": tuple(range(self.seeds)),
+            "rates": self.lr,
+            "epochs": self.epochs,
+            "patience": self.patience,
+            "optimizer": self.optimizer,
+            "stack": self.stack,
+            "jacobian": self.jacobian,
+        }
+
+    def processes(self) -> int:
+        """Runs trained at a time: `workers`, or as many as torch has threads, at most 8."""
+        if self.workers is not None:
+            return self.workers
+        import torch
+
+        return min(8, torch.get_num_threads())
 
     def folder(self) -> Path:
         """`out`, or a folder that does not exist yet, named after the data set."""
@@ -114,6 +138,22 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
+FIGURES = (".pdf", ".png", ".svg")
+"""What a figure's file may end in."""
+
+
+def require_figure(file: Path) -> None:
+    """Refuse a file that a figure cannot be written to.
+
+    Raises:
+        ValueError: the suffix is unknown, or there is no such folder.
+    """
+    if file.suffix not in FIGURES:
+        raise ValueError(f"{file}: the suffix must be one of {', '.join(FIGURES)}")
+    if not file.parent.is_dir():
+        raise ValueError(f"{file}: there is no folder {file.parent}")
+
+
 def read(file: Path | None, options: Mapping[str, Any]) -> Config:
     """The file's values, and over them the options that were given (those that are not None).
 
@@ -124,7 +164,7 @@ def read(file: Path | None, options: Mapping[str, Any]) -> Config:
     values = {**({} if file is None else _mapping(file)), **given}
     try:
         config = Config.model_validate(values)
-        config.settings()
+        config.check()
     except ValidationError as error:
         raise ValueError("; ".join(map(_complaint, error.errors()))) from error
     if config.resume and config.out is None:
@@ -133,6 +173,8 @@ def read(file: Path | None, options: Mapping[str, Any]) -> Config:
 
 
 def _mapping(file: Path) -> dict[str, Any]:
+    import yaml
+
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
@@ -149,7 +191,7 @@ def _complaint(error: Mapping[str, Any]) -> str:
     key = str(error["loc"][0])
     match error["type"]:
         case "missing":
-            return f"name a data set: one of {', '.join(entry.name for entry in data.SOURCES)}"
+            return f"name a data set: one of {', '.join(entry.name for entry in sources.SOURCES)}"
         case "extra_forbidden":
             near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.4)
             known = near or list(Config.model_fields)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 
 import torch
-from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,19 +19,6 @@ from evenhand.data.toy import Paths
 COLUMNS = 6
 EDGE = (-11.5, 11.5)
 """What of either parameter is drawn."""
-
-
-def check(file: Path) -> None:
-    """Whether a figure can be written there.
-
-    Raises:
-        ValueError: the suffix or the folder is none.
-    """
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if file.suffix[1:] not in kinds:
-        raise ValueError(f"{file}: the suffix must be one of {', '.join(sorted(kinds))}")
-    if not file.parent.is_dir():
-        raise ValueError(f"{file}: there is no folder {file.parent}")
 
 
 def walk(names: Sequence[str], say: Say, steps: int = 3_500) -> dict[str, Paths]:

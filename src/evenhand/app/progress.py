@@ -19,6 +19,7 @@ from rich.table import Column
 
 from evenhand.comparison.folder import AS_ONE, MANIFEST
 from evenhand.comparison.job import Job, Listener, Result
+from evenhand.data.labels import LabelCount
 from evenhand.training.records import Record
 
 EVERY = 30.0
@@ -112,6 +113,22 @@ def named(job: Job) -> str:
 def numbers(record: Record) -> str:
     """The tasks' validation losses."""
     return "  ".join(f"{task} {loss:.3g}" for task, loss in record.validation.items())
+
+
+def told_labels(counts: Mapping[str, Mapping[str, LabelCount]]) -> str:
+    """How many samples have a label of each task, by part, and how many are left out."""
+    parts = next(iter(counts.values()), {})
+    if not parts:
+        return "labels: not counted, the data are read from files"
+    lines = []
+    for task, found in counts.items():
+        used = "/".join(str(count.used) for count in found.values())
+        out = sum(count.left_out for count in found.values())
+        gaps = sum(count.gaps for count in found.values())
+        also = [f"{out} without a label left out"] if out else []
+        also += [f"{gaps} entries without one"] if gaps else []
+        lines.append(f"{task} {used}" + (f" ({', '.join(also)})" if also else ""))
+    return f"labels ({'/'.join(parts)}): {'; '.join(lines)}"
 
 
 def told_memory(state_bytes: Mapping[str, int]) -> str:

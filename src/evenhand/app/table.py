@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from evenhand.app.findings import Column, Findings, columns, notes
-from evenhand.app.methods import Traits, traits
-from evenhand.data import Source
 from evenhand.recipes import Recipe
+from evenhand.sources import Source
+
+if TYPE_CHECKING:
+    from evenhand.app.findings import Column, Findings
+    from evenhand.app.methods import Traits
 
 WIDE = 160
 """Columns to write where nothing tells how wide the page is."""
@@ -30,6 +33,8 @@ def console(stderr: bool = False) -> Console:
 
 def comparison(findings: Findings, width: int) -> Group:
     """The table of a comparison, in parts if it is wider than `width`, and what to be wary of."""
+    from evenhand.app.findings import columns, notes
+
     spread = (
         "mean ± standard deviation over the seeds"
         if len(findings.comparison.settings.seeds) > 1
@@ -71,6 +76,8 @@ def _part(columns: Sequence[Column]) -> Table:
 
 def recipes(entries: Sequence[Recipe], width: int) -> Table:
     """What each recipe does, needs, costs and promises."""
+    from evenhand.app.methods import traits
+
     if width < ROOMY:
         table = _list("recipe", "what it does, backward passes of a step on m tasks, source")
         for entry in entries:

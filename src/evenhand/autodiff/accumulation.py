@@ -22,9 +22,11 @@ from evenhand.autodiff.arithmetic import (
     gradient,
     shaped_like,
     spans_among,
+    spans_of,
 )
 from evenhand.autodiff.call import Call
-from evenhand.autodiff.gradients import NonFiniteError, Place, norms, times
+from evenhand.autodiff.coordinates import Coordinates
+from evenhand.autodiff.gradients import Columns, NonFiniteError, Place, norms, times
 from evenhand.autodiff.ownership import Sharing
 from evenhand.autodiff.passes import Passes, Update
 from evenhand.autodiff.rows import Column, Rows, fill, plain_column
@@ -164,10 +166,20 @@ class Accumulated:
         sums: of all micro-batches, the last one included.
         call: all their tasks, with the sums of their losses; without graphs.
         sharing: whose the leaves are.
+        coordinates, names: see `Passes`.
     """
 
-    def __init__(self, sums: Sums, call: Call, sharing: Sharing) -> None:
+    def __init__(
+        self,
+        sums: Sums,
+        call: Call,
+        sharing: Sharing,
+        coordinates: Coordinates,
+        names: Mapping[Tensor, str],
+    ) -> None:
         self._sums = sums
+        self._coordinates = coordinates
+        self._names = names
         self.call = call
         self.sharing = sharing
         self.tasks = call.tasks
@@ -225,7 +237,14 @@ class Accumulated:
 
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
-        return spans_among(self.targets(place), self.shared, self.call.members)
+        return spans_among(
+            spans_of(place, self.targets, self.shared), self.shared, self.call.members
+        )
+
+    def columns(self, place: Place) -> Columns:
+        """Where the coordinates of `place` stand among all that were ever looked at."""
+        targets = self.targets(place)
+        return self._coordinates.columns(place, targets, self._names, self.call.members)
 
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
@@ -201,6 +201,15 @@ def chosen_targets(
             "balanced: fewer than two tasks have reached it, or it is frozen"
         )
     return chosen
+
+
+def spans_of(
+    place: Place, targets: Callable[[Place], list[Tensor]], shared: Sequence[Tensor]
+) -> list[Tensor]:
+    """The balanced leaves of a place, none where a chosen place has none."""
+    if callable(place) and not list(place(tuple(shared))):
+        return []
+    return targets(place)
 
 
 def spans_among(

@@ -56,8 +56,13 @@ class Catcher:
                 handle.remove()
                 del self._caught[key], self._found[key]
 
+    def forget(self) -> None:
+        """Forget what was returned so far: a backward pass has gone through it."""
+        for found in self._found.values():
+            found.clear()
+
     def outputs(self, module: nn.Module, losses: Sequence[Tensor], needed: bool) -> list[Tensor]:
-        """What `module` has returned since it was asked last, of that what the losses reach.
+        """What `module` has returned since the last backward pass, of that what the losses reach.
 
         Args:
             module: the module.
@@ -71,7 +76,6 @@ class Catcher:
         self.catch(module)
         found = self._found[id(module)]
         made = [z for z in (ref() for ref in found) if z is not None and z.requires_grad]
-        found.clear()
         made = list(dict.fromkeys(made))
         if made:
             edges = [edge_of(z) for z in made]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # what is asked for is checked without torch: the tool refuses mistakes at once
+    from torch import Tensor
 
-from evenhand.autodiff.rows import Rows
+    from evenhand.autodiff.rows import Rows
 
 Jacobian = Literal["looped", "batched", "measured"] | int
 GAIN = 0.95

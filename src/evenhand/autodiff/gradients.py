@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from evenhand.linalg.solution import require, require_gramian
 from evenhand.schedules import Clock
 
 Place = (
@@ -63,6 +65,21 @@ class Reducer:
         return gramian
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Where the columns of a Jacobian stand among all coordinates that were ever looked at.
+
+    Attributes:
+        total: the number of all coordinates.
+        index: the position of each column, int64 [n]; None where the columns are all, in order.
+        anew: whether none of them was there before, so that a history begins again.
+    """
+
+    total: int
+    index: Tensor | None = None
+    anew: bool = False
+
+
 class Source(Protocol):
     """Where gradients come from."""
 
@@ -75,6 +92,8 @@ class Source(Protocol):
     def product(self, place: Place, weights: Tensor) -> Tensor: ...
 
     def spans(self, place: Place) -> list[slice]: ...
+
+    def columns(self, place: Place) -> Columns: ...
 
 
 class TaskGradients:
@@ -133,14 +152,24 @@ class TaskGradients:
         Losses default to ones; every place shows the same numbers.
 
         Raises:
-            ValueError: nothing was given, or the number of tasks does not agree.
+            TypeError: what was given is not a floating point tensor.
+            ValueError: nothing was given, there is no task, a number is not finite, the Gramian is
+                not square, or the number of tasks does not agree.
 
         Example:
             >>> TaskGradients.of(jacobian=torch.tensor([[3.0, 0.0], [1.0, 2.0]])).gramian
             tensor([[9., 3.],
                     [3., 5.]])
         """
+        if jacobian is not None:
+            require(jacobian, "jacobian", "[..., m, n]", 2)
+        if gramian is not None:
+            require_gramian(gramian)
+        if losses is not None:
+            require(losses, "losses", "[..., m]", 1)
         source = Matrices(jacobian, gramian)
+        if losses is None and jacobian is None and gramian is None:
+            raise ValueError("give losses, a jacobian or a gramian")
         if losses is None:
             losses = torch.ones_like(source.norms("parameters"))
         if tasks is None:
@@ -207,6 +236,11 @@ class TaskGradients:
         return self._source.spans(place)
 
     @property
+    def columns(self) -> Columns:
+        """Where the columns of J stand among all coordinates, for histories over these."""
+        return self._source.columns(self.place)
+
+    @property
     def gramian(self) -> Tensor:
         """G = J Jᵀ, [m, m]."""
         gramian = self._source.gramian(self.place)
@@ -261,7 +295,13 @@ class Matrices:
     def gramian(self, place: Place) -> Tensor:
         if self._gramian is None:
             jacobian = self.jacobian(place)
-            self._gramian = jacobian @ jacobian.mT
+            gramian = jacobian @ jacobian.mT
+            if not all_finite(gramian):
+                raise ValueError(
+                    f"squared norms of the jacobian's rows overflow {jacobian.dtype}: "
+                    "give it in torch.float64, or divide the losses"
+                )
+            self._gramian = gramian
         return self._gramian
 
     def norms(self, place: Place) -> Tensor:
@@ -272,6 +312,9 @@ class Matrices:
 
     def spans(self, place: Place) -> list[slice]:
         return [slice(0, self.jacobian(place).shape[-1])]
+
+    def columns(self, place: Place) -> Columns:
+        return Columns(self.jacobian(place).shape[-1])
 
 
 def norms(gramian: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from evenhand.autodiff.walk import Edge, edge_of, walk
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, Reading, unwrapped
 
 Probe = Callable[[Sequence[Tensor]], list[int]]
-"""Leaves -> for each of them, the mask of the active tasks whose gradient there is not zero."""
+"""Tensors -> for each of them, the mask of the active tasks whose gradient there is not zero."""
 
 
 class Undecided(ValueError):
@@ -212,6 +214,11 @@ class Ownership:
         return self._given and "unreached" not in self._told
 
     @property
+    def names(self) -> Mapping[Tensor, str]:
+        """The names of the model's parameters, where it is known."""
+        return {} if self._structure is None else self._structure.names
+
+    @property
     def network(self) -> MultiTaskNetwork | None:
         """The network whose structure is known."""
         self._settled()
@@ -330,10 +337,11 @@ class Ownership:
         ]
         if not unsure:
             return masks
-        seen = dict(zip(unsure, probe(unsure), strict=True))
-        speaking = 0
-        for mask in seen.values():
-            speaking |= mask  # a task whose gradient is zero everywhere here says nothing
+        # A task whose gradient is zero at what lies behind says nothing of who reaches what.
+        witnesses = [*found.features] or [leaf for leaf in masks if leaf not in unsure]
+        probed = probe([*unsure, *witnesses])
+        seen = dict(zip(unsure, probed, strict=False))
+        speaking = reduce(or_, probed)
         for leaf, mask in seen.items():
             self.union.add(leaf, 0, mask)
             silent = masks[leaf] & speaking & ~(mask | self.union.seen(leaf))

@@ -41,9 +41,11 @@ from evenhand.autodiff.arithmetic import (
     gradient,
     shaped_like,
     spans_among,
+    spans_of,
     weighted_sum,
 )
 from evenhand.autodiff.call import Call, require_finite
+from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.factors import (
     Factored,
     Layer,
@@ -53,6 +55,7 @@ from evenhand.autodiff.factors import (
     passing_gradients,
 )
 from evenhand.autodiff.gradients import (
+    Columns,
     NonFiniteError,
     Place,
     Reducer,
@@ -95,6 +98,8 @@ class Passes:
         chunk: (these passes) -> how many tasks' passes to take at once; one by one by default.
         factored: whether gradients by layers' weights are kept as factors.
         retain_trunk: keep the trunk's graph for a pass after all tasks' gradients are known.
+        coordinates: where histories over coordinates are kept; those of this call alone by default.
+        names: of the parameters, where they are known.
     """
 
     def __init__(
@@ -106,7 +111,11 @@ class Passes:
         chunk: Callable[[Passes], int] = lambda passes: 1,
         factored: Factored = "auto",
         retain_trunk: bool = False,
+        coordinates: Coordinates | None = None,
+        names: Mapping[Tensor, str] | None = None,
     ) -> None:
+        self._coordinates = coordinates or Coordinates()
+        self._names = names or {}
         self.call = call
         self.sharing = sharing
         self.tasks = call.tasks
@@ -183,7 +192,11 @@ class Passes:
 
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
-        return spans_among(self.targets(place), self.shared, self._members)
+        return spans_among(spans_of(place, self.targets, self.shared), self.shared, self._members)
+
+    def columns(self, place: Place) -> Columns:
+        """Where the coordinates of `place` stand among all that were ever looked at."""
+        return self._coordinates.columns(place, self.targets(place), self._names, self._members)
 
     def targets(self, place: Place) -> list[Tensor]:
         """The tensors that `place` differentiates by."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest
+from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
 from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.plan import jobs, units
 from evenhand.comparison.pool import run_jobs
@@ -58,15 +58,19 @@ def prepare(
     have one together) and, when it is finished, result.json.
 
     Raises:
-        ValueError: an unknown recipe or data set; `out` holds another comparison (or anything at
-            all without `resume`); stacks are asked for where there can be none.
+        ValueError: an unknown recipe or data set; a task without labels; `out` holds another
+            comparison, or one on other data (or anything at all without `resume`); stacks are
+            asked for where there can be none.
     """
-    todo = jobs(recipes, load_problem(settings.source), settings)
+    load_problem.cache_clear()  # the data may be others than those of an earlier comparison
+    problem = load_problem(settings.source)
+    problem.check_labels()
+    todo = jobs(recipes, problem, settings)
     chosen = {
         unit.jobs[0].group: unit.why or f"{len(unit.jobs)} {AS_ONE}"
         for unit in units(todo, settings)
     }
-    claim(out, settings, recipes, resume, {"trained": chosen})
+    claim(out, settings, recipes, resume, {"trained": chosen}, told_data(problem))
     return todo
 
 
@@ -77,6 +81,7 @@ def finished(out: Path) -> Comparison:
         ValueError: `out` holds no comparison, or one whose runs are not all finished.
     """
     manifest = read_manifest(out)
+    load_problem.cache_clear()
     asked = manifest["settings"]
     settings = Settings(**{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])})
     problem = load_problem(settings.source)

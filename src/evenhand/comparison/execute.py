@@ -14,6 +14,7 @@ from evenhand.comparison.folder import RESULT, STACKED
 from evenhand.comparison.job import Job, Listener, Result, Unit
 from evenhand.comparison.plan import training
 from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.weights import keep_weights
 from evenhand.ensemble.training import FINISHED, StackedTraining
 from evenhand.training import checkpoint
 from evenhand.training.loop import Training, evaluate
@@ -47,6 +48,7 @@ def _execute_alone(
             records.append(record)
             on_record(record)
         result = _result(job, run, records)
+        keep_weights(run, job, folder, result.epoch)
     except NonFiniteError as error:
         reason, _, _ = str(error).partition(";")
         result = Result(job, run.tasks, f"diverged: {reason}")
@@ -86,6 +88,7 @@ def _execute_as_one(
             continue
         if event == FINISHED:
             found[k] = _result(jobs[k], runs.members[k], records[k])
+            keep_weights(runs.members[k], jobs[k], folders[k], found[k].epoch)
         else:
             found[k] = Result(jobs[k], runs.members[k].tasks, event)
         write_atomically(folders[k] / RESULT, found[k].to_json())

@@ -9,11 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy
-import torch
-
 from evenhand.comparison.request import Settings
+from evenhand.data.fingerprint import fingerprint
+from evenhand.data.problem import Problem
 from evenhand.training.records import write_atomically
 
 MANIFEST, RESULT = "manifest.json", "result.json"
@@ -40,29 +38,50 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return manifest
 
 
+def begun(out: Path, resume: bool) -> bool:
+    """Whether `out` holds a comparison to go on with; otherwise it is free.
+
+    Raises:
+        ValueError: `out` is neither.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: choose a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not resume:
+        raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
+    read_manifest(out)
+    return True
+
+
 def claim(
     out: Path,
     settings: Settings,
     recipes: Sequence[str],
     resume: bool,
     chosen: Mapping[str, Any],
+    data: Mapping[str, Any],
 ) -> None:
     """Take the folder `out` for a comparison, or find that it is the one to go on with.
 
+    Args:
+        out: the folder.
+        settings: of the comparison.
+        recipes: their names.
+        resume: whether the folder may have been begun already.
+        chosen: what else the manifest is to say.
+        data: what `told_data` says of the data; other data than those of the manifest are refused.
+
     Raises:
-        ValueError: `out` holds something else.
+        ValueError: `out` holds something else, or a comparison on other data.
     """
     asked = {"settings": asdict(settings), "recipes": list(recipes)}
     asked = json.loads(json.dumps(asked))
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: choose a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not begun(out, resume):
         out.mkdir(parents=True, exist_ok=True)
-        manifest = {**asked, **chosen, **environment()}
+        manifest = {**asked, **chosen, "data": data, **environment()}
         write_atomically(out / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
         return
-    if not resume:
-        raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
     before = read_manifest(out)
     then, now = (
         {"recipes": m["recipes"], "stack": "never", **m["settings"]} for m in (before, asked)
@@ -72,10 +91,31 @@ def claim(
     ]
     if differing:
         raise ValueError(f"{out} holds another comparison: {'; '.join(differing)}")
+    known = before.get("data", {}).get("fingerprint")
+    if known != data["fingerprint"]:
+        was, now = str(known)[:12], data["fingerprint"][:12]
+        raise ValueError(
+            f"the data of {settings.source} are not those that {out} was begun with (fingerprint "
+            f"{was}, now {now}): its runs cannot be completed with others; choose another folder, "
+            "or bring the old data back"
+        )
+
+
+def told_data(problem: Problem) -> dict[str, Any]:
+    """What a manifest says of the data: their fingerprint, and how many labels each task has."""
+    counts = {
+        task: {part: asdict(count) for part, count in parts.items()}
+        for task, parts in problem.label_counts().items()
+    }
+    return {"fingerprint": fingerprint(problem), "labels": counts}
 
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for manifests."""
+    import numpy as np
+    import scipy
+    import torch
+
     from evenhand import __version__
 
     return {

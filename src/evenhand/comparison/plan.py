@@ -77,9 +77,11 @@ def composition(job: Job, problem: Problem) -> Composition:
     return recipe(job.recipe).compose(tuple(problem.tasks))[job.label]
 
 
-def training(job: Job, problem: Problem, settings: Settings) -> Training:
-    """The training that `job` stands for."""
-    parts = composition(job, problem)
+def training(
+    job: Job, problem: Problem, settings: Settings, parts: Composition | None = None
+) -> Training:
+    """The training that `job` stands for; with other `parts` than its recipe's, if given."""
+    parts = parts or composition(job, problem)
     torch.manual_seed(job.seed)
     network = problem.network(parts.tasks)
     balancer = Balancer(

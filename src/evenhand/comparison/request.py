@@ -1,18 +1,23 @@
-"""What a comparison is asked: the data, the settings, and what they may be."""
+"""What a comparison is asked: the data, the settings, and what they may be.
+
+Nothing here loads torch before it is needed, so that the tool refuses a mistake at once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from evenhand import data
 from evenhand.autodiff.chunking import Chunking, Jacobian
-from evenhand.data.problem import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from evenhand.data.problem import Problem
 
 REFERENCE = "single-task"
 """The recipe that Δm compares with."""
@@ -25,10 +30,21 @@ BASELINE = "sg"
 STACK = ("auto", "never", "always")
 
 
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
-    "adam": partial(torch.optim.Adam, fused=True),
-}
+def sgd(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
+    """SGD with momentum 0.9."""
+    from torch.optim import SGD
+
+    return SGD(parameters, momentum=0.9, fused=True, **options)
+
+
+def adam(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
+    """Adam with torch's defaults."""
+    from torch.optim import Adam
+
+    return Adam(parameters, fused=True, **options)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"sgd": sgd, "adam": adam}
 """Fused: one pass over the memory instead of several; ``benchmarks/alternation.py`` has both."""
 
 
@@ -94,5 +110,10 @@ class Settings:
 
 @lru_cache(maxsize=4)
 def load_problem(source: str) -> Problem:
-    """The problem called `source`, with the split that all seeds share."""
+    """The problem called `source`, with the split that all seeds share.
+
+    It is kept while one comparison is made; `prepare` and `finished` load it afresh.
+    """
+    from evenhand import data
+
     return data.problem(source)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 
-from evenhand.data.problem import Batch, Problem, Split, Stream, Task, labelled
+from evenhand.data.labels import LabelCount, Labelling, labelled
+from evenhand.data.problem import Batch, Problem, Split, Stream, Task
+from evenhand.sources import SOURCES, Source, source
 
 __all__ = [
     "SOURCES",
     "Batch",
+    "LabelCount",
+    "Labelling",
     "Problem",
     "Source",
     "Split",
@@ -22,118 +24,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A problem that can be asked for by name; its module is imported when it is.
-
-    `maker` is the function there that takes a seed and gives the problem. What is `by_hand` needs
-    files that nobody but the user can fetch; its maker says where they are to be had.
-    """
-
-    name: str
-    module: str
-    summary: str
-    citation: str
-    maker: str = "load"
-    by_hand: bool = False
-
-
-SOURCES: tuple[Source, ...] = (
-    Source(
-        "digits",
-        "evenhand.data.digits",
-        "two handwritten digits on one picture: classify both, redraw the right one",
-        "Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0)",
-    ),
-    Source(
-        "quadrants",
-        "evenhand.data.quadrants",
-        "points in a square: the quadrant, and inside the unit circle or not",
-        "Bellavia, Della Santa & Papini, Optim. Methods Softw. 2026, arXiv 2312.16340",
-    ),
-    Source(
-        "multimnist",
-        "evenhand.data.multimnist",
-        "two MNIST digits on one picture: tell both (`evenhand data mnist` first)",
-        "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); Sener & Koltun, NeurIPS 2018, "
-        "arXiv 1810.04650",
-    ),
-    Source(
-        "multimnist-redraw",
-        "evenhand.data.multimnist",
-        "two MNIST digits on one picture: tell one, redraw the other (likewise)",
-        "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); Nakamura, Grassi & Wolf, Neurocomputing "
-        "511 (2022), arXiv 2204.06698",
-        maker="load_redraw",
-    ),
-    Source(
-        "multimnist-many",
-        "evenhand.data.multimnist",
-        "two MNIST digits on one picture, eight tasks of different nature (likewise)",
-        "LeCun, Cortes & Burges, MNIST (CC BY-SA 3.0); pictures as in Sener & Koltun, NeurIPS "
-        "2018, the tasks are ours",
-        maker="load_many",
-    ),
-    Source(
-        "wireless",
-        "evenhand.data.wireless",
-        "wireless signals over the air: modulation and type (a file to be fetched by hand)",
-        "Jagannath & Jagannath, RadCom (CC BY-NC-SA 4.0), arXiv 2101.10254",
-        by_hand=True,
-    ),
-    Source(
-        "signals",
-        "evenhand.data.wireless",
-        "a stand-in for wireless, made here: modulation and type of nine kinds of signals",
-        "nine kinds as in Jagannath & Jagannath, arXiv 2101.10254; the waveforms are ours",
-        maker="load_stand_in",
-    ),
-    Source(
-        "celeba",
-        "evenhand.data.celeba",
-        "faces: 40 attributes, each a task (files to be fetched by hand)",
-        "Liu, Luo, Wang & Tang, ICCV 2015 (for non-commercial research); network as in Pascal et "
-        "al., arXiv 2109.11678",
-        by_hand=True,
-    ),
-    Source(
-        "cityscapes",
-        "evenhand.data.cityscapes",
-        "street scenes: each pixel in or out of seven groups of classes (likewise)",
-        "Cordts et al., CVPR 2016 (for non-commercial use); tasks as in Pascal et al., arXiv "
-        "2109.11678",
-        by_hand=True,
-    ),
-    Source(
-        "cityscapes-scene",
-        "evenhand.data.cityscapes",
-        "street scenes: classes, instances, disparity (likewise)",
-        "Cordts et al., CVPR 2016 (for non-commercial use); tasks as in Sener & Koltun, NeurIPS "
-        "2018, arXiv 1810.04650",
-        maker="load_scene",
-        by_hand=True,
-    ),
-    Source(
-        "nyuv2",
-        "evenhand.data.nyuv2",
-        "rooms: classes, depth, surface normals (likewise)",
-        "Silberman, Hoiem, Kohli & Fergus, ECCV 2012 (no licence stated); files of Liu, Johns & "
-        "Davison, CVPR 2019",
-        by_hand=True,
-    ),
-)
-
-
 def problem(name: str, seed: int = 0) -> Problem:
     """The problem called `name`, its split and pairing determined by `seed`.
 
     Raises:
         ValueError: there is none; the message names the nearest ones.
     """
-    known = {source.name: source for source in SOURCES}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-        raise ValueError(f"no data set is called {name!r}; did you mean {', '.join(near)}?")
-    module = import_module(known[name].module)
-    load: Callable[[int], Problem] = getattr(module, known[name].maker)
+    entry = source(name)
+    load: Callable[[int], Problem] = getattr(import_module(entry.module), entry.maker)
     return load(seed)

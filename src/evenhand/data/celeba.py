@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data.mnist import folder
 from evenhand.data.pictures import Counted, Pictures, Sample, colours
 from evenhand.data.problem import Problem, Task
@@ -63,9 +64,7 @@ def load(
     Raises:
         ValueError: a file is missing (the message says where to get it) or damaged.
     """
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == "celeba")
+    source = sources.source("celeba")
     where = folder() / "celeba" if where is None else where
     names, attributes, labels = read_attributes(_found(where, ATTRIBUTES))
     part = read_partition(_found(where, PARTITION), names)
@@ -74,7 +73,8 @@ def load(
     for number in range(3):
         index = (part == number).nonzero().flatten()
         faces = Faces(images, [names[int(i)] for i in index], attributes, labels[index])
-        parts.append(Pictures(faces, len(index), batch, workers, device))
+        files = [_found(where, ATTRIBUTES), *(images / name for name in faces.names)]
+        parts.append(Pictures(faces, len(index), batch, workers, device, files))
     return Problem(
         name="celeba",
         summary=source.summary,

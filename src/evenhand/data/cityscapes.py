@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data import unet
 from evenhand.data.mnist import folder
 from evenhand.data.pictures import (
@@ -64,6 +65,8 @@ GROUPS: Mapping[str, tuple[int, ...]] = {
 """The label numbers of each group: the 19 classes that are evaluated, by official category."""
 CLASSES = tuple(label for labels in GROUPS.values() for label in labels)
 VOID = 255
+UNIT = 128
+"""Full-size pixels in which the way to the middle of an instance is told to the network."""
 DEVIATION = 2729.068 / 256
 """Of the disparities, in pixels of the full-size picture: what Sener & Koltun's code divides by."""
 
@@ -121,12 +124,31 @@ def load_scene(
 
     Targets are the class, int64 [n, h, 2h] (255 is void); the way (down, right) to the middle of
     the pixel's instance in full-size pixels over 128, [n, 2, h, 2h]; the disparity in full-size
-    pixels, [n, h, 2h]. Pixels without instance or disparity are infinite, and count nowhere.
+    pixels, [n, h, 2h]. Pixels without instance or disparity are NaN, and count nowhere.
     """
     tasks = {
-        "semantic": Task(_class_loss, partial(Overlap, len(CLASSES)), "mIoU", True),
-        "instance": Task(partial(_known_mean, scale=1.0), _error, "error", False),
-        "disparity": Task(partial(_known_mean, scale=1 / DEVIATION), _error, "error, px", False),
+        "semantic": Task(
+            _class_loss,
+            partial(Overlap, len(CLASSES)),
+            "mIoU",
+            True,
+            missing=VOID,
+            gaps="loss",
+        ),
+        "instance": Task(
+            partial(_known_mean, scale=1.0),
+            partial(_error, UNIT),
+            "instance error, px",
+            False,
+            gaps="loss",
+        ),
+        "disparity": Task(
+            partial(_known_mean, scale=1 / DEVIATION),
+            partial(_error, 1.0),
+            "disparity error, px",
+            False,
+            gaps="loss",
+        ),
     }
     options = Options(seed, where, batch, workers, device, height)
     return _problem("cityscapes-scene", tasks, scene_network, Scene, options)
@@ -151,9 +173,7 @@ def _problem(
     reader: Callable[[Sequence[Frame], int], Callable[[int], Sample]],
     options: Options,
 ) -> Problem:
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == name)
+    source = sources.source(name)
     where = folder() / "cityscapes" if options.where is None else options.where
     disparity = "disparity" in tasks
     known, held = apart(frames(where, "train", disparity), options.seed)
@@ -164,6 +184,7 @@ def _problem(
             options.batch,
             options.workers,
             options.device,
+            [file for frame in those for file in (frame if disparity else frame[:2])],
         )
         for those in (known, held, frames(where, "val", disparity))
     )
@@ -199,18 +220,18 @@ def _class_loss(scores: Tensor, classes: Tensor) -> Tensor:
 
 
 def _known_mean(values: Tensor, target: Tensor, scale: float) -> Tensor:
-    """Scale · mean |values − target| over the finite targets; 0 if there is none."""
+    """Scale · mean |values − target| over the targets that are known; 0 if none is."""
     known = target.isfinite()
     return scale * (values[known] - target[known]).abs().sum() / known.sum().clamp(min=1)
 
 
-def _error() -> Averaged:
-    return Averaged(_known_errors)
+def _error(scale: float) -> Averaged:
+    return Averaged(partial(_known_errors, scale=scale))
 
 
-def _known_errors(values: Tensor, target: Tensor) -> Tensor:
+def _known_errors(values: Tensor, target: Tensor, scale: float) -> Tensor:
     known = target.isfinite()
-    return (values[known] - target[known]).abs()
+    return scale * (values[known] - target[known]).abs()
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -295,12 +316,12 @@ class Scene:
         labels, disparity = numbers(scene.labels), numbers(scene.disparity).astype(np.float32)
         classes = np.full(256, VOID)
         classes[list(CLASSES)] = range(len(CLASSES))
-        steps = np.where(disparity > 0, (disparity - 1) / 256, np.inf).astype(np.float32)
+        steps = np.where(disparity > 0, (disparity - 1) / 256, np.nan).astype(np.float32)
         down, right = middles(numbers(scene.instances))
         ways = np.stack([nearest(down, *size), nearest(right, *size)])
         targets = {
             "semantic": torch.from_numpy(classes[nearest(labels, *size)]),
-            "instance": torch.from_numpy(ways) / 128,
+            "instance": torch.from_numpy(ways) / UNIT,
             "disparity": torch.from_numpy(nearest(steps, *size)),
         }
         return colours(scene.picture, *size), targets
@@ -309,9 +330,9 @@ class Scene:
 def middles(instances: npt.NDArray[np.integer]) -> tuple[Floats, Floats]:
     """How far each pixel is from the middle of its instance, down and to the right, in pixels.
 
-    An instance has the number 1000 · class + k; pixels of none, and of void, are infinite.
+    An instance has the number 1000 · class + k; pixels of none, and of void, are NaN.
     """
-    down = np.full(instances.shape, np.inf, np.float32)
+    down = np.full(instances.shape, np.nan, np.float32)
     right = down.copy()
     for number in np.unique(instances[np.isin(instances // 1000, CLASSES)]):
         rows, columns = np.nonzero(instances == number)

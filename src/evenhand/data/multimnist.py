@@ -24,32 +24,53 @@ mask per sample; the released code keeps a mask per batch, without rescaling.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data import mnist
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
+Resize = Literal["nearest", "bilinear"]
 MEAN, DEVIATION = 0.1307, 0.3081
 VALIDATION = 10_000
 LATENT = 50
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How two digits become a picture: `compose`'s arguments, and see `load_redraw`."""
+
+    shift: int
+    resize: Resize = "nearest"
+    placed: bool = False
+
+
 def load(seed: int = 0) -> Problem:
     """Left and right digit. Inputs [n, 1, 28, 28]; targets int64 [n]; outputs logits [n, 10]."""
     tasks = {"left": _classes(10), "right": _classes(10)}
-    return _problem("multimnist", tasks, seed, shift=8, drop=True)
+    return _problem("multimnist", tasks, seed, Drawing(shift=8), drop=True)
 
 
-def load_redraw(seed: int = 0) -> Problem:
-    """The upper-left class and the lower-right picture, [n, 784] in [0, 1]."""
+def load_redraw(seed: int = 0, resize: Resize = "nearest", placed: bool = False) -> Problem:
+    """The upper-left class and the lower-right picture, [n, 784] in [0, 1].
+
+    Args:
+        seed: of the division into training and validation and of the pairs.
+        resize: how 32×32 becomes 28×28, see `compose`.
+        placed: whether the picture to redraw is the digit where and as small as it stands on the
+            input, or the digit as it is.
+    """
     tasks = {"upper": _classes(10), "lower": _redrawing()}
-    return _problem("multimnist-redraw", tasks, seed, shift=4)
+    draw = Drawing(shift=4, resize=resize, placed=placed)
+    return _problem("multimnist-redraw", tasks, seed, draw)
 
 
 def load_many(seed: int = 0) -> Problem:
@@ -64,7 +85,7 @@ def load_many(seed: int = 0) -> Problem:
         "sum": Task(functional.mse_loss, _squared_error, "MSE", False),
         "lower": _redrawing(),
     }
-    return _problem("multimnist-many", tasks, seed, shift=8)
+    return _problem("multimnist-many", tasks, seed, Drawing(shift=8))
 
 
 OUTPUTS = {
@@ -91,12 +112,10 @@ def _squared_error() -> Metric:
 
 
 def _problem(
-    name: str, tasks: Mapping[str, Task], seed: int, shift: int, drop: bool = False
+    name: str, tasks: Mapping[str, Task], seed: int, draw: Drawing, drop: bool = False
 ) -> Problem:
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == name)
-    train, validation, test = _splits(mnist.load(), tuple(tasks), seed, shift)
+    source = sources.source(name)
+    train, validation, test = _splits(mnist.load(), tuple(tasks), seed, draw)
     return Problem(
         name=name,
         summary=source.summary,
@@ -136,29 +155,45 @@ def _head(outputs: int, drop: bool) -> nn.Module:
 # The pictures -----------------------------------------------------------------------------------
 
 
-def _splits(digits: mnist.MNIST, tasks: tuple[str, ...], seed: int, shift: int) -> list[Split]:
+def _splits(digits: mnist.MNIST, tasks: tuple[str, ...], seed: int, draw: Drawing) -> list[Split]:
     generator = torch.Generator().manual_seed(mixed_seed(seed, *b"multimnist"))
+    made = parts(digits, generator)
+    return [_paired(images, labels, tasks, generator, draw) for images, labels in made]
+
+
+def parts(digits: mnist.MNIST, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Pictures and labels to train, to validate and to test, before they are paired."""
     order = torch.randperm(len(digits.train_images), generator=generator)
     held_out = min(VALIDATION, len(order) // 6)
-    parts = [
-        (digits.train_images[part], digits.train_labels[part])
-        for part in (order[held_out:], order[:held_out])
+    train, validation = order[held_out:], order[:held_out]
+    return [
+        (digits.train_images[train], digits.train_labels[train]),
+        (digits.train_images[validation], digits.train_labels[validation]),
+        (digits.test_images, digits.test_labels),
     ]
-    parts.append((digits.test_images, digits.test_labels))
-    return [_paired(images, labels, tasks, generator, shift) for images, labels in parts]
 
 
 def _paired(
-    images: Tensor, labels: Tensor, tasks: tuple[str, ...], generator: torch.Generator, shift: int
+    images: Tensor,
+    labels: Tensor,
+    tasks: tuple[str, ...],
+    generator: torch.Generator,
+    draw: Drawing,
 ) -> Split:
     partner = torch.randint(len(images), (len(images),), generator=generator)
-    pictures = compose(images, images[partner], shift)
+    pictures = compose(images, images[partner], draw.shift, draw.resize)
+    blank = torch.zeros_like(images)
+
+    def redrawn() -> Tensor:
+        other = images[partner]
+        return compose(blank, other, draw.shift, draw.resize) if draw.placed else other
+
     left, right = labels, labels[partner]
     targets: Mapping[str, Callable[[], Tensor]] = {
         "left": lambda: left,
         "upper": lambda: left,
         "right": lambda: right,
-        "lower": lambda: images[partner].flatten(1).float() / 255,
+        "lower": lambda: redrawn().flatten(1).float() / 255,
         "left-parity": lambda: left % 2,
         "right-parity": lambda: right % 2,
         "larger": lambda: (left > right).long(),
@@ -169,16 +204,22 @@ def _paired(
     return Split(inputs.unsqueeze(1), {task: targets[task]() for task in tasks})
 
 
-def compose(first: Tensor, second: Tensor, shift: int) -> Tensor:
-    """Two digits [n, 28, 28] on a canvas of 28 + shift, as [n, 28, 28] by nearest neighbour.
+def compose(first: Tensor, second: Tensor, shift: int, resize: Resize = "nearest") -> Tensor:
+    """Two digits [n, 28, 28] of bytes on a canvas of 28 + shift, as [n, 28, 28] of bytes.
 
     The first stands at the upper left; the second at (6, 6) of Sener & Koltun's canvas of 36, two
-    pixels from its edge, and at the lower right of a smaller one.
+    pixels from its edge, and at the lower right of a smaller one. The canvas is made smaller by
+    the nearest neighbour or by a triangle as wide as the reduction asks ("bilinear", as PIL and
+    torchvision do it).
     """
     side = 28 + shift
     offset = min(shift, 6)
     canvas = functional.pad(first, (0, shift, 0, shift))
     room = shift - offset
     other = functional.pad(second, (offset, room, offset, room))
-    nearest = torch.arange(28) * side // 28
-    return torch.maximum(canvas, other)[:, nearest][:, :, nearest]
+    both = torch.maximum(canvas, other)
+    if resize == "nearest":
+        nearest = torch.arange(28) * side // 28
+        return both[:, nearest][:, :, nearest]
+    smaller = functional.interpolate(both[:, None], (28, 28), mode="bilinear", antialias=True)
+    return smaller[:, 0]

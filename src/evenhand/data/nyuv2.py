@@ -11,9 +11,10 @@ names has, for train (795 pictures) and val (654), numbered from 0,
     train/depth/0.npy    [288, 384, 1], in metres, 0 where there is none
     train/normal/0.npy   [288, 384, 3], unit vectors, 0 where there is none
 
-(The official nyu_depth_v2_labeled.mat has neither normals nor the 13 classes.) `val` is the test
-set; a tenth of `train`, a row of neighbours whose place the seed draws, validates. Neighbours often
-show one room, so only the ends of that row have relatives among the training pictures.
+(The official nyu_depth_v2_labeled.mat, which has no normals, is read by `nyuv2_official.py`.)
+`val` is the test set; a tenth of `train`, a row of neighbours whose place the seed draws,
+validates. Neighbours often show one room, so only the ends of that row have relatives among the
+training pictures.
 
 The setting is that of Pascal et al. (arXiv 2109.11678), as released: a U-Net; a binary
 cross-entropy for each of the 13 classes, where a pixel without class belongs to none; the mean
@@ -23,27 +24,37 @@ files, with components moved to [0, 1], and so do their products; ours are cosin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data import unet
 from evenhand.data.mnist import folder
-from evenhand.data.pictures import Array, Averaged, Overlap, Pictures, Sample
+from evenhand.data.pictures import (
+    Array,
+    Averaged,
+    Overlap,
+    Pictures,
+    Sample,
+    counted,
+    row_apart,
+    stored,
+)
 from evenhand.data.problem import Problem, Task
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedules import mixed_seed
 
 PAGE = "https://github.com/lorenmt/mtan"
 CLASSES = 13
 NONE = 255
-KINDS = ("image", "label", "depth", "normal")
+DIMENSIONS = {"image": (3, 3), "label": (2, 2), "depth": (2, 3), "normal": (3, 3)}
+KINDS = tuple(DIMENSIONS)
 
 
 def load(
@@ -57,8 +68,8 @@ def load(
     """Segmentation, depth, normals of pictures [n, 3, h, w].
 
     Targets are classes, int64 [n, h, w] (255 where there is none), metres [n, h, w] and unit
-    vectors [n, 3, h, w] (0 where there is none). Outputs are logits [n, 13, h, w], metres, and
-    unit vectors.
+    vectors [n, 3, h, w], both NaN where there is none. Outputs are logits [n, 13, h, w], metres,
+    and unit vectors.
 
     Args:
         seed: draws which pictures validate.
@@ -70,13 +81,18 @@ def load(
     Raises:
         ValueError: a file is missing; the message says where to get it.
     """
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == "nyuv2")
+    source = sources.source("nyuv2")
     where = folder() / "nyuv2" if where is None else where
     known, held = apart(count(where, "train"), seed)
     train, validation, test = (
-        Pictures(Rooms(where / split, index), len(index), batch, workers, device)
+        Pictures(
+            Rooms(where / split, index),
+            len(index),
+            batch,
+            workers,
+            device,
+            [where / split / kind / f"{k}.npy" for k in index for kind in KINDS],
+        )
         for split, index in (
             *(("train", known), ("train", held)),
             ("val", range(count(where, "val"))),
@@ -88,8 +104,10 @@ def load(
         citation=source.citation,
         tasks={
             "segmentation": Task(class_loss, partial(Overlap, CLASSES), "mIoU", True),
-            "depth": Task(depth_loss, partial(Averaged, depth_errors), "error, m", False),
-            "normal": Task(normal_loss, partial(Averaged, angles), "error, °", False),
+            "depth": Task(
+                depth_loss, partial(Averaged, depth_errors), "error, m", False, gaps="loss"
+            ),
+            "normal": Task(normal_loss, partial(Averaged, angles), "error, °", False, gaps="loss"),
         },
         network=network,
         train=train.shuffled(),
@@ -137,7 +155,7 @@ def depth_loss(depth: Tensor, metres: Tensor) -> Tensor:
 
 def depth_errors(depth: Tensor, metres: Tensor) -> Tensor:
     """|error| at each pixel that has a depth."""
-    known = metres > 0
+    known = metres.isfinite()
     return (depth[known] - metres[known]).abs()
 
 
@@ -153,8 +171,9 @@ def angles(normals: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _cosines(normals: Tensor, vectors: Tensor) -> Tensor:
-    known = vectors.abs().sum(dim=1) > 0
-    return (normals * vectors).sum(dim=1)[known]
+    # Chosen before they are multiplied: 0 · NaN would be a gradient.
+    known = vectors.isfinite().all(dim=1)
+    return (normals.movedim(1, -1)[known] * vectors.movedim(1, -1)[known]).sum(dim=-1)
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -166,25 +185,16 @@ def count(where: Path, split: str) -> int:
     Raises:
         ValueError: there is none, or one lacks a file.
     """
-    number = len(list((where / split / "image").glob("*.npy")))
-    files = [where / split / kind / f"{k}.npy" for k in range(number) for kind in KINDS]
-    absent = [file for file in files if not file.exists()]
-    if not number or absent:
-        raise ValueError(
-            f"NYUv2 is not complete in {where} ({absent[0] if absent else split} is missing): "
-            f"fetch the prepared files that {PAGE} links to; they belong into the folder nyuv2 of "
-            "the one that EVENHAND_DATA names"
-        )
-    return number
+    told = (
+        f"NYUv2 is not complete in {where}; fetch the prepared files that {PAGE} links to; they "
+        "belong into the folder nyuv2 of the one that EVENHAND_DATA names"
+    )
+    return counted(where / split, KINDS, told)
 
 
 def apart(number: int, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """(train, validation) of the first `number` pictures: a row of a tenth validates."""
-    size = max(1, number // 10)
-    generator = torch.Generator().manual_seed(mixed_seed(seed, *b"nyuv2"))
-    first = int(torch.randint(number - size + 1, (), generator=generator))
-    held = range(first, first + size)
-    return [k for k in range(number) if k not in held], held
+    return row_apart(number, seed, "nyuv2")
 
 
 @dataclass(frozen=True)
@@ -197,20 +207,14 @@ class Rooms:
     def __call__(self, i: int) -> Sample:
         image, label, depth, normal = (self._array(kind, self.index[i]) for kind in KINDS)
         classes = torch.from_numpy(label).round().long()
+        metres = torch.from_numpy(depth).float().reshape(depth.shape[:2])
+        vectors = torch.from_numpy(normal).float().permute(2, 0, 1)
         targets = {
             "segmentation": torch.where(classes < 0, NONE, classes),
-            "depth": torch.from_numpy(depth).float().reshape(depth.shape[:2]),
-            "normal": torch.from_numpy(normal).float().permute(2, 0, 1),
+            "depth": metres.where(metres > 0, math.nan),
+            "normal": vectors.where(vectors.abs().sum(dim=0) > 0, math.nan),
         }
         return torch.from_numpy(image).float().permute(2, 0, 1), targets
 
     def _array(self, kind: str, number: int) -> Array:
-        file = self.where / kind / f"{number}.npy"
-        try:
-            array: Array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-        wanted = {"image": (3, 3), "label": (2, 2), "depth": (2, 3), "normal": (3, 3)}[kind]
-        if not wanted[0] <= array.ndim <= wanted[1]:
-            raise ValueError(f"{file} has the shape {array.shape}, not that of a {kind}")
-        return array
+        return stored(self.where / kind / f"{number}.npy", DIMENSIONS[kind], kind)

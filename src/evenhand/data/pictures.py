@@ -5,7 +5,7 @@ Pillow reads the files; it comes with the extra `data`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from evenhand.data.fingerprint import of_files
 from evenhand.data.problem import Batch
+from evenhand.schedules import mixed_seed
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 Array = npt.NDArray[Any]
@@ -32,6 +34,7 @@ class Pictures(Dataset[Sample]):
         batch: the most that are held at a time.
         workers: processes that read ahead; 0 reads in this one, when asked.
         device: where batches are put.
+        files: those that are read; the data are known again by them.
     """
 
     read: Callable[[int], Sample]
@@ -39,6 +42,7 @@ class Pictures(Dataset[Sample]):
     batch: int
     workers: int = 0
     device: str = "cpu"
+    files: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -49,6 +53,10 @@ class Pictures(Dataset[Sample]):
     def in_order(self, size: int) -> Iterator[Batch]:
         """All samples in order, at most `size` or `batch` at a time."""
         return iter(Batches(self, min(size, self.batch)))
+
+    def fingerprint(self) -> str:
+        """Of the number of samples, and of the names and sizes of their files."""
+        return f"{self.count} {of_files(self.files)}"
 
     def shuffled(self) -> Batches:
         """Batches to train on: a fresh order in each epoch, without a last smaller batch.
@@ -66,6 +74,7 @@ class Batches:
 
     def __init__(self, pictures: Pictures, size: int, shuffle: bool = False) -> None:
         self.device = torch.device(pictures.device)
+        self._pictures = pictures
         self._loader = DataLoader(
             pictures,
             batch_size=size,
@@ -77,6 +86,10 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def fingerprint(self) -> str:
+        """That of the pictures."""
+        return self._pictures.fingerprint()
 
     def __iter__(self) -> Iterator[Batch]:
         for inputs, targets in self._loader:
@@ -94,8 +107,17 @@ def colours(file: Path, height: int, width: int) -> Tensor:
         ValueError: there is no such file, it holds no picture, or Pillow is not installed.
     """
     with _opened(file) as picture:
-        small = picture.convert("RGB").resize((width, height), _pillow().Resampling.BILINEAR)
-        return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+        return _shrunk(picture.convert("RGB"), height, width)
+
+
+def shrunk(array: Array, height: int, width: int) -> Tensor:
+    """Bytes [h, w, 3] resized bilinearly: in [0, 1], float [3, height, width]."""
+    return _shrunk(_pillow().fromarray(np.ascontiguousarray(array)), height, width)
+
+
+def _shrunk(picture: Any, height: int, width: int) -> Tensor:
+    small = picture.resize((width, height), _pillow().Resampling.BILINEAR)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
 
 
 def numbers(file: Path) -> Array:
@@ -136,6 +158,45 @@ def _pillow() -> Any:
     except ImportError as error:
         raise ValueError("reading pictures needs Pillow: pip install 'evenhand[data]'") from error
     return Image
+
+
+def stored(file: Path, dimensions: tuple[int, int], kind: str) -> Array:
+    """The array in an .npy file that should be of a `kind` with so many dimensions, at least and
+    at most.
+
+    Raises:
+        ValueError: it cannot be read, or has others.
+    """
+    try:
+        array: Array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not dimensions[0] <= array.ndim <= dimensions[1]:
+        raise ValueError(f"{file} has the shape {array.shape}, not that of a {kind}")
+    return array
+
+
+def counted(where: Path, kinds: Sequence[str], told: str) -> int:
+    """How many samples a folder has: 0.npy, 1.npy, … in a folder for each of `kinds`.
+
+    Raises:
+        ValueError: there is none, or one lacks a file; the message names it, and ends on `told`.
+    """
+    number = len(list((where / kinds[0]).glob("*.npy")))
+    files = [where / kind / f"{k}.npy" for k in range(number) for kind in kinds]
+    absent = [file for file in files if not file.exists()]
+    if not number or absent:
+        raise ValueError(f"{absent[0] if absent else where / kinds[0]} is missing: {told}")
+    return number
+
+
+def row_apart(number: int, seed: int, name: str) -> tuple[Sequence[int], Sequence[int]]:
+    """(train, validation) of `number` samples: a row of a tenth, drawn by the seed, validates."""
+    size = max(1, number // 10)
+    generator = torch.Generator().manual_seed(mixed_seed(seed, *name.encode()))
+    first = int(torch.randint(number - size + 1, (), generator=generator))
+    held = range(first, first + size)
+    return [k for k in range(number) if k not in held], held
 
 
 # Scores -----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
@@ -37,35 +37,30 @@ class Task:
         metric: makes a fresh metric.
         metric_name: what tables call it, with its unit if it has one.
         higher_is_better: whether a larger metric is better.
+        missing: the target that stands for no label, see `Labelling`. NaN always does.
+        gaps: what becomes of a sample some of whose entries have no label, see `Labelling`.
     """
 
-    loss: Callable[[Any, Tensor], Tensor]
+    loss: Loss
     metric: Callable[[], Metric]
     metric_name: str
     higher_is_better: bool
+    missing: float | None = None
+    gaps: Gaps = "sample"
 
+    def __post_init__(self) -> None:
+        Labelling(self.missing, self.gaps)
 
-def labelled(target: Tensor) -> Tensor:
-    """Which samples have a label, bool [b].
-
-    Without one is an integer target below zero and a floating one with a NaN anywhere.
-    """
-    flat = target.reshape(len(target), -1)
-    present = ~flat.isnan() if target.is_floating_point() else flat >= 0
-    return present.all(dim=1)
+    @property
+    def labels(self) -> Labelling:
+        """Which of its targets are labels."""
+        return Labelling(self.missing, self.gaps)
 
 
 def gathered(samples: Tensor, index: Tensor) -> Tensor:
     """samples[index], for whole samples, which takes less time than indexing."""
     found = samples.index_select(0, index.flatten().to(samples.device))
     return found.view(*index.shape, *samples.shape[1:])
-
-
-def _all_labelled(target: Tensor) -> bool:
-    """Whether every sample has a label: one pass over the targets where that is so."""
-    if target.is_floating_point():
-        return not math.isnan(target.sum().item()) or bool(labelled(target).all())
-    return not target.numel() or bool(target.min().item() >= 0)
 
 
 class Samples(Protocol):
@@ -154,19 +149,51 @@ class Problem:
     def losses(
         self, outputs: Mapping[str, Any], targets: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Each task's mean loss over its labelled samples; a task without any is absent."""
+        """Each task's mean loss over its labels; a task without any is absent."""
         found = {}
         for name, output in outputs.items():
-            if name not in targets:
-                continue
-            target = targets[name]
-            if _all_labelled(target):
-                found[name] = self.tasks[name].loss(output, target)
-                continue
-            mask = labelled(target)
-            if bool(mask.any()):
-                found[name] = self.tasks[name].loss(output[mask], target[mask])
+            if name in targets:
+                task = self.tasks[name]
+                taken = task.labels.taken(output, targets[name])
+                if taken is not None:
+                    found[name] = task.loss(*taken)
         return found
+
+    def active(self, tasks: Iterable[str], targets: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Those of `tasks` that have a label in a batch with these targets."""
+        return tuple(t for t in tasks if t in targets and self.tasks[t].labels.present(targets[t]))
+
+    def label_counts(self) -> dict[str, dict[str, LabelCount]]:
+        """How many labels each task has in each part that is held in memory: {task: {part: …}}.
+
+        Parts that are read from elsewhere are not read for it, and absent.
+        """
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        held = {name: part for name, part in parts.items() if isinstance(part, Split)}
+        return {
+            name: {part: _counted(task, name, split) for part, split in held.items()}
+            for name, task in self.tasks.items()
+        }
+
+    def check_labels(self) -> None:
+        """See that every task can be trained, validated and tested.
+
+        Raises:
+            ValueError: a task has no label in a part that is held in memory.
+        """
+        for task, parts in self.label_counts().items():
+            for part, count in parts.items():
+                if not count.used:
+                    raise ValueError(
+                        f"task {task!r} has no label in the {part} part ({count.samples} samples): "
+                        "leave the task out, or split the data otherwise"
+                    )
+
+
+def _counted(task: Task, name: str, split: Split) -> LabelCount:
+    if name not in split.targets:
+        return LabelCount(len(split), 0, 0)
+    return task.labels.count(split.targets[name])
 
 
 @dataclass

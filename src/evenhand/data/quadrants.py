@@ -6,7 +6,7 @@ whether the point lies in the unit circle (binary cross-entropy from logits). Th
 paper's: a trunk of three dense layers of 512 with ReLU (526,848 parameters), heads 512-512-4
 (527,364) and 512-512-1 (525,825), batches of 256. Our reading, where our copy of the paper has
 lost the number: half-side 2; 10,000 points, of which 5,600 train, 1,400 validate and 3,000 test
-(3,000 is one of the two sizes that fit the printed recalls).
+(the printed recalls fit multiples of 3,000 alone: `papers/bellavia2026/sizes.py`).
 
 The paper's metrics are weighted precision, recall and F1; weighted recall is the accuracy.
 """

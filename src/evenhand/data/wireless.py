@@ -5,14 +5,19 @@
 signal types in the nine combinations below. It is licensed CC BY-NC-SA 4.0 and is not part of this
 package: https://github.com/ANDROComputationalSolutions/RadarCommDataset says where to get it. The
 HDF5 file has a data set of 256 numbers for each sample, whose name is a tuple written as text:
-('AM-DSB', 'AM radio', '10', '0') is modulation, signal, SNR in dB and number.
+('AM-DSB', 'AM radio', '10', '0') is modulation, signal, SNR in dB and number. Bellavia, Della Santa
+& Papini use some of the SNRs; which, is lost in our copy. By default those of 0 dB and more are
+read, ten of the twenty: `papers/bellavia2026/sizes.py` says why.
 
 `signals` is a stand-in that is made here, for those without the file: the same nine combinations,
 their waveforms drawn as textbooks describe them, at one SNR. It says nothing about the real data.
 
 The network is that of Bellavia, Della Santa & Papini (arXiv 2312.16340), Table 4: Conv1D 64-32-32
 (same padding, ReLU) over I and Q as two channels of 128, global max pooling, heads 64-64-6 and
-64-64-8. The kernel size is lost in our copy: 4 fits the stated share of parameters best.
+64-64-8. The kernel size is lost in our copy: 4 fits the stated share of parameters best. The
+paper's "standard scaler" comes before that network, whose first layer makes 128×2 of 256 numbers;
+so the scaler sees 256 columns and standardises each by itself. That is the default for the real
+signals; the stand-in's two channels are standardised as wholes.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import ast
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand import sources
 from evenhand.data.mnist import folder
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.network import MultiTaskNetwork
@@ -55,27 +61,37 @@ EACH = 1_000
 """Samples of each kind in the stand-in."""
 SNR = 0.0
 """Of the stand-in, in dB."""
+LOWEST_SNR = 0.0
+"""Of the real signals that are used by default, in dB; the file has −20, −18, … 18."""
+Scaling = Literal["feature", "channel"]
 
 
-def load(seed: int = 0) -> Problem:
+def load(seed: int = 0, lowest_snr: float = LOWEST_SNR, scaling: Scaling = "feature") -> Problem:
     """The real signals, in `mnist.folder()`; inputs [n, 2, 128], targets classes int64 [n].
 
+    Args:
+        seed: of the division into training, validation and test.
+        lowest_snr: in dB; signals with more noise are left out. −inf takes all.
+        scaling: whether each of the 256 numbers is standardised by itself ("feature"), or I and Q
+            are, over all times ("channel"); by the training signals in either case.
+
     Raises:
-        ValueError: the file is not there, or is laid out otherwise; ImportError without h5py.
+        ValueError: the file is not there or is laid out otherwise, it has no such signals, h5py is
+            not installed, or `scaling` is neither.
     """
-    return _problem("wireless", read(folder() / FILE), seed, batch=512)
+    return _problem("wireless", read(folder() / FILE, lowest_snr), seed, 512, scaling)
 
 
 def load_stand_in(seed: int = 0) -> Problem:
     """Signals made here, `EACH` of each kind at `SNR`; the same samples for every seed's split."""
-    return _problem("signals", make(EACH, SNR), seed, batch=64)
+    return _problem("signals", make(EACH, SNR), seed, 64, "channel")
 
 
-def _problem(name: str, samples: tuple[Tensor, Tensor, Tensor], seed: int, batch: int) -> Problem:
-    from evenhand.data import SOURCES
-
-    (source,) = (entry for entry in SOURCES if entry.name == name)
-    train, validation, test = _parts(*samples, seed)
+def _problem(
+    name: str, samples: tuple[Tensor, Tensor, Tensor], seed: int, batch: int, scaling: Scaling
+) -> Problem:
+    source = sources.source(name)
+    train, validation, test = _parts(*samples, seed, scaling)
     return Problem(
         name=name,
         summary=source.summary,
@@ -116,26 +132,44 @@ def _head(classes: int) -> nn.Module:
     return nn.Sequential(*dense, nn.Linear(64, classes))
 
 
-def _parts(inputs: Tensor, modulation: Tensor, signal: Tensor, seed: int) -> list[Split]:
-    """56 % to train, 14 % to validate, 30 % to test; I and Q standardised on the first."""
+def _parts(
+    inputs: Tensor, modulation: Tensor, signal: Tensor, seed: int, scaling: Scaling
+) -> list[Split]:
+    """56 % to train, 14 % to validate, 30 % to test; standardised on the first."""
     generator = torch.Generator().manual_seed(mixed_seed(seed, *b"wireless"))
     order = torch.randperm(len(inputs), generator=generator)
     train, validation = round(0.56 * len(order)), round(0.14 * len(order))
     parts = torch.split(order, [train, validation, len(order) - train - validation])
-    first = inputs[parts[0]]
-    mean, deviation = first.mean(dim=(0, 2), keepdim=True), first.std(dim=(0, 2), keepdim=True)
-    inputs = (inputs - mean) / deviation
+    inputs = standardised(inputs, inputs[parts[0]], scaling)
     return [
         Split(inputs[part], {"modulation": modulation[part], "signal": signal[part]})
         for part in parts
     ]
 
 
+def standardised(inputs: Tensor, train: Tensor, scaling: Scaling) -> Tensor:
+    """[n, 2, 128] less the mean of `train` over its deviation (with n, not n − 1).
+
+    What does not vary in `train` is shifted alone. Raises ValueError for another `scaling` than
+    "feature" and "channel".
+    """
+    over = {"feature": (0,), "channel": (0, 2)}
+    if scaling not in over:
+        raise ValueError(f"scaling={scaling!r}: must be one of {', '.join(over)}")
+    mean = train.mean(dim=over[scaling], keepdim=True)
+    deviation = train.std(dim=over[scaling], correction=0, keepdim=True)
+    return (inputs - mean) / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+
 # The real ones ----------------------------------------------------------------------------------
 
 
-def read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """All samples of an HDF5 file: [n, 2, 128], modulations and signals int64 [n].
+def read(file: Path, lowest_snr: float = LOWEST_SNR) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples of an HDF5 file: [n, 2, 128], modulations and signals int64 [n].
+
+    Args:
+        file: laid out as RadCom over-the-air is.
+        lowest_snr: in dB; samples with more noise are left out.
 
     Raises:
         ValueError: there is no such file, or something in it is not as it should be.
@@ -153,7 +187,9 @@ def read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
     samples, modulations, signals = [], [], []
     with h5py.File(file, "r") as stored:
         for name in sorted(stored):
-            modulation, signal = _kind(name, file)
+            modulation, signal, snr = _kind(name, file)
+            if snr < lowest_snr:
+                continue
             values = np.asarray(stored[name], dtype=np.float32).reshape(-1)
             if values.shape != (2 * LENGTH,):
                 raise ValueError(f"{file}: {name} has {len(values)} numbers, not {2 * LENGTH}")
@@ -161,22 +197,23 @@ def read(file: Path) -> tuple[Tensor, Tensor, Tensor]:
             modulations.append(MODULATIONS.index(modulation))
             signals.append(SIGNALS.index(signal))
     if not samples:
-        raise ValueError(f"{file} has no samples")
+        raise ValueError(f"{file} has no samples of {lowest_snr:g} dB or more")
     stacked = torch.from_numpy(np.stack(samples))
     return stacked, torch.tensor(modulations), torch.tensor(signals)
 
 
-def _kind(name: str, file: Path) -> tuple[str, str]:
-    """Modulation and signal type of a sample's name."""
+def _kind(name: str, file: Path) -> tuple[str, str, float]:
+    """Modulation, signal type and SNR in dB of a sample's name."""
     try:
-        modulation, signal, *_ = ast.literal_eval(name)
+        modulation, signal, snr, *_ = ast.literal_eval(name)
+        noise = float(snr)
     except (ValueError, SyntaxError, TypeError) as error:
         raise ValueError(f"{file}: {name!r} is no (modulation, signal, SNR, number)") from error
     known = {(m.lower(), s.lower()): (m, s) for m, s in KINDS}
     pair = str(modulation).strip().lower(), str(signal).strip().lower()
     if pair not in known:
         raise ValueError(f"{file}: {name!r} is none of the nine kinds {', '.join(map(str, KINDS))}")
-    return known[pair]
+    return *known[pair], noise
 
 
 # The stand-in -----------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.balancer import Balancer
-from evenhand.data.problem import Batch, Problem, Split, Stream, labelled
+from evenhand.data.problem import Batch, Problem, Split, Stream
 from evenhand.ensemble.network import Stack
 from evenhand.ensemble.optimizers import StackedOptimizer, stacked
 from evenhand.network import Outputs
@@ -94,8 +94,9 @@ def obstacle(members: Sequence[Training]) -> str:
         return "its network is not on the CPU"
     if first.problem.penalty is not None:
         return "its problem has a penalty"
-    if not all(bool(labelled(source.targets[task]).all()) for task in first.tasks):
-        return "some samples have no label"
+    labels = {task: first.problem.tasks[task].labels for task in first.tasks}
+    if not all(labels[task].complete(source.targets[task]) for task in first.tasks):
+        return "some labels are missing"
     if not in_step(first.schedule):
         return f"its phases depend on the seed, or on how training goes: {first.schedule!r}"
     if any(member.plateau is not None for member in members):
@@ -413,7 +414,7 @@ class _Lockstep(Training):
     ) -> None:
         so_far = tally.seconds
         super()._update(phase, number, draw, clock, tally)
-        kind, twin = kind_of(phase), self._twin
+        kind, twin = kind_of(phase, phase.tasks), self._twin  # every label is there
         seconds = self._alone.setdefault(kind, {})
         if self.epoch not in seconds and len(seconds) < TIMED:
             alone = [Tally(counts_work=self.count_work) for _ in range(3)]
@@ -512,7 +513,12 @@ class _StackedProblem(Problem):
         """Each task's loss of each member, [E]; every sample has a label."""
 
         def one(outputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {task: self.tasks[task].loss(outputs[task], targets[task]) for task in outputs}
+            return {
+                task: self.tasks[task].loss(
+                    *self.tasks[task].labels.arranged(outputs[task], targets[task])
+                )
+                for task in outputs
+            }
 
         found: dict[str, Tensor] = torch.func.vmap(one, randomness="error")(
             dict(outputs), {task: targets[task] for task in outputs}

@@ -96,7 +96,8 @@ def _least_squares(a: Array, e: Array) -> Indices:
     from scipy.optimize import nnls
 
     try:
-        x, _ = nnls(np.vstack((square_root(a), e)), np.append(np.zeros(len(a)), 1.0))
+        root, _ = square_root(a)
+        x, _ = nnls(np.vstack((root, e)), np.append(np.zeros(len(root)), 1.0))
     except RuntimeError:
         return np.zeros(0, dtype=np.intp)
     return np.flatnonzero(x > 0)
@@ -223,14 +224,20 @@ class _Walk:
         self.face, self.factor = np.array([i]), np.sqrt(self.a[i : i + 1, i : i + 1] + 1)
 
 
-def square_root(a: Array) -> Array:
-    """An R with RᵀR = A, negative eigenvalues cut off."""
+def square_root(a: Array, precision: float = EPS) -> tuple[Array, bool]:
+    """An R with RᵀR = A, and whether A is definite for certain.
+
+    If so R is the Cholesky factor [m, m], otherwise [r, m], and eigenvalues count as zero below the
+    rounding of A, whose entries are known up to a few times `precision`.
+    """
     factor: Array
+    rounding = 8 * precision * len(a) ** 0.5  # of the eigenvalues
     factor, info = lapack().dpotrf(a.T)
-    if info == 0:
-        return factor
+    if info == 0 and factor.diagonal().min() ** 2 > rounding:
+        return factor, True
     values, vectors = np.linalg.eigh(a)
-    return np.asarray((np.sqrt(np.maximum(values, 0.0)) * vectors).T)
+    some = values > rounding
+    return np.asarray((np.sqrt(values[some]) * vectors[:, some]).T), False
 
 
 def cholesky_solve(a: Array, b: Array) -> Array | None:

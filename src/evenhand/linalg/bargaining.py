@@ -19,10 +19,23 @@ from torch import Tensor
 
 from .active_set import cholesky_solve
 from .simplex import simplex_minimiser
-from .solution import EPS, TINY, TOLERANCE, Array, Member, Solution, assemble, judge, read
+from .solution import (
+    EPS,
+    ROUNDING,
+    TINY,
+    TOLERANCE,
+    Array,
+    Member,
+    Solution,
+    assemble,
+    judge,
+    read,
+)
 
 SUSPECT = 1e-2
 """The relative error of some g_i·d from which on one should ask whether there is a solution."""
+DOUBT = 0.05
+"""The part of ‖d‖ that the rounding of G may move, from which on the solution is not called one."""
 
 
 def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
@@ -32,7 +45,9 @@ def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
     the rounding of its first term: 0 says that w is the solution for a Gramian whose entries differ
     from G's by no more than 4 eps |G_ij|. Where gradients of very different lengths conflict and α
     is small, g_i·d = w_i^(−1/α) can be far below the rounding of (Gw)_i; w is as accurate
-    as elsewhere then, though that g_i·d cannot be read off it. `squared_norm` is wᵀGw, which is m
+    as elsewhere then, though that g_i·d cannot be read off it. Where 4 eps ‖g_i‖‖g_j‖ of G_ij, eps
+    that of G's dtype, could move d by more than 5 % of its length (close to a Pareto-stationary
+    point), that share is the gap, and the status "inaccurate". `squared_norm` is wᵀGw, which is m
     for α = 1, whatever the scale of the gradients. For α = 1 multiplying g_i by s > 0 divides w_i
     by s, and the direction does not change; for other α it does.
 
@@ -70,13 +85,15 @@ def _bargain(gramian: Array, p: float, precision: float) -> Member:
     if some.any():
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # 1e3^(−1/0.01)
             w, gap, count = _newton(inner, p)
-            blur = 4 * precision * float((w**p * (np.abs(inner) @ w)).max())
+            blur = ROUNDING * precision * float((w**p * (np.abs(inner) @ w)).max())
         weights[some] = w
         suspect = not blur <= SUSPECT or gap > TOLERANCE
     if suspect and _nothing_to_gain(inner, precision):
         weights, more = simplex_minimiser(gramian)
         squared = max(float(weights @ gramian @ weights), 0.0)
         return Member(weights, squared, np.inf, count + more, "unbounded")
+    if suspect and (doubt := _sensitivity(inner, w, p, ROUNDING * precision)) > DOUBT:
+        gap = max(gap, doubt)
     squared = max(float(weights @ gramian @ weights), 0.0)
     return Member(weights, squared, gap, count, judge(gap, precision))
 
@@ -91,11 +108,30 @@ def _nothing_to_gain(gramian: Array, precision: float) -> bool:
     n = np.sqrt(gramian.diagonal())
     cosines = gramian / n[:, None] / n
     v, _ = simplex_minimiser(cosines)
-    return float(v @ cosines @ v) <= 4 * precision
+    return float(v @ cosines @ v) <= ROUNDING * precision
+
+
+def _sensitivity(gramian: Array, w: Array, p: float, rounding: float) -> float:
+    """By how much of its length Jᵀw may move when each G_ij does by `rounding` ‖g_i‖‖g_j‖.
+
+    To first order δ_i = Δw_i/w_i solves Hδ = −W ΔG w with W = diag(w), H = WGW + p diag(w^(1−p)),
+    and ‖JᵀΔw‖ = ‖M^½ δ‖ with M = WGW. Roundings are taken as independent of each other, so their
+    effects are added as squares.
+    """
+    terms = w * np.sqrt(gramian.diagonal())
+    inner = gramian * w * w[:, None]
+    with np.errstate(over="ignore", divide="ignore"):
+        hessian = inner + np.diag(p * w ** (1 - p))
+    length = float(inner.sum())
+    inverse = _solve(hessian, np.eye(len(w))) if np.isfinite(hessian).all() else None
+    if inverse is None or length <= 0:
+        return np.inf
+    moves = np.sqrt(np.maximum(((inverse @ inner) * inverse).sum(1), 0.0))
+    return float(rounding * np.linalg.norm(terms * moves) * np.linalg.norm(terms) / length**0.5)
 
 
 def _newton(gramian: Array, p: float) -> tuple[Array, float, int]:
-    """The solution, its gap and the number of steps: damped Newton in x, w_i = s_i x_i.
+    """The solution, its gap and the number of steps: Newton's method in x, w_i = s_i x_i.
 
     With X = diag(x), K = SGS, κ = diag(K) = s^(1−p) and x ← x(1 + tδ), δ solves
     (XKX + p κ x^(1−p)) δ = κ x^(1−p) − x∘Kx. For p = 1, K is the matrix of the cosines and κ = 1.
@@ -119,31 +155,16 @@ def _newton(gramian: Array, p: float) -> tuple[Array, float, int]:
         step = _solve(hessian, pull - push)
         if step is None or ended or worst == 0:
             break
-        x = x * (1 + _damping(k, kappa, x, p, step, float(step @ (pull - push))) * step)
+        # A whole step, but never more than nine tenths of the way to x_i = 0.
+        x = x * (1 + min(1.0, 0.9 / max(float(-step.min()), TINY)) * step)
     return s * best, gap, count
 
 
 def _solve(hessian: Array, b: Array) -> Array | None:
-    """The Newton step; a little shorter where G is singular and hides the barrier's curvature."""
+    """H⁻¹b; of a little more than H where G is singular and hides the barrier's curvature."""
     diagonal = np.diag(hessian.diagonal())
     for more in (0.0, 1e-14, 1e-12, 1e-10):
         step = cholesky_solve(hessian + more * diagonal if more else hessian, b)
         if step is not None and np.isfinite(step).all():
             return step
     return None
-
-
-def _damping(k: Array, kappa: Array, x: Array, p: float, step: Array, decrement: float) -> float:
-    """The part of a Newton step that stays in x > 0 and lowers the objective (Armijo's rule)."""
-    t = min(1.0, 0.9 / max(float(-step.min()), TINY))
-    value = _objective(k, kappa, x, p)
-    while decrement > 1e-8 and t > 1e-10:
-        if _objective(k, kappa, x * (1 + t * step), p) <= value - 0.1 * t * decrement:
-            break
-        t /= 2
-    return t
-
-
-def _objective(k: Array, kappa: Array, x: Array, p: float) -> float:
-    h = np.log(x) if p == 1 else x ** (1 - p) / (1 - p)
-    return float(x @ k @ x / 2 - kappa @ h)

@@ -20,7 +20,10 @@ import torch
 from torch import Tensor
 
 from .many import nearest
-from .solution import EPS, Array, Member, Solution, judge_all, read, read_vectors
+from .solution import ROUNDING, Array, Member, Solution, judge_all, read, read_vectors
+
+LIFT = 4.0
+"""How much larger than the rounding of ‖x‖² what keeps x above it is; see `project`."""
 
 
 def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
@@ -30,10 +33,16 @@ def project_cone(gramian: Tensor, weights: Tensor) -> Solution:
     Gramian (UPGrad projects every gradient: the rows of the identity). The result has the shape of
     `weights`; `squared_norm` is ‖x‖², zero when no direction but zero harms nobody.
 
-    With x = Jᵀ(u + λ) and ν = max(‖v‖, √ε · Σ_i |u_i + λ_i| ‖g_i‖), the gap is the largest of
-    max_i (−g_i·x)₊ / (‖g_i‖ν), which is infeasibility, max_i (−λ_i)₊ ‖g_i‖ / ν, and
-    |Σ λ_i g_i·x| / ν², the angle between x and v − x. ε = 64 eps: the second term of ν is where x
-    drowns in the rounding of G.
+    With x = Jᵀ(u + λ), σ = Σ_i |u_i + λ_i| ‖g_i‖ and ν = max(‖v‖, √ε σ), the gap is the largest of
+    max_i (−g_i·x/‖g_i‖ − ρ)₊ / ν, which is infeasibility, max_i (−λ_i)₊ ‖g_i‖ / ν, and
+    (|Σ λ_i g_i·x| − ρ Σ λ_i ‖g_i‖)₊ / ν², the angle between x and v − x. ε = 64 eps is where x
+    drowns in the rounding of G, and ρ = 4 eps σ is what that hides of g_i·x; eps is that of G.
+
+    Near a Pareto-stationary point the cone is narrow, λ is large, and rounding decides. Where it
+    could lengthen x by more than ‖v‖/2 (4 eps σ² > ‖v‖²/4), the projection is that for the Gramian
+    G_ij + 16 eps ‖g_i‖‖g_j‖, whose cone is a little wider: Σ |u_i + λ_i| ‖g_i‖ is at most
+    ‖v‖/(4√eps) + Σ |u_i| ‖g_i‖, and g_i·x ≥ −16 eps ‖g_i‖ σ, −4√eps ‖g_i‖‖v‖ at worst. Its gap has
+    ρ = 0, so it is "inaccurate", unless x is zero up to rounding ("stationary").
 
     A zero gradient constrains nothing and keeps its u_i. Identical gradients share their λ evenly.
     x is unique, λ need not be. Other implementations: TorchJD adds 1e-4 of the trace to the
@@ -83,12 +92,13 @@ def project_cone_gap(gramian: Tensor, weights: Tensor, projected: Tensor) -> Ten
     stack = read(gramian)
     vectors = read_vectors(weights, gramian, "weights")
     results = read_vectors(projected, gramian, "projected")
+    rounding = ROUNDING * torch.finfo(gramian.dtype).eps
     gaps = [np.zeros(0)]
     for g, u, x in zip(stack, vectors, results, strict=True):
         norms = np.sqrt(g.diagonal())
         some = norms > 0
-        among = g[some][:, some], norms[some], u[:, some], (x - u)[:, some], x[:, some]
-        gaps.append(_certificate(*among)[1])
+        among = g[some][:, some], norms[some], u[:, some], (x - u)[:, some]
+        gaps.append(_certificate(*among, rounding).gap)
     return torch.from_numpy(np.concatenate(gaps).reshape(tuple(weights.shape[:-1])))
 
 
@@ -108,7 +118,9 @@ _NONE = Projections(*(np.zeros(0, dtype=kind) for kind in (float, float, float, 
 def project(gramian: Array, vectors: Array, precision: float) -> Projections:
     """The projections of the rows of `vectors [k, m]`.
 
-    Solved in z_i = λ_i ‖g_i‖ / Σ_j |u_j| ‖g_j‖, where the matrix is that of the cosines.
+    Solved in z_i = λ_i ‖g_i‖ / Σ_j |u_j| ‖g_j‖, where the matrix is that of the cosines. What
+    rounding could lengthen too much is solved again with all gradients lifted by the same small
+    amount in one new direction: then large weights cost more than rounding hides.
     """
     norms = np.sqrt(gramian.diagonal())
     some = norms > 0
@@ -121,26 +133,55 @@ def project(gramian: Array, vectors: Array, precision: float) -> Projections:
     unit = np.abs(vectors) @ norms
     unit[unit == 0] = 1.0
     unit = unit[:, None]
-    z, counts = nearest(gramian / norms[:, None] / norms, vectors * norms / -unit)
-    multipliers = z / norms * unit
-    x = vectors + multipliers
-    squared, gap, terms = _certificate(gramian, norms, vectors, multipliers, x)
-    return Projections(x, squared, gap, counts, squared <= 4 * precision * terms)
+    cosines, targets = gramian / norms[:, None] / norms, vectors * norms / -unit
+    rounding = ROUNDING * precision
+    z, counts = nearest(cosines, targets, precision)
+    found = _certificate(gramian, norms, vectors, z / norms * unit, rounding)
+    if not found.sure.all():
+        again = np.flatnonzero(~found.sure)
+        z[again], more = nearest(cosines, targets[again], precision, lift=LIFT * rounding)
+        counts[again] += more
+        lifted = _certificate(gramian, norms, vectors[again], z[again] / norms * unit[again], 0.0)
+        for whole, part in zip(found, lifted, strict=True):
+            whole[again] = part
+    stationary = found.squared <= rounding * found.terms
+    return Projections(found.weights, found.squared, found.gap, counts, stationary)
+
+
+class _Certified(NamedTuple):
+    """Weights u + λ, ‖x‖², what it would be if nothing cancelled, and the gap, row by row.
+
+    `sure` says whether rounding leaves x about as short as v at most.
+    """
+
+    weights: Array
+    squared: Array
+    terms: Array
+    gap: Array
+    sure: npt.NDArray[np.bool_]
 
 
 def _certificate(
-    gramian: Array, norms: Array, vectors: Array, multipliers: Array, x: Array
-) -> tuple[Array, Array, Array]:
-    """‖x‖², the gap, and what ‖x‖² would be if nothing cancelled; norms must not be zero."""
+    gramian: Array, norms: Array, vectors: Array, multipliers: Array, rounding: float
+) -> _Certified:
+    """The certificate of `project_cone`, for norms > 0.
+
+    `rounding` is that of G relative to ‖g_i‖‖g_j‖; it is forgiven where it leaves x sure.
+    """
+    x = vectors + multipliers
     scores = x @ gramian
     squared = np.maximum((x * scores).sum(1), 0.0)
     terms = (np.abs(x) @ norms) ** 2
-    length = ((vectors @ gramian) * vectors).sum(1)
-    size = np.sqrt(np.maximum(length, 64 * EPS * terms))
+    length = np.maximum(((vectors @ gramian) * vectors).sum(1), 0.0)
+    blur = rounding * (np.abs(vectors) @ norms) ** 2
+    sure = rounding * terms <= length / LIFT + 16 * blur
+    forgiven = np.where(sure, rounding * np.sqrt(terms), 0.0)
+    size = np.sqrt(np.maximum(length, 16 * rounding * terms))
     size[size == 0] = 1.0
-    wrong = np.maximum(scores / -norms, multipliers * -norms).max(1, initial=0.0) / size
-    gap = np.maximum(wrong, np.abs((multipliers * scores).sum(1)) / size**2)
-    return squared, gap, terms
+    harm = np.maximum(scores / -norms - forgiven[:, None], multipliers * -norms)
+    slack = np.abs((multipliers * scores).sum(1)) - forgiven * (np.abs(multipliers) @ norms)
+    gap = np.maximum(harm.max(1, initial=0.0) / size, slack / size**2)
+    return _Certified(x, squared, terms, np.maximum(gap, 0.0), sure)
 
 
 def project_one(gramian: Array, vector: Array, precision: float) -> Member:

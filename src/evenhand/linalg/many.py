@@ -34,7 +34,7 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from .active_set import PATIENCE, lapack, single_pivoting, solve, square_root
+from .active_set import PATIENCE, cholesky_solve, lapack, single_pivoting, square_root
 from .solution import EPS, TOLERANCE, Array
 
 Mask = npt.NDArray[np.bool_]
@@ -44,40 +44,50 @@ SMALL = 16
 """Up to so many indices least squares row by row are faster than pivots in step."""
 
 
-def nearest(a: Array, z: Array) -> tuple[Array, Count]:
-    """The minimisers `[k, m]` for the rows of `z [k, m]`, and the pivoting steps of each."""
-    if (twins := _twins(a)) is not None:
+def nearest(a: Array, z: Array, precision: float = EPS, lift: float = 0.0) -> tuple[Array, Count]:
+    """The minimisers `[k, m]` for the rows of `z [k, m]`, and the pivoting steps of each.
+
+    A is known up to 4 `precision`: rows that differ by less are one, and q counts as zero below
+    that. `lift` is added to every entry of A, beyond the rounding.
+    """
+    if (twins := _twins(a, max(32 * EPS, 4 * precision))) is not None:
         first = np.flatnonzero(twins == np.arange(len(a)))
         kinds = (twins[:, None] == first).astype(float)
-        x, counts = nearest(a[first][:, first], z @ kinds)
+        x, counts = nearest(a[first][:, first], z @ kinds, precision, lift)
         return x / kinds.sum(0) @ kinds.T, counts
-    q = z @ a
     x, counts = np.zeros_like(z), np.zeros(len(z), dtype=np.intp)
-    rows = (q > 4 * EPS * np.abs(z).sum(1, keepdims=True)).any(1)
+    q = z @ a
+    rows = (q > 4 * precision * np.abs(z).sum(1, keepdims=True)).any(1)
     if not rows.any():
         return x, counts
-    if len(a) == 2 and abs(c := float(a[0, 1])) < 0.999:
+    if not lift and len(a) == 2 and abs(c := float(a[0, 1])) < 0.999:
         return _of_two(c, z, q), counts + rows
-    x[rows], counts[rows] = _pivoted(a, z[rows], q[rows])
+    root, definite = square_root(a, precision)
+    if not definite:
+        a = root.T @ root
+    if lift:
+        a, root = a + lift, np.vstack((root, np.full(len(a), lift**0.5)))
+    x[rows], counts[rows] = _pivoted(a, root, definite, z[rows])
     return x, counts
 
 
-def _twins(a: Array) -> Count | None:
+def _twins(a: Array, apart: float) -> Count | None:
     """For each row the first that is the same but for rounding; None if all differ."""
-    alike = a > 1 - 64 * EPS
+    alike = a > 1 - 2 * apart
     if np.count_nonzero(alike) <= len(a):
         return None
     i, j = np.nonzero(alike)
-    alike[i, j] = np.abs(a[i] - a[j]).max(1) <= 32 * EPS
+    alike[i, j] = np.abs(a[i] - a[j]).max(1) <= apart
     return alike.argmax(1) if np.count_nonzero(alike) > len(a) else None
 
 
-def _pivoted(a: Array, z: Array, q: Array) -> tuple[Array, Count]:
-    x, counts = _in_step(a, z, q)
+def _pivoted(a: Array, root: Array, definite: bool, z: Array) -> tuple[Array, Count]:
+    q = z @ a
+    x, counts = _in_step(a, root, definite, z, q)
     if x is None:
-        x = _least_squares(a, z)
+        x = _least_squares(root, z)
     elif (wrong := ~_right(a, z, q, x)).any():
-        x[wrong] = _least_squares(a, z[wrong])
+        x[wrong] = _least_squares(root, z[wrong])
     else:
         return x, counts
     for i in np.flatnonzero(~_right(a, z, q, x)):
@@ -86,7 +96,9 @@ def _pivoted(a: Array, z: Array, q: Array) -> tuple[Array, Count]:
     return x, counts
 
 
-def _in_step(a: Array, z: Array, q: Array) -> tuple[Array | None, Count]:
+def _in_step(
+    a: Array, root: Array, definite: bool, z: Array, q: Array
+) -> tuple[Array | None, Count]:
     """What the fast ways find, if there is one."""
     steps = np.ones(len(z), dtype=np.intp)
     if len(a) == 2:
@@ -95,9 +107,10 @@ def _in_step(a: Array, z: Array, q: Array) -> tuple[Array | None, Count]:
         return None, steps
     if len(z) == 1:
         return _block_pivoting(a, None, z, q, q > 0)
-    if (p := _inverse(a)) is not None:
+    if definite:
+        p = _inverse(a)
         return _block_pivoting(a, p, z, q, _first_faces(p, z, q))
-    return _eliminated(a, z), steps
+    return _eliminated(a, root, z), steps
 
 
 def _right(a: Array, z: Array, q: Array, x: Array) -> Mask:
@@ -113,15 +126,14 @@ def _right(a: Array, z: Array, q: Array, x: Array) -> Mask:
     return np.asarray(met & (np.abs((x * r).sum(1)) <= 0.1 * TOLERANCE * size))
 
 
-def _least_squares(a: Array, z: Array) -> Array:
+def _least_squares(root: Array, z: Array) -> Array:
     """The solutions as those of minimise ‖R(x − z)‖, where RᵀR = A; zero where there is no end."""
     from scipy.optimize import nnls
 
-    r = square_root(a)
     x = np.zeros_like(z)
-    for row, target in zip(x, z @ r.T, strict=True):
+    for row, target in zip(x, z @ root.T, strict=True):
         with suppress(RuntimeError):
-            row[:], _ = nnls(r, target)
+            row[:], _ = nnls(root, target)
     return x
 
 
@@ -201,29 +213,27 @@ def _definite(a: Array, b: Array) -> Array:
     return x if info == 0 else np.full(len(b), np.nan)
 
 
-def _inverse(a: Array) -> Array | None:
-    """A⁻¹; None if A is not safely definite."""
-    factor, info = lapack().dpotrf(a.T)
-    if info != 0 or factor.diagonal().min() ** 2 < 4 * EPS * len(a):
-        return None
-    upper = lapack().dpotri(factor)[0]
+def _inverse(a: Array) -> Array:
+    """A⁻¹ of a definite A."""
+    upper = lapack().dpotri(lapack().dpotrf(a.T)[0])[0]
     p: Array = upper + upper.T
     p.flat[:: len(a) + 1] /= 2
     return p
 
 
-def _eliminated(a: Array, z: Array) -> Array | None:
+def _eliminated(a: Array, root: Array, z: Array) -> Array | None:
     """The solutions if zero lies in the hull of the gradients: Aw = 0, w ≥ 0; otherwise None.
 
     On S = {w_i > 0} A is singular in the direction of w only, so A_SS + eeᵀ is definite, and
     inverts A_SS for right-hand sides that wᵀ takes to zero, like the columns of A_SN.
     """
-    w, _ = solve(a, np.zeros(len(a)), np.ones(len(a)))
+    w = _combination(root)
     w[w < 1e-8 * w.max()] = 0.0  # what is not zero by rounding only would ask for a huge x
     s, n = np.flatnonzero(w > 0), np.flatnonzero(w == 0)
-    if (np.abs(a @ w)[s] > 64 * EPS).any():
+    if len(s) == 0 or (np.abs(a @ w) > 64 * EPS * w.sum()).any():
         return None
-    y = np.linalg.solve(a[s][:, s] + 1, a[s][:, n])
+    if (y := cholesky_solve(a[s][:, s] + 1, a[s][:, n])) is None:
+        return None
     rest = a[n][:, n] - a[n][:, s] @ y
     length = np.sqrt(np.maximum(rest.diagonal(), 0.0))
     bound = length > 1e-7 * (1 + np.abs(y).sum(0))
@@ -237,3 +247,17 @@ def _eliminated(a: Array, z: Array) -> Array | None:
     x[:, s] = z[:, s] - (others - z[:, n]) @ y.T
     x[:, s] += (-x[:, s] / w[s]).max(1, initial=0.0, keepdims=True) * w[s]
     return np.maximum(x, 0.0)
+
+
+def _combination(root: Array) -> Array:
+    """The nonnegative combination of the columns, with sum about 1, that is nearest to zero.
+
+    Zero where least squares come to no end.
+    """
+    from scipy.optimize import nnls
+
+    one = np.ones((1, root.shape[1]))
+    with suppress(RuntimeError):
+        x: Array = nnls(np.vstack((root, one)), np.append(np.zeros(len(root)), 1.0))[0]
+        return x
+    return np.zeros(root.shape[1])

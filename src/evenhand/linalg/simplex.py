@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .active_set import solve
 from .solution import (
-    EPS,
+    ROUNDING,
     Array,
     Member,
     Solution,
@@ -31,6 +31,7 @@ from .solution import (
     judge_all,
     read,
     read_vectors,
+    require,
     simplex_gap,
     verdict,
 )
@@ -43,10 +44,11 @@ def min_norm(gramian: Tensor) -> Solution:
     have a closed form; more are solved by an exact active-set method in float64
     (`evenhand.linalg.active_set`). Leading dimensions are independent problems.
 
-    The gap is max_i (v − (Gw)_i − ρ)₊ / (‖g_i‖·√max(v, ε·max_j ‖g_j‖²)), with v = wᵀGw: how far
+    The gap is max_i (v − (Gw)_i − ρ_i)₊ / (‖g_i‖·√max(v, ε·max_j ‖g_j‖²)), with v = wᵀGw: how far
     some g_i·d falls short of ‖d‖² for d = Σ w_i g_i, relative to the lengths of both. ε = 64 eps
-    is where v drowns in the rounding of the Gramian, and ρ = 4 eps (Σ w_i ‖g_i‖)² is the rounding
-    of wᵀGw itself: large gradients that cancel hide small ones.
+    is where v drowns in the rounding of the Gramian, and ρ_i = 4 eps σ (σ + ‖g_i‖) with
+    σ = Σ w_j ‖g_j‖ is the rounding of wᵀGw and of g_i·d: large gradients that cancel hide small
+    ones. eps is that of the Gramian's dtype.
 
     Where several w reach the minimum: a zero gradient takes all the weight; identical gradients get
     identical weights; beyond that, which one comes out may depend on the order of the tasks.
@@ -83,8 +85,11 @@ def min_norm_gap(gramian: Tensor, weights: Tensor) -> Tensor:
     """
     stack = read(gramian)
     vectors = read_vectors(weights, gramian, "weights")
+    precision = torch.finfo(gramian.dtype).eps
     gaps = [
-        simplex_gap(g @ w, w, g, w) for g, block in zip(stack, vectors, strict=True) for w in block
+        simplex_gap(g @ w, w, g, w, precision)
+        for g, block in zip(stack, vectors, strict=True)
+        for w in block
     ]
     return torch.tensor(gaps, dtype=torch.float64).reshape(weights.shape[:-1])
 
@@ -147,13 +152,8 @@ def project_simplex(vectors: Tensor) -> Tensor:
     >>> project_simplex(torch.tensor([2.0, 1.5, -1.0]))
     tensor([0.7500, 0.2500, 0.0000])
     """
-    if not vectors.is_floating_point():
-        raise TypeError(f"vectors must be floating point, not {vectors.dtype}")
-    if vectors.ndim == 0 or vectors.shape[-1] == 0:
-        raise ValueError(f"vectors must be [..., m] with m ≥ 1, not {list(vectors.shape)}")
+    require(vectors, "vectors", "[..., m]", 1)
     x = vectors.detach().cpu().double()
-    if not x.isfinite().all():
-        raise ValueError("vectors must be finite")
     x = x - x.amax(-1, keepdim=True)
     ranked = x.sort(-1, descending=True).values
     count = torch.arange(1, x.shape[-1] + 1, dtype=torch.float64)
@@ -187,12 +187,17 @@ def _pair(a: float, b: float, d: float, precision: float) -> Member:
     ga, gb = x * a + y * b, x * b + y * d
     squared = x * ga + y * gb
     na, nb = sqrt(a), sqrt(d)
-    unit = x * na + y * nb
-    unit *= unit
-    root = sqrt(max(squared, 64 * EPS * max(a, d)))
-    most = squared - 4 * EPS * unit
-    gap = max((most - ga) / (na * root) if a else 0.0, (most - gb) / (nb * root) if d else 0.0, 0.0)
-    status = "stationary" if squared <= 4 * precision * unit else judge(gap, precision)
+    size = x * na + y * nb
+    blur = ROUNDING * precision * size
+    rounding = blur * size
+    root = sqrt(max(squared, 64 * precision * max(a, d)))
+    most = squared - rounding
+    gap = 0.0
+    if a:
+        gap = max(gap, (most - ga - blur * na) / (na * root))
+    if d:
+        gap = max(gap, (most - gb - blur * nb) / (nb * root))
+    status = "stationary" if squared <= rounding else judge(gap, precision)
     return Member(np.array((x, y)), max(squared, 0.0), gap, 0, status)
 
 
@@ -207,14 +212,16 @@ def _pairs(stack: Array, precision: float, like: Tensor) -> Solution:
     ga, gb = x * a + y * b, x * b + y * d
     squared = x * ga + y * gb
     na, nb = np.sqrt(a), np.sqrt(d)
-    unit = (x * na + y * nb) ** 2
-    root = np.sqrt(np.maximum(squared, 64 * EPS * np.maximum(a, d)))
-    most = squared - 4 * EPS * unit
+    size = x * na + y * nb
+    blur = ROUNDING * precision * size
+    rounding = blur * size
+    root = np.sqrt(np.maximum(squared, 64 * precision * np.maximum(a, d)))
+    most = squared - rounding
     none = np.zeros_like(a)
-    gap_a = np.divide(most - ga, na * root, out=none.copy(), where=a > 0)
-    gap_b = np.divide(most - gb, nb * root, out=none.copy(), where=d > 0)
+    gap_a = np.divide(most - ga - blur * na, na * root, out=none.copy(), where=a > 0)
+    gap_b = np.divide(most - gb - blur * nb, nb * root, out=none.copy(), where=d > 0)
     gap = np.maximum(np.maximum(gap_a, gap_b), 0.0)
-    stationary = squared <= 4 * precision * unit
+    stationary = squared <= rounding
     lead = like.shape[:-2]
     return Solution(
         torch.from_numpy(np.stack((x, y), axis=-1)).reshape(*lead, 2).to(like),
@@ -230,14 +237,14 @@ def _min_norm(gramian: Array, precision: float) -> Member:
         (a, b), (_, d) = gramian.tolist()
         return _pair(a, b, d, precision)
     weights, count = simplex_minimiser(gramian)
-    gap = simplex_gap(gramian @ weights, weights, gramian, weights)
+    gap = simplex_gap(gramian @ weights, weights, gramian, weights, precision)
     return verdict(gramian, weights, gap, count, precision)
 
 
 def _simplex_qp(hessian: Array, linear: Array, precision: float) -> Member:
     linear = linear - linear.min()
     weights, count = simplex_minimiser(hessian, linear)
-    gap = simplex_gap(hessian @ weights + linear, weights, hessian, weights, linear)
+    gap = simplex_gap(hessian @ weights + linear, weights, hessian, weights, precision, linear)
     squared = max(float(weights @ hessian @ weights), 0.0)
     return Member(weights, squared, gap, count, judge(gap, precision))
 
@@ -281,5 +288,5 @@ def _frank_wolfe(gramian: Array, iterations: int, tolerance: float, precision: f
             step = (here - mixed) / (here - 2 * mixed + vertex)
         w *= 1 - step
         w[t] += step
-    gap = simplex_gap(gramian @ w, w, gramian, w)
+    gap = simplex_gap(gramian @ w, w, gramian, w, precision)
     return verdict(gramian, w, gap, count, precision)

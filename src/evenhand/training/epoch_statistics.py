@@ -62,9 +62,13 @@ class Tally:
         self._gather("cosines", names, g.cosines[..., i, j])
 
     def watch(self, mover: str, changes: Mapping[str, Tensor], length: Tensor) -> None:
-        """What one observed phase did to each task's loss, and how far it moved the trunk."""
-        names = [f"{mover}|{task}" for task in changes]
-        self._gather("changes", names, torch.stack(list(changes.values()), dim=-1))
+        """What one observed phase did to each task's loss, and how far it moved the trunk.
+
+        A batch in which no task has a label tells no change.
+        """
+        if changes:
+            names = [f"{mover}|{task}" for task in changes]
+            self._gather("changes", names, torch.stack(list(changes.values()), dim=-1))
         self._path.append(length)
 
     def members(self, number: int) -> list[Tally]:

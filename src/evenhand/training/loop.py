@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.balancer import Balancer
-from evenhand.data.problem import Batch, Problem, Samples, Stream, labelled
+from evenhand.data.problem import Batch, Problem, Samples, Stream
 from evenhand.network import MultiTaskNetwork, Outputs, Rest, Resting, leaves
 from evenhand.schedules import Clock, Phase, Schedule, jointly, mixed_seed
 from evenhand.training import checkpoint
@@ -65,7 +65,7 @@ class Training:
         stable_loader: whether a `DataLoader` gives the same sample whenever it is asked for it, so
             that its features may be kept. Augmentation cannot be detected.
         count_work: count the floating-point operations of the steps: once for each kind of phase
-            (what moves; which task speaks, or how many), in its first step.
+            (what moves; which task has labels, or how many), in its first step.
     """
 
     problem: Problem
@@ -128,6 +128,7 @@ class Training:
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
+            ValueError: a task has no label in the validation part.
         """
         log = None if directory is None else RecordFile(directory / "records.jsonl")
         saved = None if directory is None else directory / "checkpoint.safetensors"
@@ -206,7 +207,8 @@ class Training:
         step = partial(self._balanced_step, forward, batch, samples, phase, clock, tally)
         with self._watched(forward, batch, phase, tally):
             start = time.perf_counter()
-            self._counted(f"{kind_of(phase)}{' from features' if stored else ''}", step, tally)
+            kind = kind_of(phase, self.problem.active(phase.tasks, batch[1]))
+            self._counted(f"{kind}{' from features' if stored else ''}", step, tally)
             tally.seconds += time.perf_counter() - start
         tally.reused += len(leaves(batch[0])[0]) if stored else 0
 
@@ -364,6 +366,11 @@ class Training:
             **tally.means(),
         )
         first = self.first or record
+        if unseen := [task for task in self.tasks if task not in validation]:
+            raise ValueError(
+                f"no label of {', '.join(unseen)} in the validation part: neither an epoch nor a "
+                "rate could be chosen for it; leave the task out, or split the data otherwise"
+            )
         value = self.monitor(record, first)
         best = self.stopping.improved(value if math.isfinite(value) else math.inf)
         if best or self.first is None:
@@ -420,23 +427,28 @@ def evaluate(
     tasks: Sequence[str],
     batch_size: int = 1024,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Each task's mean loss over the labelled samples of `split`, and its metric.
+    """Each task's mean loss over its labels in `split`, and its metric; without labels neither.
 
-    The network is in eval mode meanwhile and left in the mode it was in.
+    A batch counts by its labels, so the numbers do not depend on `batch_size`. The network is in
+    eval mode meanwhile and left in the mode it was in.
     """
     sums: dict[str, float] = dict.fromkeys(tasks, 0.0)
     counts: dict[str, int] = dict.fromkeys(tasks, 0)
     metrics = {task: problem.tasks[task].metric() for task in tasks}
     with _in_eval_mode(network):
         for inputs, targets in split.in_order(batch_size):
-            outputs = network(inputs, tasks=tasks)
-            losses = problem.losses(outputs, targets)
-            for task, loss in losses.items():
-                mask = labelled(targets[task])
-                count = int(mask.sum())
-                sums[task] += float(loss) * count
-                counts[task] += count
-                metrics[task].update(outputs[task][mask], targets[task][mask])
+            present = [task for task in tasks if task in targets]
+            if not present:
+                continue
+            for name, output in network(inputs, tasks=present).items():
+                task = problem.tasks[name]
+                taken = task.labels.taken(output, targets[name])
+                if taken is None:
+                    continue
+                count = task.labels.weight(taken[1])
+                sums[name] += float(task.loss(*taken)) * count
+                counts[name] += count
+                metrics[name].update(*taken)
     seen = [task for task in tasks if counts[task]]
     return (
         {task: sums[task] / counts[task] for task in seen},
@@ -444,9 +456,12 @@ def evaluate(
     )
 
 
-def kind_of(phase: Phase) -> str:
-    """What a phase's work depends on. Larger groups of equal size are taken to cost the same."""
-    tasks = phase.tasks[0] if len(phase.tasks) == 1 else f"{len(phase.tasks)} tasks"
+def kind_of(phase: Phase, active: Sequence[str]) -> str:
+    """What a phase's work depends on: what moves, and the tasks that have labels in its batch.
+
+    Larger groups of equal size are taken to cost the same.
+    """
+    tasks = active[0] if len(active) == 1 else f"{len(active)} tasks"
     return f"{'+'.join(phase.moves)} of {tasks}"
 
 

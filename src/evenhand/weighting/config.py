@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from evenhand.autodiff.gradients import TaskGradients, cosines, norms
+from evenhand.autodiff.gradients import Place, TaskGradients, cosines, norms
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.traits import Traits
 
@@ -26,12 +29,19 @@ class ConFIG(Preferring):
     Where p is orthogonal to the range of C (two opposite gradients, say) x = 0, and so are the
     weights; a zero gradient has weight zero.
 
+    With κ the ratio of U's extreme singular values, v has a relative error of about eps·κ² from C,
+    eps that of the gradients' dtype, and of eps·κ from U itself, which ``precise=True`` factorises
+    by QR, at the cost of a second copy of the gradients. For float32 rows of 3000 entries and
+    κ = 10, 100, 1000 the median errors were 2e-6, 1e-4, 1e-2 and 7e-7, 6e-6, 5e-5. κ is above 100
+    where gradients are within a degree of dependent.
+
     TorchJD and the released code invert U itself: the same, but eigenvalues of C, whose roots are
-    U's singular values, count as zero below m·eps here. For two tasks the released code has a
-    closed form, likewise the same.
+    U's singular values, count as zero below m·eps here (with `precise`, singular values below
+    m·eps of the largest). For two tasks the released code has a closed form, likewise the same.
 
     Args:
         preference: p; equal by default.
+        precise: look at the gradients themselves instead of their products.
 
     Raises:
         ValueError: see `Preferring`.
@@ -44,16 +54,45 @@ class ConFIG(Preferring):
 
     traits = Traits(needs="gramian")
 
+    def __init__(
+        self,
+        preference: Mapping[str, float] | None = None,
+        *,
+        precise: bool = False,
+        at: Place = "parameters",
+    ) -> None:
+        super().__init__(preference, at=at)
+        self.precise = precise
+        if precise:
+            self.traits = replace(self.traits, needs="jacobian")
+
     def weigh(self, g: TaskGradients) -> Tensor:
-        gramian = g.gramian.double()
-        tolerance = gramian.shape[-1] * torch.finfo(g.gramian.dtype).eps
-        length, cosine = norms(gramian), cosines(gramian)
         p = self.preferred(g)
-        y = (torch.linalg.pinv(cosine, rtol=tolerance, hermitian=True) @ p.unsqueeze(-1)).squeeze(
-            -1
-        )
-        met = (cosine @ y.unsqueeze(-1)).squeeze(-1)  # u_i·x: p, or what of it can be met
+        length, y, met = _from_rows(g, p) if self.precise else _from_products(g, p)
+        tolerance = p.shape[-1] * torch.finfo(g.losses.dtype).eps
         exists = met.norm(dim=-1, keepdim=True) > tolerance * p.norm(dim=-1, keepdim=True)
         agreement = (length * met).sum(-1, keepdim=True) / (met * y).sum(-1, keepdim=True)
         w = torch.where(exists & (length > 0), agreement * y / length, 0)
-        return w.to(g.gramian)
+        return w.to(g.losses)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, (super().extra_repr(), "precise=True" * self.precise)))
+
+
+def _from_products(g: TaskGradients, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """‖g_i‖, y = C⁺p and Cy, the products u_i·x: p, or what of it can be met; float64."""
+    gramian = g.gramian.double()
+    cosine = cosines(gramian)
+    tolerance = gramian.shape[-1] * torch.finfo(g.gramian.dtype).eps
+    y = torch.linalg.pinv(cosine, rtol=tolerance, hermitian=True) @ p.unsqueeze(-1)
+    return norms(gramian), y.squeeze(-1), (cosine @ y).squeeze(-1)
+
+
+def _from_rows(g: TaskGradients, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from Uᵀ = QR, of which only R [.., k, m] is needed: C = RᵀR, x = Qz, Rᵀz = p."""
+    length = torch.linalg.vector_norm(g.jacobian, dim=-1)
+    unit = g.jacobian / torch.where(length > 0, length, 1).unsqueeze(-1)
+    r = torch.linalg.qr(unit.mT, mode="r").R.double()
+    inverse = torch.linalg.pinv(r, rtol=unit.shape[-2] * torch.finfo(unit.dtype).eps)
+    z = inverse.mT @ p.unsqueeze(-1)
+    return length.double(), (inverse @ z).squeeze(-1), (r.mT @ z).squeeze(-1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Outcome, StatefulWeighting
-from evenhand.weighting.per_coordinate import like_gradients, nothing
+from evenhand.weighting.per_coordinate import nothing, recalled, remembered
 from evenhand.weighting.state import State, put, take
 from evenhand.weighting.traits import Traits
 
@@ -35,7 +35,7 @@ class ExcessMTL(StatefulWeighting):
         at: "parameters", "last_layer" or a callable.
 
     Raises:
-        ValueError: an argument is out of range; or, in a call, the gradients' size has changed.
+        ValueError: an argument is out of range.
 
     Example:
         >>> from evenhand import Running, TaskGradients
@@ -89,8 +89,8 @@ class ExcessMTL(StatefulWeighting):
 
 def _excess(g: TaskGradients, squares: Tensor) -> tuple[Tensor, Tensor]:
     """Σ g² with this call's, [..., n, M], and E_i, [..., m], float64."""
-    history = like_gradients(squares, g)
+    history = recalled(squares, g)
     square = g.jacobian.mT.to(history).square()
     summed = take(history, g) + square
     excess = torch.where(summed > 0, square / summed.sqrt(), 0).sum(-2).double()
-    return put(history, g, summed), excess
+    return remembered(squares, g, put(history, g, summed)), excess

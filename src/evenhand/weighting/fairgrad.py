@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import nash_weights
 from evenhand.weighting.base import Solved, Weighting
@@ -16,9 +19,9 @@ class FairGrad(Weighting):
 
     v maximises Σ_i (g_i·v)^(1−α)/(1−α), for α = 1 Σ_i log g_i·v, among the directions of its
     length; g_i·v = w_i^(−1/α). Ban and Ji, "Fair Resource Allocation in Multi-Task Learning" (ICML
-    2024, arXiv 2402.15638), Algorithm 1. α → 0 is the plain sum, α = 1 proportional fairness
-    (`NashMTL`), α → ∞ max-min fairness. v improves every task. Its direction does not depend on the
-    scale of the losses if α = 1, and does otherwise.
+    2024, arXiv 2402.15638), Algorithm 1. α = 0 is the mean, α = 1 proportional fairness
+    (`NashMTL`), α → ∞ max-min fairness. For α > 0 v improves every task. Its direction does not
+    depend on the scale of the losses if α = 1, and does otherwise.
 
     Solved exactly (see `linalg.nash_weights`). Where a convex combination of gradients is zero
     there is no solution, and v = 0; but a task whose own gradient is zero has weight zero, and the
@@ -27,7 +30,9 @@ class FairGrad(Weighting):
     it where it began, without a word.
 
     Args:
-        alpha: α > 0; the paper tries values from 1 to 10, and mostly reports 2.
+        alpha: α ≥ 0; the paper tries values from 1 to 10, and mostly reports 2. For α = 0 the
+            utility Σ g_i·v is linear and the sum of the gradients its best direction: w_i = 1/m for
+            the m tasks in the call, no gradient is looked at, and no task is promised anything.
 
     Raises:
         ValueError: α is out of range.
@@ -42,12 +47,16 @@ class FairGrad(Weighting):
 
     def __init__(self, alpha: float = 2.0, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
-        if not (alpha > 0 and math.isfinite(alpha)):
-            raise ValueError(f"alpha={alpha}: must be a finite number > 0")
+        if not (alpha >= 0 and math.isfinite(alpha)):
+            raise ValueError(f"alpha={alpha}: must be a finite number >= 0")
         self.alpha = alpha
+        if alpha == 0:
+            self.traits = Traits()
         self.traits = replace(self.traits, scale_invariant=alpha == 1)
 
-    def weigh(self, g: TaskGradients) -> Solved:
+    def weigh(self, g: TaskGradients) -> Tensor | Solved:
+        if self.alpha == 0:
+            return torch.full_like(g.losses, 1 / len(g.tasks))
         solution = nash_weights(g.gramian, self.alpha)
         return Solved(solution.weights, solution)
 

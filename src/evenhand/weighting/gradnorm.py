@@ -10,10 +10,10 @@ from torch import Tensor
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
+from evenhand.weighting.positive import SMALLEST_LOSS
 from evenhand.weighting.state import State, put, take
 from evenhand.weighting.traits import Traits
 
-SMALLEST_LOSS = 1e-12
 SMALLEST_WEIGHT = 1e-8
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients, cosines, norms
 from evenhand.weighting.base import Outcome, StatefulWeighting
-from evenhand.weighting.pcgrad import meet, others, visiting_orders
+from evenhand.weighting.pcgrad import Meetings, visiting_orders
 from evenhand.weighting.state import State, put, take
 from evenhand.weighting.traits import Traits
 
@@ -27,9 +27,12 @@ class GradVac(StatefulWeighting):
 
     A pair with a zero gradient has no cosine: nothing is added and φ̂ stays. (So does one in which
     g_i' has cancelled to less than the precision of the Gramian.) No coefficient reaches φ̂ = 1.
-    The paper applies it to groups of parameters, too: that is `PerBlock` around it. TorchJD and
-    LibMTL default to β = 0.5 and add 1e-8 to both denominators; LibMTL updates φ̂ only when it
-    changes g_i'.
+    The paper applies it to groups of parameters, too: that is `PerBlock` around it.
+
+    TorchJD and LibMTL default to β = 0.5. TorchJD adds 1e-8 to both denominators, LibMTL adds
+    nothing in its release 1.1.5 and 1e-8 to both in its repository since. Both of LibMTL's update
+    φ̂_ij only after a turn, with a φ_ij that is below it: from 0 it falls and never rises, so
+    nothing is ever asked of tasks that agree.
 
     Args:
         beta: β in [0, 1], the rate of the moving average.
@@ -61,20 +64,19 @@ class GradVac(StatefulWeighting):
         length, cosine = norms(gramian), cosines(gramian)
         rows = take(state["phi"].mT, g).mT
         target = take(rows, g).expand_as(gramian)
-        a = torch.diag_embed(length)
-        for j in visiting_orders(g, "gradvac").unbind(-1):
-            products = a @ cosine
-            squared = (products * a).sum(-1)
-            size = squared.clamp_min(0).sqrt()
-            seen = (squared > noise * a.abs().sum(-1).square()) & (length.gather(-1, j) > 0)
-            phi = torch.where(seen, meet(products, j) / size, 0).clamp(-1, 1)
-            usual = meet(target, j)
+        orders = visiting_orders(g, "gradvac")
+        there = (length > 0).unsqueeze(-2).expand_as(target).gather(-1, orders).unbind(-1)
+        usuals, steps = target.gather(-1, orders).unbind(-1), []
+        met = Meetings(length, cosine, lengths=True)
+        for other, exists, usual in zip(met.in_turn(orders), there, usuals, strict=True):
+            seen = other & exists & (met.squared > noise * met.size.square())
+            size = met.squared.clamp_min(0).sqrt()
+            phi = torch.where(seen, met.products / size, 0).clamp(-1, 1)
             turn = size * (usual * rest(phi) / rest(usual) - phi)
-            turn = torch.where(seen & (phi < usual) & (usual < 1), turn, 0)
-            a = a.scatter_add(-1, j.unsqueeze(-1), others(turn, j).unsqueeze(-1))
-            step = torch.where(seen, self.beta * (phi - usual), 0)
-            target = target.scatter_add(-1, j.unsqueeze(-1), others(step, j).unsqueeze(-1))
-        w = torch.where(length > 0, a.sum(-2) / length, torch.ones_like(length))
+            met.add(torch.where(seen & (phi < usual) & (usual < 1), turn, 0))
+            steps.append(torch.where(seen, self.beta * (phi - usual), 0))
+        target = target.scatter_add(-1, orders, torch.stack(steps, dim=-1))
+        w = torch.where(length > 0, met.coefficients.sum(-2) / length, torch.ones_like(length))
         phi = put(state["phi"].mT, g, put(rows, g, target).mT).mT
         return Outcome(w.to(g.gramian), {"phi": phi})
 

@@ -21,8 +21,8 @@ class IMTLL(Learned):
     twice Kendall's regression form (`Uncertainty`) with s_i = −log σ_i².
 
     s_i starts at 0, the plain sum. Losses must be ≥ 0: with a negative one the objective has no
-    minimum in s_i, and w_i grows without end. The whole method, IMTL, has IMTL-G in the aggregator slot at the same
-    time, which sees the gradients of the scaled losses. TorchJD agrees.
+    minimum in s_i, and w_i grows without end. The whole method, IMTL, has IMTL-G in the aggregator
+    slot at the same time, which sees the gradients of the scaled losses. TorchJD agrees.
 
     Raises:
         ValueError: in a call, a loss is negative.

@@ -43,6 +43,10 @@ class Normalized(Wrapper):
       solved for, so what `base` promises about g_i·v ≥ 0 and about stationary points holds; its
       length is that of the scaled gradients, at most 1 for MGDA with "l2".
 
+    LibMTL has the same names (``mgda_gn``) and descends Σ k_i g_i / s_i, the normalised gradients:
+    that is ``back=True`` here, in the aggregator slot, since its heads step on their own losses.
+    Only with ``rep_grad=True`` does it multiply the raw gradients by k_i, as Sener & Koltun do.
+
     A scale that is 0 (a task at its minimum) counts as 1, so nothing is divided by zero.
 
     Args:

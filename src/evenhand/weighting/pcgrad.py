@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -40,12 +41,10 @@ class PCGrad(Weighting):
     def weigh(self, g: TaskGradients) -> Tensor:
         gramian = g.gramian.double()
         length, cosine = norms(gramian), cosines(gramian)
-        # Row i holds g_i' as coefficients of the unit gradients: nothing is divided on the way.
-        a = torch.diag_embed(length)
-        for j in visiting_orders(g, "pcgrad").unbind(-1):
-            conflict = meet(a @ cosine, j).clamp_max(0)
-            a = a.scatter_add(-1, j.unsqueeze(-1), -others(conflict, j).unsqueeze(-1))
-        w = torch.where(length > 0, a.sum(-2) / length, torch.ones_like(length))
+        met = Meetings(length, cosine)
+        for other in met.in_turn(visiting_orders(g, "pcgrad")):
+            met.add(-met.products.clamp_max(0) * other)
+        w = torch.where(length > 0, met.coefficients.sum(-2) / length, torch.ones_like(length))
         return w.to(g.gramian)
 
 
@@ -57,11 +56,65 @@ def visiting_orders(g: TaskGradients, purpose: str) -> Tensor:
     return torch.stack(orders).reshape(*lead, m, m).to(g.losses.device)
 
 
-def meet(values: Tensor, j: Tensor) -> Tensor:
-    """The entry [i, j_i] of each row of values [..., m, m], for j [..., m]."""
-    return values.gather(-1, j.unsqueeze(-1)).squeeze(-1)
+class Meetings:
+    """The gradients g_i' while each meets the others one after the other, all i in step.
 
+    g_i' is row i of `coefficients [..., m, m]`, in terms of the unit gradients: nothing is divided
+    on the way. What a meeting looks at is its product with one unit gradient. For that g_i' need
+    not be multiplied out at each meeting (m products of matrices, m⁴ multiplications): it is once
+    for `BLOCK` meetings, within which the few products to come are kept up to date.
 
-def others(values: Tensor, j: Tensor) -> Tensor:
-    """`values` [..., m], but zero where a task meets itself (j_i = i)."""
-    return values.masked_fill(j == torch.arange(j.shape[-1], device=j.device), 0)
+    Attributes:
+        products: g_i'·u_j for the u_j that i meets now, [..., m].
+        squared: ‖g_i'‖², [..., m], if `lengths` are asked for.
+        size: the sum of |coefficients| of g_i', [..., m], likewise.
+    """
+
+    BLOCK = 64
+
+    products: Tensor
+    squared: Tensor
+    size: Tensor
+
+    def __init__(self, length: Tensor, cosine: Tensor, lengths: bool = False) -> None:
+        self.coefficients = torch.diag_embed(length)
+        self._cosine = cosine
+        self._lengths = lengths
+        self._own = torch.arange(length.shape[-1], device=length.device)
+
+    def in_turn(self, orders: Tensor) -> Iterator[Tensor]:
+        """Whether i meets another than itself, [..., m], meeting by meeting.
+
+        `orders [..., m, m]` holds for each i the j that it meets. At each meeting `add` is due.
+        """
+        for block in torch.split(orders, self.BLOCK, dim=-1):
+            whole = self.coefficients @ self._cosine
+            later, before = whole.gather(-1, block), self.coefficients.gather(-1, block)
+            if self._lengths:
+                self.squared = (whole * self.coefficients).sum(-1)
+                self.size = self.coefficients.abs().sum(-1)
+            among = self._among(block)
+            changes: list[Tensor] = []
+            others = (block != self._own.unsqueeze(-1)).unbind(-1)
+            for k, other in enumerate(others):
+                self.products = later[..., k]
+                yield other
+                changes.append(change := self._change)
+                if self._lengths:  # u_j·u_j is 1, or 0 for a zero gradient
+                    twice = 2 * self.products + change * among[..., k, k]
+                    self.squared = self.squared + change * twice
+                    self.size = self.size + (before[..., k] + change).abs() - before[..., k].abs()
+                if k + 1 < len(others):
+                    later = torch.addcmul(later, change.unsqueeze(-1), among[..., k, :])
+            added = torch.stack(changes, dim=-1)
+            self.coefficients = self.coefficients.scatter_add(-1, block, added)
+
+    def add(self, change: Tensor) -> None:
+        """Add change_i u_j to each g_i', [..., m], where j is what i meets now."""
+        self._change = change
+
+    def _among(self, block: Tensor) -> Tensor:
+        """The cosines between those that a task meets in this block, [..., m, k, k]."""
+        *lead, m, k = block.shape
+        pairs = block.unsqueeze(-1) * m + block.unsqueeze(-2)
+        return self._cosine.flatten(-2).gather(-1, pairs.reshape(*lead, -1)).reshape(*lead, m, k, k)

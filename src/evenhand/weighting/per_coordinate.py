@@ -1,7 +1,8 @@
-"""State with an entry for every task and every coordinate of its gradient, [n, M].
+"""State with an entry for every task and every coordinate of its gradient, [N, M].
 
-Such state costs as much memory as M gradients. It is made when the first gradient shows n, in the
-gradient's precision (half precision is widened).
+Such state costs as much memory as M gradients. It is made when the first gradient shows N, in the
+gradient's precision (half precision is widened). Each parameter has rows of its own: those of one
+that is frozen wait, and those of a newcomer start at zero.
 """
 
 from __future__ import annotations
@@ -17,19 +18,40 @@ def nothing(total: int) -> Tensor:
     return torch.zeros(0, total)
 
 
-def like_gradients(state: Tensor, g: TaskGradients) -> Tensor:
-    """`state` as [..., n, M], fit for the gradients of g; zeros at first.
+def recalled(state: Tensor, g: TaskGradients) -> Tensor:
+    """The rows of `state` [..., N, M] for the columns of g's Jacobian, [..., n, M]."""
+    whole = _grown(state, g)
+    index = g.columns.index
+    return whole if index is None else whole.index_select(-2, index.to(whole.device))
+
+
+def remembered(state: Tensor, g: TaskGradients, rows: Tensor) -> Tensor:
+    """A copy of `state` [..., N, M] with these rows for the columns of g's Jacobian."""
+    index = g.columns.index
+    if index is None:
+        return rows
+    return _grown(state, g).clone().index_copy_(-2, index.to(rows.device), rows)
+
+
+def _grown(state: Tensor, g: TaskGradients) -> Tensor:
+    """`state` with zeros for the coordinates that it does not know yet.
 
     Raises:
-        ValueError: the gradients have another size than before.
+        ValueError: it has more coordinates than there are.
     """
-    *lead, _, n = g.jacobian.shape
-    if state.numel() == 0:
-        dtype = torch.promote_types(g.jacobian.dtype, torch.float32)
-        return g.jacobian.new_zeros(*lead, n, g.total, dtype=dtype)
-    if state.shape[-2] != n:
+    jacobian, columns = g.jacobian, g.columns
+    lead = jacobian.shape[:-2]
+    if state.numel() == 0 or columns.anew:
+        dtype = torch.promote_types(jacobian.dtype, torch.float32)
+        return jacobian.new_zeros(*lead, columns.total, g.total, dtype=dtype)
+    missing = columns.total - state.shape[-2]
+    if missing < 0:
         raise ValueError(
-            f"the gradients have {n} entries, and the history of this method {state.shape[-2]}: "
-            "what is shared, or frozen, has changed; make a new method"
+            f"the gradients have {columns.total} entries, and the history of this method "
+            f"{state.shape[-2]}: it is another model's; begin again with Balancer.reset()"
         )
-    return state.to(g.jacobian.device)
+    state = state.to(jacobian.device)
+    if not missing:
+        return state
+    fresh = state.new_zeros(*state.shape[:-2], missing, state.shape[-1])
+    return torch.cat([state, fresh], dim=-2)

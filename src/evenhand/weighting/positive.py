@@ -6,8 +6,11 @@ from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
 
-SMALLEST = 1e-12
-"""Below this a loss counts as this: a task that is solved has a weight, and a finite one."""
+SMALLEST_LOSS = 1e-12
+"""A loss below this counts as this wherever a method divides by it or takes its logarithm.
+
+So a task that is solved has a weight, and a finite one.
+"""
 
 
 def positive(values: Tensor, g: TaskGradients, method: str) -> Tensor:
@@ -21,7 +24,7 @@ def positive(values: Tensor, g: TaskGradients, method: str) -> Tensor:
             f"{method} takes the logarithm of the losses, which must be >= 0, or above reference= "
             f"where it has one; below are those of {', '.join(guilty)}"
         )
-    return values.double().clamp_min(SMALLEST)
+    return values.double().clamp_min(SMALLEST_LOSS)
 
 
 def require_bounded(g: TaskGradients, method: str) -> None:

@@ -37,9 +37,9 @@ class RLW(Weighting):
     ``distribution="dirichlet"`` w is uniform on the simplex, Dirichlet(1, …, 1).
 
     All M tasks are drawn for, and an absent task takes its weight with it, so Σw = 1 over all. The
-    draws depend on (seed, step, member) alone. LibMTL puts its Dirichlet draws, which lie on the
-    simplex already, through a softmax as well, so that no weight differs from another by more
-    than a factor e; we do not. TorchJD knows the normal distribution only.
+    draws depend on (seed, step, member) alone. TorchJD and LibMTL's repository know the normal
+    distribution only. LibMTL's release 1.1.5 knew others; it put Dirichlet draws, which lie on the
+    simplex already, through the softmax too, so that no weight was more than e times another.
 
     Args:
         distribution: "normal" or "dirichlet".

@@ -12,11 +12,9 @@ from torch import Tensor
 from evenhand.autodiff.gradients import TaskGradients, norms
 from evenhand.linalg import Solution, project_cone
 from evenhand.weighting.base import Outcome, Weighting, Wrapper
+from evenhand.weighting.positive import SMALLEST_LOSS
 from evenhand.weighting.state import State, put, take
 from evenhand.weighting.traits import joined
-
-SMALLEST_LOSS = 1e-12
-"""Where the logarithm of a loss stops falling."""
 
 
 class Tension(Wrapper):

@@ -51,39 +51,63 @@ def _network() -> MultiTaskNetwork:
     return MultiTaskNetwork(trunk, {"a": nn.Linear(5, 1), "b": nn.Linear(5, 1)}).double()
 
 
-def _gradients(balancer: Balancer, network: MultiTaskNetwork, x: Tensor, y: Tensor) -> list[Tensor]:
+def _step(
+    balancer: Balancer, network: MultiTaskNetwork, x: Tensor, y: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """All gradients, and the tasks' weights in the trunk."""
     outputs = network(x)
     losses = {
         "a": (outputs["a"][:, 0] - y).square().mean(),
-        "b": 9 * (outputs["b"][:, 0] + y).square().mean(),
+        "b": (outputs["b"][:, 0] + x[:, 0]).square().mean(),
     }
     balancer.attach(network)
-    balancer.backward(losses, features=outputs.features)
-    return [p.grad for p in network.parameters() if p.grad is not None]
+    balance = balancer.backward(losses, features=outputs.features)
+    assert balance.trunk_weights is not None
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return gradients, balance.trunk_weights
+
+
+def _data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+    return x, torch.randn(8, generator=generator, dtype=torch.float64)
+
+
+METHODS = {
+    "parameters": {"aggregator": MGDA},
+    "representation": {"aggregator": lambda: MGDA(at="representation")},
+    "last layer": {"weighting": lambda: MGDA(at="last_layer")},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_half_by_itself_has_other_weights(name) -> None:
+    """Else ranks that do not speak to each other would pass the next test."""
+    x, y = _data()
+    (slot,) = METHODS[name]
+    found = []
+    for part in (slice(None), slice(4), slice(4, None)):
+        _, weights = _step(Balancer(**{slot: METHODS[name][slot]()}), _network(), x[part], y[part])
+        found.append(float(weights[0]))
+    assert all(0.02 < weight < 0.98 for weight in found)
+    assert max(abs(found[0] - half) for half in found[1:]) > 0.02
 
 
 @pytest.mark.parametrize(
     "slots",
-    [
-        {},
-        {"weighting": Equal},
-        {"aggregator": MGDA},
-        {"aggregator": lambda: MGDA(at="representation")},
-        {"weighting": lambda: MGDA(at="last_layer")},
-    ],
+    [{}, {"weighting": Equal}, *METHODS.values()],
 )
 def test_two_ranks_agree_with_one(slots) -> None:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    y = torch.randn(8, generator=generator, dtype=torch.float64)
-    alone = _gradients(Balancer(**{n: make() for n, make in slots.items()}), _network(), x, y)
+    x, y = _data()
+    alone, weights = _step(Balancer(**{n: make() for n, make in slots.items()}), _network(), x, y)
     meeting = Meeting()
     balancers = [Balancer(**{n: make() for n, make in slots.items()}) for _ in range(RANKS)]
     for rank, balancer in enumerate(balancers):
         balancer.reducer = RankReducer(rank, meeting)
     with ThreadPoolExecutor(RANKS) as pool:
         networks = [_network() for _ in range(RANKS)]
-        halves = list(pool.map(_gradients, balancers, networks, x.chunk(RANKS), y.chunk(RANKS)))
-    for rank in range(RANKS):
-        for together, single in zip(halves[rank], alone, strict=True):
+        halves = list(pool.map(_step, balancers, networks, x.chunk(RANKS), y.chunk(RANKS)))
+    for gradients, found in halves:
+        torch.testing.assert_close(found, weights, rtol=1e-10, atol=1e-12)
+        for together, single in zip(gradients, alone, strict=True):
             torch.testing.assert_close(together, single, rtol=1e-10, atol=1e-12)

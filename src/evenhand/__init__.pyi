@@ -1,0 +1,6 @@
+# The names of `evenhand.public`, as a type checker can follow them: it sees no lazy loading.
+from evenhand.aggregation import *  # noqa: F403
+from evenhand.public import *  # noqa: F403
+from evenhand.weighting import *  # noqa: F403
+
+__version__: str

@@ -1,0 +1,98 @@
+"""The best weights of every run: kept in its folder, and made a network again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evenhand import data
+from evenhand.comparison.job import Job
+from evenhand.data.problem import Problem
+from evenhand.network import MultiTaskNetwork
+from evenhand.training.loop import Training
+from evenhand.training.records import write_atomically
+
+BEST = "best.safetensors"
+"""In the folder of a finished run: the weights of its best epoch."""
+FORMAT = "evenhand-weights-1"
+
+
+def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
+    """Write the weights of a run's best epoch with what they are of, at once or not at all.
+
+    The file is the network's `state_dict` in safetensors. Its metadata say what builds the network
+    again: the name of the problem, tasks, recipe, label, seed, rate, best epoch and version, JSON
+    under "evenhand".
+    """
+    from safetensors.torch import save
+
+    from evenhand import __version__
+
+    about = {
+        "format": FORMAT,
+        "version": __version__,
+        "source": run.problem.name,
+        "tasks": list(run.tasks),
+        "recipe": job.recipe,
+        "label": job.label,
+        "seed": job.seed,
+        "rate": job.rate,
+        "epoch": epoch,
+    }
+    tensors = {
+        name: value.detach().cpu().contiguous().clone()  # a file does not share memory
+        for name, value in run.best_weights.items()
+    }
+    content = save(tensors, metadata={"evenhand": json.dumps(about)})
+    write_atomically(folder / BEST, content)
+
+
+def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights that `keep_weights` wrote into a run's folder, and what they are of.
+
+    Raises:
+        ValueError: the run is not finished, or has diverged; or the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / BEST
+    if not file.exists():
+        raise ValueError(f"{folder} has no {BEST}: its run is not finished, or has diverged")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about: dict[str, Any] = json.loads((opened.metadata() or {}).get("evenhand", "{}"))
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{file} holds no weights of a run ({FORMAT})")
+    return weights, about
+
+
+def load_network(folder: Path, problem: Problem | None = None) -> MultiTaskNetwork:
+    """The network of a finished run with the weights of its best epoch, in eval mode.
+
+    Args:
+        folder: the run's, for example `out/mgda/seed0-lr0.01`; `comparison.out /
+            result.job.folder` of one of its results.
+        problem: what makes the network; by default the problem of the name that the run was of.
+            Its data play no part.
+
+    Raises:
+        ValueError: there are no weights in the folder; the problem is not known by its name, or
+            its network has other parameters than the one that was trained.
+    """
+    weights, about = read_weights(folder)
+    made = data.problem(about["source"]) if problem is None else problem
+    with torch.random.fork_rng(devices=[]):
+        network = made.network(tuple(about["tasks"]))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network of {made.name} is not the one whose weights are in {folder}: {error}"
+        ) from error
+    return network.eval()

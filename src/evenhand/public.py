@@ -1,0 +1,41 @@
+"""The public names of `evenhand`."""
+
+from evenhand import aggregation, weighting
+from evenhand.aggregation import *  # noqa: F403
+from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
+from evenhand.balancer import Balance, Balancer
+from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
+from evenhand.schedules import (
+    Clock,
+    Phase,
+    alternate_epochs,
+    alternate_steps,
+    in_groups,
+    jointly,
+    nested,
+    one_by_one,
+)
+from evenhand.schedules.adaptive import alternate_adaptively
+from evenhand.weighting import *  # noqa: F403
+
+__all__ = [
+    "Balance",
+    "Balancer",
+    "Blocks",
+    "Clock",
+    "MultiTaskNetwork",
+    "NonFiniteError",
+    "Outputs",
+    "Phase",
+    "TaskGradients",
+    "alternate_adaptively",
+    "alternate_epochs",
+    "alternate_steps",
+    "in_groups",
+    "jointly",
+    "nested",
+    "one_by_one",
+    "resting",
+]
+__all__ += aggregation.__all__
+__all__ += weighting.__all__
