@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from evenhand import Aggregator, Balance, Balancer, Clock, TaskGradients
 from evenhand import balancer as balancing
 from evenhand.autodiff import walk
-from evenhand.autodiff.ownership import Union
+from evenhand.autodiff.ownership import Ownership, Union
 from evenhand.weighting.running import Running
 from programs import (
     AT_FEATURES,
@@ -653,7 +653,7 @@ def _every_call_anew(patch: pytest.MonkeyPatch) -> None:
 
 def _copied_without(patch: pytest.MonkeyPatch) -> None:
     """A copy of a balancer begins anew."""
-    patch.setattr(Union, "__deepcopy__", lambda union, memo: Union())
+    patch.setattr(Ownership, "__deepcopy__", lambda ownership, memo: Ownership())
 
 
 def _joins_unseen(patch: pytest.MonkeyPatch) -> None:
