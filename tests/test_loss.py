@@ -494,10 +494,9 @@ class Saved:
         self.tensor = tensor.detach().clone()  # of its own, whoever else holds the activation
 
 
-@pytest.mark.parametrize("route", ["backward", "loss"])
 @pytest.mark.parametrize("network", ["plain", "multitask"])
 @every_method
-def test_no_activation_outlives_the_backward(method: str, network: str, route: str) -> None:
+def test_no_activation_outlives_the_backward(method: str, network: str) -> None:
     """Although the user holds the scalar, the losses and the balancer."""
     run = Run(method, network)
     run.step()
@@ -512,13 +511,10 @@ def test_no_activation_outlives_the_backward(method: str, network: str, route: s
         forward = run.forward()
     forward.features = None
     assert any(ref() is not None for ref in alive)
-    if route == "loss":
-        scalar = run.loss(forward)
-        forward.told = None
-        scalar.backward()
-        assert scalar.isfinite()
-    else:
-        run.backward(forward)
+    scalar = run.loss(forward)
+    forward.told = None
+    scalar.backward()
+    assert scalar.isfinite()
     assert [loss.isfinite() for loss in forward.losses.values()]
     assert not [ref for ref in alive if ref() is not None]
 
