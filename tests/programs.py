@@ -706,7 +706,7 @@ class Observer:
         now.enter(leaves, rows)
         if self.first is None:
             self.first = now
-        trunk = {id(p) for p in world.trunk.parameters()} if world.program.known else set()
+        trunk: set[int] = set()  # the structure decides only where the graph cannot tell
         balanced = [len(self.account.who(p)) > 1 or id(p) in trunk for p in leaves]
         return Step(
             world,
@@ -1083,7 +1083,10 @@ KINDS: Mapping[str, Kind] = {
     "adversarial": Kind(_late(-1.0), "first call"),
     "absent": Kind(_absent, "this call"),
     "first alone": Kind(
-        _first_alone, "this call", routes=("outputs", "model", "model+outputs"), network="multitask"
+        _first_alone,
+        "first call",
+        routes=("outputs", "model", "model+outputs"),
+        network="multitask",
     ),
     "head replaced": Kind(_replaced, "first call"),
     "next fold": Kind(_changing(Change(1, "fold")), "first call"),

@@ -494,10 +494,9 @@ class Saved:
         self.tensor = tensor.detach().clone()  # of its own, whoever else holds the activation
 
 
-@pytest.mark.parametrize("route", ["backward", "loss"])
 @pytest.mark.parametrize("network", ["plain", "multitask"])
 @every_method
-def test_no_activation_outlives_the_backward(method: str, network: str, route: str) -> None:
+def test_no_activation_outlives_the_backward(method: str, network: str) -> None:
     """Although the user holds the scalar, the losses and the balancer."""
     run = Run(method, network)
     run.step()
@@ -512,13 +511,10 @@ def test_no_activation_outlives_the_backward(method: str, network: str, route: s
         forward = run.forward()
     forward.features = None
     assert any(ref() is not None for ref in alive)
-    if route == "loss":
-        scalar = run.loss(forward)
-        forward.told = None
-        scalar.backward()
-        assert scalar.isfinite()
-    else:
-        run.backward(forward)
+    scalar = run.loss(forward)
+    forward.told = None
+    scalar.backward()
+    assert scalar.isfinite()
     assert [loss.isfinite() for loss in forward.losses.values()]
     assert not [ref for ref in alive if ref() is not None]
 
@@ -717,6 +713,28 @@ def test_a_task_may_be_missing_in_some_micro_batches(method: str) -> None:
             w * rows[n][k] for n, w in zip(NAMES, weights, strict=True) if rows[n][k] is not None
         ]
         exact(leaf.grad, sum(terms[1:], terms[0]), f"leaf {k}", size=1.0)
+
+
+@pytest.mark.parametrize("call", [by_backward, by_loss], ids=["backward", "loss"])
+@pytest.mark.parametrize("method", ["mgda", "upgrad", "uncertainty", "graddrop", "fixed-weighting"])
+def test_counts_make_means_over_all_labels(method: str, call: Callable[..., Balance]) -> None:
+    """Micro-batches of 2, 7 and 3 samples, of which each loss is the mean over its own."""
+    many, one = Micro(method, "plain"), Micro(method, "plain")
+    places = (slice(0, 2), slice(2, 9), slice(9, 12))
+    for step in range(2):
+        for place in places:
+            losses, told = many.losses(step, place, 1.0)
+            counts = dict.fromkeys(losses, place.stop - place.start)
+            if place is not places[-1]:
+                many.run.balancer.accumulate(losses, features=told, counts=counts)
+        balance = call(
+            many.run.balancer, losses, features=told, clock=Clock(step=step), counts=counts
+        )
+        wanted = one.whole(step, call)
+        torch.testing.assert_close(balance.losses, wanted.losses, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(balance.weights, wanted.weights, rtol=1e-9, atol=1e-9)
+        alike(taken(many.run.leaves), taken(one.run.leaves))
+        taken(list(many.run.balancer.parameters())), taken(list(one.run.balancer.parameters()))
 
 
 def test_accumulating_replays_dropout_and_updates_batch_statistics_once() -> None:

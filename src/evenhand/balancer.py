@@ -519,7 +519,7 @@ class Balancer(nn.Module):
     ) -> bool:
         """Whether a call is one backward pass of the losses' sum, and nothing more."""
         special = any(given is not None for given in (phase, shared, own, counts))
-        return not (self.methods or special or self._sums or self._ownership.watches)
+        return not (self.methods or special or self._sums)
 
     def _summed(
         self,
@@ -535,11 +535,20 @@ class Balancer(nn.Module):
         if bad and scale is None:
             raise NonFiniteError("loss", bad)
         _require_finite_plus(plus)
+        self._watch(present, stacked, plus)
         total = _sum(present, plus)
         torch.autograd.backward(
             total if scale is None else total * scale, retain_graph=retain_graph
         )
         return self._was_summed(present, stacked)
+
+    def _watch(self, present: Mapping[str, Tensor], stacked: Tensor, plus: Tensor | None) -> None:
+        """Look, until it is known, whether some task reaches every parameter of the model."""
+        if self._ownership.watches:
+            tasks = self.tasks or ()
+            index = tuple(tasks.index(task) for task in present)
+            losses = tuple(present.values())
+            self._ownership.watch(Call(tuple(present), index, losses, stacked, plus=plus), tasks)
 
     def _was_summed(self, present: Mapping[str, Tensor], stacked: Tensor) -> Balance:
         self._step += 1
@@ -553,6 +562,7 @@ class Balancer(nn.Module):
         present = self._present(losses, None)
         total = _sum(present, plus)
         stacked = _stacked(present)
+        self._watch(present, stacked, plus)
         step = self._step
 
         def differentiated(_: Tensor) -> None:

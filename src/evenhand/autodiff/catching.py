@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from evenhand.autodiff.walk import edge_of, walk
-from evenhand.network import leaves
+from evenhand.network import MultiTaskNetwork, leaves
 
 MOST = 256
 """Outputs of one module that are remembered between two calls."""
@@ -31,10 +30,13 @@ class Catcher:
         self._preparing = False
 
     def prepare(self, model: nn.Module) -> None:
-        """Catch every module of `model` until one is asked for."""
+        """Catch every module of `model` until one is asked for, but those inside heads."""
         self._preparing = True
+        networks = [module for module in model.modules() if isinstance(module, MultiTaskNetwork)]
+        heads = {module for network in networks for module in network.heads.modules()}
         for module in model.modules():
-            self.catch(module)
+            if module not in heads:
+                self.catch(module)
 
     def catch(self, module: nn.Module) -> None:
         """Catch what `module` returns from now on."""
@@ -43,7 +45,7 @@ class Catcher:
         if known is not None and known[0]() is module:
             return
         found = self._found[key] = []
-        handle = module.register_forward_hook(partial(_note, found))
+        handle = module.register_forward_hook(_Note(found))
         self._caught[key] = weakref.ref(module), handle
 
     def settle(self, module: nn.Module | None) -> None:
@@ -98,12 +100,24 @@ class Catcher:
         return Catcher, ()
 
 
-def _note(found: list[weakref.ref[Tensor]], module: nn.Module, inputs: Any, output: Any) -> None:
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return
-    try:
-        tensors = leaves(output)
-    except TypeError:
-        return
-    found.extend(weakref.ref(z) for z in tensors if z.requires_grad)
-    del found[:-MOST]
+class _Note:
+    """The hook: it notes what a module returns. A copy of the module notes for nobody."""
+
+    def __init__(self, found: list[weakref.ref[Tensor]]) -> None:
+        self._found = found
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        try:
+            tensors = leaves(output)
+        except TypeError:
+            return
+        self._found.extend(weakref.ref(z) for z in tensors if z.requires_grad)
+        del self._found[:-MOST]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Note:
+        return _Note([])
+
+    def __reduce__(self) -> tuple[type[_Note], tuple[list[Any]]]:
+        return _Note, ([],)

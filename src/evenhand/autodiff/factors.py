@@ -84,7 +84,7 @@ class Linear(Layer):
     def inputs(self) -> Tensor:
         """A, [r, k]."""
         name = "_saved_mat1" if self.node.name() == "AddmmBackward0" else "_saved_self"
-        return cast(Tensor, getattr(self.node, name))
+        return cast(Tensor, getattr(self.node, name)).detach()
 
     @property
     def count(self) -> int:
@@ -107,7 +107,7 @@ class Convolution(Linear):
 
     @property
     def inputs(self) -> Tensor:
-        node, x = self.node, self.node._saved_input
+        node, x = self.node, self.node._saved_input.detach()
         flat = x.ndim == 3  # one dimension: a picture of height 1
         patches = functional.unfold(
             x.unsqueeze(2) if flat else x,

@@ -285,13 +285,14 @@ class Ownership:
             for before, after in self._structure.refresh(found.reached):
                 self.union.add(after, self.union.of(before), self.union.seen(before))
         self._forget_named(found.reached)
-        masks = self._told_apart(call, tasks, found, probe)
+        masks, silent = self._told_apart(call, tasks, found, probe)
         for leaf, mask in masks.items():
-            self.union.add(leaf, mask)
+            if id(leaf) not in silent:
+                self.union.add(leaf, mask)
         self._heard |= sum(1 << k for k in call.index)
         self._meet_saved(tasks, masks)
         sharing = self._sorted(call, tasks, masks, found)
-        self._warn(call, tasks, sharing)
+        self._warn(call, tasks, sharing.extra)
         return sharing
 
     def of_sums(self, call: Call, tasks: Sequence[str], masks: dict[Tensor, int]) -> Sharing:
@@ -318,13 +319,28 @@ class Ownership:
                 self._named = None
         self._just_named = False
 
+    def watch(self, call: Call, tasks: Sequence[str]) -> None:
+        """Note who reaches what where nobody asks, for the warning of what no task reaches."""
+        found = _Found.of(call, tasks, (), None)
+        if self._structure is not None:
+            self._structure.refresh(found.reached)
+        for leaf, mask in found.reached.items():
+            self.union.add(leaf, mask)
+        self._heard |= sum(1 << k for k in call.index)
+        self._warn(call, tasks, found.extra)
+
     def _told_apart(
         self, call: Call, tasks: Sequence[str], found: _Found, probe: Probe
-    ) -> dict[Tensor, int]:
-        """Which tasks reach each leaf, also where the graph alone cannot tell."""
+    ) -> tuple[dict[Tensor, int], set[int]]:
+        """Which tasks reach each leaf, also where the graph alone cannot tell.
+
+        Also the leaves (by identity) at which every gradient is zero: of those this call says
+        nothing that would be worth remembering.
+        """
         masks = dict(found.reached)
-        if self._named is not None or len(call.tasks) < 2:
-            return masks
+        nothing: set[int] = set()
+        if self._named is not None:
+            return masks, nothing
         trunk = set() if self._structure is None else self._structure.trunk
         heads = set() if self._structure is None else self._structure.heads
         unsure = [
@@ -332,25 +348,30 @@ class Ownership:
             for leaf in masks
             if leaf in found.joint
             and leaf not in trunk
-            and _several(masks[leaf])
+            and _several(masks[leaf] | self.union.of(leaf))
             and masks[leaf] & ~self.union.seen(leaf)
         ]
         if not unsure:
-            return masks
+            return masks, nothing
         # A task whose gradient is zero at what lies behind says nothing of who reaches what.
-        witnesses = [*found.features] or [leaf for leaf in masks if leaf not in unsure]
+        open_ones = {id(leaf) for leaf in unsure}
+        others = [leaf for leaf in masks if id(leaf) not in open_ones]
+        witnesses = [*found.features] or others
         probed = probe([*unsure, *witnesses])
         seen = dict(zip(unsure, probed, strict=False))
         speaking = reduce(or_, probed)
         for leaf, mask in seen.items():
             self.union.add(leaf, 0, mask)
             silent = masks[leaf] & speaking & ~(mask | self.union.seen(leaf))
-            if not mask or not silent:
+            if not mask:
+                nothing.add(id(leaf))
+                continue
+            if not silent:
                 continue
             if leaf not in heads:
                 raise Undecided(self._undecided(leaf, masks[leaf], silent, tasks))
             masks[leaf] &= ~silent
-        return masks
+        return masks, nothing
 
     def _undecided(self, leaf: Tensor, mask: int, silent: int, tasks: Sequence[str]) -> str:
         names = {} if self._structure is None else self._structure.names
@@ -478,7 +499,7 @@ class Ownership:
                     mine.setdefault(task, []).append(leaf)
         return Blocks(shared, {task: tuple(its) for task, its in mine.items()})
 
-    def _warn(self, call: Call, tasks: Sequence[str], sharing: Sharing) -> None:
+    def _warn(self, call: Call, tasks: Sequence[str], by_plus: Sequence[Tensor]) -> None:
         """Once: parameters that no task reaches, when every task has been heard."""
         structure = self._structure
         if structure is None or not self._given or "unreached" in self._told:
@@ -486,7 +507,7 @@ class Ownership:
         if self._heard != (1 << len(tasks)) - 1 or len(call.trains) < 2 or call.phase:
             return
         self._told.add("unreached")
-        extra = set(sharing.extra)
+        extra = set(by_plus)
         names = [
             name
             for leaf, name in structure.names.items()
@@ -628,6 +649,8 @@ class _Found:
             for parameter in reading.parameters if mask else ():
                 if parameter.requires_grad:
                     reach.leaves[parameter] = reach.leaves.get(parameter, 0) | mask
+                    if edge in reach.joint_stops:
+                        reach.joint.add(parameter)
         whole = direct | through
         if features and not whole & ~plus:
             raise ValueError(

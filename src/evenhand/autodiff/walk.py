@@ -52,11 +52,13 @@ class Reach:
             order in which the walk finds them.
         stops: for each edge at which the walk was to end, the mask of the losses that reach it.
         joint: the leaves that some loss reaches through a joining node.
+        joint_stops: the edges at which the walk was to end, likewise.
     """
 
     leaves: dict[Tensor, int] = field(default_factory=dict)
     stops: dict[Edge, int] = field(default_factory=dict)
     joint: set[Tensor] = field(default_factory=set)
+    joint_stops: set[Edge] = field(default_factory=set)
 
 
 def edge_of(tensor: Tensor) -> Edge:
@@ -107,6 +109,8 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
             if child in ends and number in ends[child]:
                 plain = mask & ~joined
                 reach.stops[child, number] = reach.stops.get((child, number), 0) | plain
+                if mask & joined:
+                    reach.joint_stops.add((child, number))
             else:
                 masks[child] = masks.get(child, 0) | mask
     return reach
