@@ -423,6 +423,15 @@ def test_enough_is_said_only_where_no_recipe_may_be_better() -> None:
     assert not any("is enough" in sentence for sentence in verdict(found).sentences)
 
 
+def test_who_was_still_improving_is_told_before_deciding() -> None:
+    last = replace(SUM, chosen=tuple(replace(r, epoch=8) for r in SUM.chosen))
+    said = verdict(assessed([SINGLE, last], [CONSTANT], TASKS))
+    assert "sg was still improving at the last epoch: more may change this." in said.sentences
+    assert said.advice.startswith("train longer (--epochs) before deciding; keep one network")
+    early = verdict(assessed([SINGLE, SUM], [CONSTANT], TASKS))
+    assert not any("improving" in sentence for sentence in early.sentences)
+
+
 def test_numbers_as_text() -> None:
     assert [signed(x) for x in (2.06, -0.4, -0.04, 0.0)] == ["+2.1", "−0.4", "+0.0", "+0.0"]
     assert [percent(p) for p in (0.0, 0.004, 0.13, 0.997, 1.0)] == [

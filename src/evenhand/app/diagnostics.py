@@ -25,6 +25,8 @@ LEAST, LARGEST = 1e-4, 0.1
 """The changes of a loss between which the colours tell most."""
 
 
+WITHOUT_NAMES = 6.4
+"""Inches of such a matrix."""
 LEAST_SHOWN = 0.1
 """Cosines no larger than this stay pale."""
 NAMED = 14
@@ -42,7 +44,7 @@ def conflicts(findings: Findings) -> Figure | None:
     if name is None or len(tasks) < 2:
         return None
     records = [record for run in findings.runs[name] for record in run.records]
-    size = min(9.0, max(3.4, 0.34 * len(tasks) + 2.0))
+    size = max(3.4, 0.34 * len(tasks) + 2.0) if len(tasks) <= NAMED else WITHOUT_NAMES
     figure, axes = figures.panels(2, columns=2, size=(size, size))
     kinds = (
         ("mean cosine", [r.cosines for r in records], _pale("PuOr"), -1.0),

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from evenhand.app.findings import Findings, Run, arrow
+from evenhand.app.findings import MANY, Findings, Run, arrow
 from evenhand.comparison.request import BASELINE, REFERENCE
 from evenhand.training.records import Record
 
@@ -260,6 +260,31 @@ def losses(findings: Findings) -> Figure:
         over_epochs(ax, task, "validation loss")
         _strips(ax, findings)
     lines(figure, findings, list(findings.runs))
+    return figure
+
+
+def over_tasks(findings: Findings) -> Figure | None:
+    """Of many tasks: how the differences from single-task are distributed, a line per recipe."""
+    found = findings.assessment
+    single = found.line(REFERENCE)
+    joint = [line for line in found.lines if line.name in findings.runs and line.name != REFERENCE]
+    if single is None or not joint or len(findings.problem.tasks) <= MANY or not found.judged:
+        return None
+    look = looks(findings)
+    figure, (ax,) = panels(1, size=(6.6, 3.2))
+    for line in joint:
+        tasks = [task for task in found.judged if task in line.tasks and task in single.tasks]
+        gains = sorted(line.tasks[task].mean - single.tasks[task].mean for task in tasks)
+        share = [100 * (k + 1) / len(gains) for k in range(len(gains))]
+        kind = look[line.name]
+        ax.plot(gains, share, color=kind.color, ls=kind.dashes, drawstyle="steps-post")
+    ax.axvline(0, color=INK, lw=0.9)
+    ax.set(
+        xlabel=f"skill minus that of {REFERENCE}, points",
+        ylabel="% of judged tasks at or below",
+        ylim=(0, 100),
+    )
+    lines(figure, findings, [line.name for line in joint])
     return figure
 
 

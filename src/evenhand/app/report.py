@@ -98,6 +98,13 @@ def plates(findings: Findings) -> Iterator[Plate]:
     )
     made = (
         (
+            "Over the tasks",
+            f"How much skill each recipe has beyond {REFERENCE}, task by task: the share of the "
+            "judged tasks at or below each difference, the mean over splits. Left of zero the "
+            "task is better by itself. Single tasks are noisier than their mean.",
+            figures.over_tasks,
+        ),
+        (
             "Losses",
             f"Each task's mean loss on the validation set, at the rate chosen. {seeds}{grey}{worst}"
             + (strips if resting else ""),

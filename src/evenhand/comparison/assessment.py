@@ -64,6 +64,7 @@ class Line:
         work: floating-point operations of the training steps, of all its networks together, the
             mean over splits and seeds; None where they were not counted.
         processor: processor seconds, likewise; NaN where they were not measured.
+        improving: whether most of its chosen runs were best at the last epoch they could train.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Line:
     parameters: float = 0.0
     work: float | None = None
     processor: float = math.nan
+    improving: bool = False
 
     @property
     def title(self) -> str:
@@ -154,6 +156,8 @@ def assess(
     means = {name: _mean(skills, judged) for name, skills in by_row.items()}
     differ = partial(_difference, design=design, margin=settings.matters)
     headline, by_task = _declared(means, by_row, judged, differ)
+    epochs = settings.epochs or problem.epochs
+    lines = _lines(rows, everyone, by_row, means, differ, epochs)
     return Assessment(
         design,
         len(settings.seeds),
@@ -161,10 +165,7 @@ def assess(
         {task: _known_mean(zero.by_split(task)) for task in tasks},
         judged,
         unjudged,
-        (
-            _constant_line(zero, tasks, judged, design),
-            *_lines(rows, everyone, by_row, means, differ),
-        ),
+        (_constant_line(zero, tasks, judged, design), *lines),
         headline,
         by_task,
         _against_sum({row.recipe for row in rows}, means, differ),
@@ -181,6 +182,7 @@ def _lines(
     by_row: Mapping[str, Mapping[str, Points]],
     means: Mapping[str, Points],
     differ: Differ,
+    epochs: int,
 ) -> Iterator[Line]:
     """A line for each row but the constant's; intervals against single-task hold at once."""
     names = {row.recipe for row in rows}
@@ -189,7 +191,10 @@ def _lines(
         name = row.recipe
         reference = means[REFERENCE] if REFERENCE in names and name != REFERENCE else None
         versus = None if reference is None else differ(means[name], reference, compared)
-        yield Line(name, name not in names, by_row[name], means[name], versus, *_costs(row))
+        last = [result.epoch == epochs for result in row.chosen]
+        improving = 2 * sum(last) > len(last)
+        beside = name not in names
+        yield Line(name, beside, by_row[name], means[name], versus, *_costs(row), improving)
 
 
 def _declared(

@@ -197,6 +197,7 @@ def _not_judged(found: Assessment) -> str:
 def _evidence(found: Assessment) -> Iterator[str]:
     yield from _declared(found)
     yield from _exceptional(found)
+    yield from _unfinished(found)
     yield from _cost(found)
     yield from _balancing(found)
     yield from _enough(found)
@@ -252,6 +253,19 @@ def _exceptional(found: Assessment) -> Iterator[str]:
             if number
             else (f"Together {joined(told, 4)} {verb}.")
         )
+
+
+def _improving(found: Assessment) -> list[str]:
+    """Which of the two that are compared were still improving when training ended."""
+    lines = (found.line(name) for name in (BASELINE, REFERENCE))
+    return [line.name for line in lines if line is not None and line.improving]
+
+
+def _unfinished(found: Assessment) -> Iterator[str]:
+    names = _improving(found)
+    if names and found.headline is not None:
+        were = "was" if len(names) == 1 else "were"
+        yield f"{joined(names)} {were} still improving at the last epoch: more may change this."
 
 
 def _cost(found: Assessment) -> Iterator[str]:
@@ -420,7 +434,7 @@ def _beside(line: Line, difference: Difference, found: Assessment) -> str:
 
 
 def _advice(word: str, found: Assessment) -> str:
-    steps = []
+    steps = ["train longer (--epochs) before deciding"] if _improving(found) else []
     if word.startswith(("TOGETHER", "EITHER WAY")):
         beating = [n for n in found.balancing if n in found.against_sum]
         beating = [n for n in beating if found.against_sum[n].shown > 0]
