@@ -205,7 +205,7 @@ def test_rows_are_resampled_alike_for_every_network_and_by_group() -> None:
     errors = []
     for group in made.test_groups.unique():
         rows = made.test_groups == group
-        said = nets[0](made.test.inputs[rows], ("y",))["y"].detach()
+        said = nets[0](made.test.inputs[rows], tasks=("y",))["y"].detach()
         errors.append(float((said - made.test.targets["y"][rows]).square().mean()))
     expected = {round(e, 4) for e in (*errors, sum(errors) / 2)}
     assert {round(value, 4) for value in first} == expected
