@@ -181,6 +181,7 @@ FAMILIES = (
     Family("strengths, 200 rows", linear(200, 4, 1.0), ridge(3.0), ridge(17.0)),
     Family("low rank, 200 rows", linear(200, 2, 1.5), ridge(10.0), projected(10.0, 2)),
     Family("low rank, 600 rows", linear(600, 2, 1.5), ridge(10.0), projected(10.0, 2)),
+    Family("low rank, 80 rows", linear(80, 2, 1.0), ridge(1.0), projected(1.0, 2)),
     Family("full rank, 200 rows", linear(200, 4, 1.0), ridge(10.0), projected(10.0, 2)),
     Family(
         "classes, 400 rows", classes(400), random_features(0), random_features(1), True, null=True

@@ -352,7 +352,7 @@ def test_its_sentences() -> None:
     said = verdict(assessed([SINGLE, SUM, OTHER], [CONSTANT], TASKS))
     assert said.headline == "TOGETHER, for both tasks."
     assert said.sentences[0].endswith("+11.0 points of skill (95 %: +11.0 to +11.0).")
-    assert "Together up +20.0 (+10.5 to +29.5) gains." in said.sentences
+    assert "Shown to gain together: up +20.0 (+10.5 to +29.5)." in said.sentences
     assert "It has a third of the parameters, 1 x the operations and 0.5 x the processor time." in (
         said.sentences
     )
@@ -430,6 +430,17 @@ def test_who_was_still_improving_is_told_before_deciding() -> None:
     assert said.advice.startswith("train longer (--epochs) before deciding; keep one network")
     early = verdict(assessed([SINGLE, SUM], [CONSTANT], TASKS))
     assert not any("improving" in sentence for sentence in early.sentences)
+
+
+def test_where_size_is_the_cause_a_larger_network_is_named() -> None:
+    small = made_row("sg", {"up": [0.52, 0.53, 0.52], "down": [3.0, 3.1, 3.0]})
+    wide = made_row("sg-wide", {"up": [0.6, 0.61, 0.62], "down": [2.0, 2.0, 1.88]})
+    said = verdict(assessed([SINGLE, small], [CONSTANT, wide], TASKS))
+    assert said.word == "APART"
+    assert said.advice == "one network per task, or one as large as all of them."
+    assert any("as large as all networks together is at +0.0" in s for s in said.sentences)
+    alone = verdict(assessed([SINGLE, small], [CONSTANT], TASKS))
+    assert alone.advice == "one network per task."
 
 
 def test_numbers_as_text() -> None:
@@ -626,7 +637,7 @@ def test_one_split_shows_no_task_and_no_winner() -> None:
     assert found.headline.chances is None
     said = verdict(found)
     assert said.word == "ONE SPLIT"
-    assert not any(word in " ".join(said.sentences) for word in ("Together", "shown", "enough"))
+    assert not any(word in " ".join(said.sentences) for word in ("hown to", "is enough"))
 
 
 def test_by_time_each_origin_is_shown(tmp_path, monkeypatch) -> None:

@@ -5,7 +5,8 @@ too narrow. Nadeau & Bengio (Machine Learning 52, 2003, section 3) correct the v
 of K differences d_1 … d_K by the correlation that the overlap brings, taken to be
 ρ = n_test / n:
 
-    Var(d̄) ≈ S² (1/K + ρ / (1 − ρ)) = S² (1/K + n_test / (n − n_test)),    S² = Σ (d_k − d̄)² / (K−1)
+    Var(d̄) ≈ S² (1/K + ρ / (1 − ρ)) = S² (1/K + n_test / (n − n_test)),
+    S² = Σ (d_k − d̄)² / (K−1)
 
 and d̄ / √Var is compared with Student's t of K − 1 degrees of freedom. With the same numbers,
 Benavoli, Corani, Demšar & Zaffalon (JMLR 18:77, 2017, equation 7) give the posterior of the true

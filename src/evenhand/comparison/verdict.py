@@ -246,13 +246,8 @@ def _exceptional(found: Assessment) -> Iterator[str]:
         told = [
             f"{task} {signed(d.mean)} ({spanned(d.interval)})" for task, d in shown if d.interval
         ]
-        number = "" if len(shown) <= 3 else f"{len(shown)} of {len(found.by_task)} tasks: "
-        verb = what if len(shown) > 1 else f"{what}s"
-        yield (
-            f"Shown to {what} together: {number}{joined(told, 4)}."
-            if number
-            else (f"Together {joined(told, 4)} {verb}.")
-        )
+        number = "" if len(shown) <= 3 else f"{len(shown)} of {len(found.by_task)} tasks, such as "
+        yield f"Shown to {what} together: {number}{joined(told, 4)}."
 
 
 def _improving(found: Assessment) -> list[str]:
@@ -442,7 +437,9 @@ def _advice(word: str, found: Assessment) -> str:
         if apart := _exceptions(word, found):
             steps.append(f"{joined(list(apart), 6)} in a network of {_its(apart)} own")
     elif word.startswith("APART"):
-        steps.append("one network per task")
+        wide = found.line(WIDE)
+        larger = wide is not None and wide.versus is not None and wide.versus.mean > -found.margin
+        steps.append(f"one network per task{', or one as large as all of them' if larger else ''}")
         if together := _exceptions(word, found):
             steps.append(f"{joined(list(together), 6)} together")
     elif word == "NO VERDICT":
