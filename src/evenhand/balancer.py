@@ -655,8 +655,10 @@ class Balancer(nn.Module):
         """Where the update of a step comes from, and the view that methods get of it."""
         if self._sums is not None or step.counts is not None:
             return self._view_of_sums(step, self._with(step))
-        passes = self._passes(step.call, step.sharing)
         samples = [self._sampled(step, sample) for sample in self._further(step)]
+        # Losses on further batches may share a part of the graph.
+        call = replace(step.call, retain=step.call.retain or bool(samples))
+        passes = self._passes(call, step.sharing)
         views = [self._view(other, other.call, step.clock, ()) for other in samples]
         return passes, self._view(passes, step.call, step.clock, views)
 
