@@ -735,7 +735,7 @@ def test_losses_that_read_no_gradient_still_find_who_is_to_blame() -> None:
     losses = losses_of(outputs)
     losses["c"] = losses["c"] + spoiled(outputs["c"])
     with pytest.raises(NonFiniteError) as caught:
-        Balancer(model=network).backward(losses)
+        Balancer(Fixed({"a": 1.0, "b": 2.0, "c": 3.0}), model=network).backward(losses)
     assert caught.value.tasks == ("c",)
     losses = losses_of(network(inputs()))
     with pytest.raises(NonFiniteError, match="plus="):

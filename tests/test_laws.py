@@ -708,7 +708,7 @@ class Rig:
         return self.tasks[:-1] if fewer else self.tasks
 
     def forward(self, batch: int) -> tuple[Any, dict[str, Tensor]]:
-        outputs = self.network(inputs(batch), self.speaking(batch))
+        outputs = self.network(inputs(batch), tasks=self.speaking(batch))
         return outputs.features, losses_of(outputs, batch)
 
     def samples(self, batch: int) -> list[dict[str, Tensor]]:

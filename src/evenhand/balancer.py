@@ -517,9 +517,9 @@ class Balancer(nn.Module):
         own: Mapping[str, Iterable[Tensor]] | None,
         counts: Mapping[str, float] | None,
     ) -> bool:
-        """Whether a call is one backward pass of the losses' sum, and nothing more."""
+        """Whether a call is one backward pass of the losses' sum, in one process."""
         special = any(given is not None for given in (phase, shared, own, counts))
-        return not (self.methods or special or self._sums)
+        return self.reducer.alone and not (self.methods or special or self._sums)
 
     def _summed(
         self,
@@ -655,8 +655,10 @@ class Balancer(nn.Module):
         """Where the update of a step comes from, and the view that methods get of it."""
         if self._sums is not None or step.counts is not None:
             return self._view_of_sums(step, self._with(step))
-        passes = self._passes(step.call, step.sharing)
         samples = [self._sampled(step, sample) for sample in self._further(step)]
+        # Losses on further batches may share a part of the graph.
+        call = replace(step.call, retain=step.call.retain or bool(samples))
+        passes = self._passes(call, step.sharing)
         views = [self._view(other, other.call, step.clock, ()) for other in samples]
         return passes, self._view(passes, step.call, step.clock, views)
 
@@ -677,9 +679,12 @@ class Balancer(nn.Module):
         """The passes of a further batch; its losses are looked at, and nothing else."""
         losses = {task: sample[task] for task in step.call.tasks}
         values = tuple(losses.values())
-        call = replace(step.call, losses=values, stacked=_stacked(losses), plus=None)
+        stacked = _stacked(losses)
+        call = replace(step.call, losses=values, stacked=stacked, plus=None, retain=True)
+        known = step.sharing
         alone: list[list[Tensor]] = [[] for _ in call.tasks]
-        return self._passes(call, Sharing(balanced=step.sharing.balanced, alone=alone))
+        looked_at = Sharing(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
+        return self._passes(call, looked_at)
 
     @property
     def _merges_features(self) -> bool:

@@ -95,13 +95,11 @@ class PerBlock(StatefulAggregator):
 
     def merge_from(self, g: TaskGradients, state: State) -> Outcome:
         jacobian = g.jacobian  # asked for first: the blocks' rows are then slices of its rows
-        spans = {name: g.spans(place) for name, place in self.places.items()}
-        _require_apart(spans)
-        spans[""] = _gaps([span for its in spans.values() for span in its], jacobian.shape[-1])
+        blocks = self._columns(g)
         direction = torch.zeros_like(jacobian[..., 0, :])
         following: State = {}
         solves: list[Solution] = []
-        for (number, weighting), columns in zip(self._parts(), spans.values(), strict=True):
+        for (number, weighting), columns in zip(self._parts(), blocks, strict=True):
             if not columns:  # nothing of this block is there to be balanced now: it waits
                 following[number] = state[number]
                 continue
@@ -115,9 +113,17 @@ class PerBlock(StatefulAggregator):
 
     def learn(self, g: TaskGradients, state: State) -> Gradients:
         gradients: Gradients = {}
-        for number, weighting in self._parts():
-            gradients |= weighting.learn(g, state[number])
+        for (number, weighting), columns in zip(self._parts(), self._columns(g), strict=True):
+            if columns:
+                gradients |= weighting.learn(g, state[number])
         return gradients
+
+    def _columns(self, g: TaskGradients) -> list[list[slice]]:
+        """Where each block stands among the columns of J; the last is what the others leave."""
+        spans = {name: g.spans(place) for name, place in self.places.items()}
+        _require_apart(spans)
+        every = [span for its in spans.values() for span in its]
+        return [*spans.values(), _gaps(every, g.jacobian.shape[-1])]
 
     def after(self, losses: TaskGradients, state: State) -> State:
         return {number: part.after(losses, state[number]) for number, part in self._parts()}

@@ -43,7 +43,12 @@ class Coordinates:
         names: Mapping[Tensor, str],
         members: torch.Size,
     ) -> Columns:
-        """Where these leaves' coordinates stand; those that are new are added at the end."""
+        """Where these leaves' coordinates stand; those that are new are added at the end.
+
+        Features are other tensors in every call: of them the numbers alone are counted.
+        """
+        if place == "representation":
+            return Columns(sum(numbers(leaf) // members.numel() for leaf in leaves))
         key = place if isinstance(place, str) else self._chosen.setdefault(place, len(self._chosen))
         entries = self._entries.setdefault(str(key), [])
         found = [self._position(entries, leaf, names.get(leaf)) for leaf in leaves]

@@ -398,7 +398,8 @@ class Ownership:
             sharing.last_layer = structure.blocks.last_layer
         parameters = any(isinstance(leaf, nn.Parameter) for leaf in masks)
         for leaf in self._ordered(masks):
-            balanced = self._is_balanced(leaf, heads, lone=len(tasks) == 1)
+            known = call.phase and leaf in trunk  # the phase names the block
+            balanced = known or self._is_balanced(leaf, heads, lone=len(tasks) == 1)
             in_trunk = leaf in trunk or (balanced and leaf not in heads)
             admitted = _admitted(leaf, masks.get(leaf, 0), own, tasks)
             if ("shared" if in_trunk else "own") not in call.trains:

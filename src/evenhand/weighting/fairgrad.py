@@ -51,7 +51,7 @@ class FairGrad(Weighting):
             raise ValueError(f"alpha={alpha}: must be a finite number >= 0")
         self.alpha = alpha
         if alpha == 0:
-            self.traits = Traits()
+            self.traits = Traits(needs="nothing")
         self.traits = replace(self.traits, scale_invariant=alpha == 1)
 
     def weigh(self, g: TaskGradients) -> Tensor | Solved:
