@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
         ("step", "table", "README.md"),
         ("alternation", "page_table", "docs/schedules.md"),
         ("matrix", "table", "docs/versions.md"),
+        ("intervals", "page_table", "docs/verdict.md"),
     ],
 )
 def test_tables_are_those_of_the_results(name, table, page, monkeypatch) -> None:
@@ -23,3 +24,21 @@ def test_tables_are_those_of_the_results(name, table, page, monkeypatch) -> None
     results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
     block = f"{script['BEGIN']}\n{script[table](results)}\n{script['END']}"
     assert block in (ROOT / page).read_text()
+
+
+def test_intervals_cover_and_words_are_not_said_of_nothing() -> None:
+    """What is promised of the verdict, in the committed results of the simulation."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "intervals.json").read_text())
+    assert {study["family"].split(",")[0] for study in results["studies"]} >= {
+        "twins",
+        "strengths",
+        "low rank",
+        "full rank",
+        "classes",
+        "groups",
+    }
+    for study in results["studies"]:
+        assert study["tables"] >= 1000
+        assert study["coverage"]["corrected t"] >= 0.93
+        if study["null"]:
+            assert study["together_at_all"] <= 0.05
