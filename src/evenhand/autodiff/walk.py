@@ -148,7 +148,8 @@ def _edges(node: Node, ends: Mapping[Node, set[int]]) -> Sequence[tuple[Node | N
     """Where a node leads to, seen through what hands each input on to one output."""
     edges = cast(Sequence[tuple[Node | None, int]], node.next_functions)
     for child, _ in edges:
-        if child is not None and _passes(type(child)):
+        kind = type(child)
+        if (_KINDS.get(kind) or _kind(kind))[0]:  # once for every edge: no call where it is known
             return [_through(*edge, ends) for edge in edges]
     return edges
 
