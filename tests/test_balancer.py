@@ -497,6 +497,26 @@ def test_losses_with_derivatives_by_the_inputs(known) -> None:
     assert torch.allclose(flat_grad(model.trunk), balance.trunk_weights @ plain, atol=1e-12)
 
 
+def test_a_network_that_is_compiled_as_a_whole_hides_its_features() -> None:
+    """Its outputs and features come from one node, so the outputs do not lead to the features."""
+    network, twin = small_network(), small_network()
+    twin.load_state_dict(network.state_dict())
+    compiled = torch.compile(network, backend="aot_eager")
+    balancer = Balancer(aggregator=MGDA(), model=network)
+    for loss in (balancer.loss, balancer.backward):
+        outputs = compiled(inputs())
+        with pytest.raises(ValueError, match="compile trunk and heads apart"):
+            loss(losses_of(outputs), features=outputs)
+    expected = Balancer(aggregator=MGDA(), model=twin).backward(losses_of(twin(inputs())))
+    for _ in range(2):
+        network.zero_grad()
+        balance = balancer.backward(losses_of(compiled(inputs())))
+        assert torch.allclose(balance.trunk_weights, expected.trunk_weights, rtol=1e-10)
+        assert torch.allclose(
+            flat_grad(network.parameters()), flat_grad(twin.parameters()), rtol=1e-10
+        )
+
+
 # Tasks ----------------------------------------------------------------------------------------
 
 

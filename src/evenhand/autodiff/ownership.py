@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
-from evenhand.autodiff.walk import Edge, edge_of, walk
+from evenhand.autodiff.walk import Edge, edge_of, is_python, walk
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, Reading, unwrapped
 
 Probe = Callable[[Sequence[Tensor]], list[int]]
@@ -637,8 +637,11 @@ class _Found:
         edges = [edge_of(z) for z in features]
         probes: dict[Edge, Reading] = {}
         if outputs is not None and len(features) == 1:
-            known = outputs.readings.values()
-            probes = {edge_of(r.probe): r for r in known if r.probe.requires_grad}
+            known = [r for r in outputs.readings.values() if r.probe.requires_grad]
+            probes = {edge_of(r.probe): r for r in known}
+            # What a compiled function returned beside the features did not come from them.
+            if any(is_python(node) for node, _ in probes):
+                probes = {}
         reach = walk(roots, [*edges, *probes], counted=plus - 1)
         direct = 0
         for edge in edges:

@@ -69,6 +69,11 @@ def edge_of(tensor: Tensor) -> Edge:
     return found.node, found.output_nr
 
 
+def is_python(node: Node) -> bool:
+    """Whether a node is of a function that is written in Python, or compiled."""
+    return issubclass(type(node), BackwardCFunction)
+
+
 def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted: int = -1) -> Reach:
     """Walk from where losses hang, each with its mask.
 
