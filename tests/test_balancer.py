@@ -319,6 +319,8 @@ def test_shared_says_what_is_balanced_and_the_rest_gets_the_plain_sum() -> None:
     assert torch.allclose(flat_grad(second), by_second.sum(0), atol=1e-12)
     with pytest.raises(ValueError, match="shared="):
         Balancer().backward(losses_of(model(inputs())), own={"a": model.a.parameters()})
+    with pytest.raises(TypeError, match=r"shared= holds a Linear.*parameters\(\)"):
+        Balancer().backward(losses_of(model(inputs())), shared=[model.first])
     with pytest.raises(ValueError, match=r"stands in shared= and in own= of 'a'"):
         Balancer().backward(
             losses_of(model(inputs())), shared=model.trunk, own={"a": model.trunk[:1]}
@@ -495,6 +497,18 @@ def test_losses_with_derivatives_by_the_inputs(known) -> None:
     assert set(balancer.blocks.shared) == set(model.trunk)
     plain = plain_jacobian(losses()[1].values(), model.trunk)
     assert torch.allclose(flat_grad(model.trunk), balance.trunk_weights @ plain, atol=1e-12)
+
+
+def test_two_sums_may_be_open_at_a_time() -> None:
+    model = Model()
+    balancer = Balancer()
+    first, second = (balancer.loss(losses_of(model(inputs(k)), k)) for k in (0, 1))
+    first.backward(retain_graph=True)
+    first.backward()
+    told = balancer.last
+    second.backward()
+    assert balancer.state_dict()["_extra_state"]["step"] == 2
+    assert not torch.equal(balancer.last.losses, told.losses)
 
 
 def test_a_network_that_is_compiled_as_a_whole_hides_its_features() -> None:

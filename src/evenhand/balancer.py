@@ -563,11 +563,11 @@ class Balancer(nn.Module):
         total = _sum(present, plus)
         stacked = _stacked(present)
         self._watch(present, stacked, plus)
-        step = self._step
+        told: list[Balance] = []
 
         def differentiated(_: Tensor) -> None:
-            if self._step == step:  # a second backward of the same scalar is no second step
-                self._was_summed(present, stacked)
+            if not told:  # a second backward of the same scalar is no second step
+                told.append(self._was_summed(present, stacked))
 
         on_backward: Any = total.register_hook
         on_backward(differentiated)

@@ -230,6 +230,7 @@ class Ownership:
         """Take a user's word for what is balanced; it holds until another is given.
 
         Raises:
+            TypeError: something in `shared` is no tensor.
             ValueError: `own` is given without `shared`; a tensor is no leaf, or stands in both.
         """
         self._settled()
@@ -237,7 +238,12 @@ class Ownership:
             raise ValueError("own= completes shared=: name the shared parameters too")
         if shared is None:
             return
-        balanced = tuple(shared)
+        balanced = tuple(shared.parameters() if isinstance(shared, nn.Module) else shared)
+        if foreign := [t for t in balanced if not isinstance(t, Tensor)]:
+            raise TypeError(
+                f"shared= holds a {type(foreign[0]).__name__}: name parameters, as in "
+                "shared=trunk.parameters()"
+            )
         mine = None if own is None else {task: tuple(its) for task, its in own.items()}
         if inner := [t for t in balanced if not t.is_leaf]:
             raise ValueError(
