@@ -11,126 +11,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation import Aggregator
-from evenhand.autodiff.accumulation import Accumulated, Sums
-from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite
+from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite, stacked
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
-from evenhand.autodiff.coordinates import Coordinates
-from evenhand.autodiff.delivery import deliver, delivered_by, keeps_graph, released_at_the_end
+from evenhand.autodiff.delivery import deliver, delivered_by
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
     Matrices,
     NonFiniteError,
     Reducer,
-    Source,
     TaskGradients,
     all_finite,
-    cosines,
-    norms,
 )
 from evenhand.autodiff.hooks import without_hooks
 from evenhand.autodiff.ownership import Ownership, Sharing
 from evenhand.autodiff.passes import Passes, Update
+from evenhand.balancing.balance import Balance, NonFinite, Zero
+from evenhand.balancing.deferred import Deferred
+from evenhand.balancing.request import Request, Step
+from evenhand.balancing.slots import Slots, Solved
+from evenhand.balancing.sources import Sources
 from evenhand.network import Blocks, Nest, Outputs, leaves, unwrapped
 from evenhand.schedules import BLOCKS, Clock, Phase
-from evenhand.weighting.base import Gradients, Method, Outcome, Weighting, warn_of, worst
-from evenhand.weighting.state import Held, State, put, take
-
-NonFinite = Literal["raise", "skip", "leave_out"]
-"""What becomes of a step in which a task's loss or gradient is NaN or infinite."""
-Zero = Literal["keep", "leave_out"]
-"""What becomes of a task whose gradient is exactly zero."""
-
-
-@dataclass(frozen=True)
-class Balance:
-    """What one backward call did. Tensors are detached; what was not computed is None.
-
-    Attributes:
-        tasks: the m tasks that spoke.
-        losses: their raw losses, [m].
-        weights: what multiplied each task's gradient in the heads, [m].
-        trunk_weights: what multiplied it in the trunk, [m]; None for an `Aggregator`, and where
-            the trunk rests.
-        norms: ‖g_i‖, [m], at the place the method looked at.
-        cosines: cos(g_i, g_j), [m, m], likewise.
-        applied: False when the step was skipped: a gradient overflowed under loss scaling.
-        status: the worst way a solve of this call ended, "optimal", "stationary", "inaccurate" or
-            "unbounded" (see `linalg.Solution`).
-        left_out: tasks whose losses or gradients were not finite, or whose gradients were zero,
-            where the step was skipped or taken without them.
-    """
-
-    tasks: tuple[str, ...]
-    losses: Tensor
-    weights: Tensor | None = None
-    trunk_weights: Tensor | None = None
-    norms: Tensor | None = None
-    cosines: Tensor | None = None
-    applied: bool = True
-    status: str | None = None
-    left_out: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One call, as far as it is known before anything is differentiated.
-
-    Attributes:
-        call: the active tasks and their losses.
-        sharing: whose the leaves are that they reach.
-        clock: when.
-        features, outputs: the representation as the user gave it.
-        samples: losses on further batches; None where nobody is to see any.
-        counts: how many labels each loss is the mean of, or None.
-    """
-
-    call: Call
-    sharing: Sharing
-    clock: Clock
-    features: Sequence[Tensor]
-    outputs: Outputs | None
-    samples: Sequence[Mapping[str, Tensor]] | None
-    counts: Mapping[str, float] | None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a slot's method made of a call, and the gradients of its learned weights."""
-
-    outcome: Outcome
-    gradients: Gradients
-
-
-@dataclass(frozen=True)
-class _Solved:
-    """What a step comes to: nothing is changed yet.
-
-    Attributes:
-        update: the gradients of the network's leaves.
-        learned: those of the learned weights.
-        balance: what to tell.
-        state: the methods' next state; None for a step that is skipped.
-        clock: when it was.
-    """
-
-    update: Update
-    learned: Gradients
-    balance: Balance
-    state: State | None
-    clock: Clock
-
-
-Differentiated = Passes | Accumulated
-"""Where an update comes from: the passes of one batch, or the sums of several."""
+from evenhand.weighting.base import Gradients, Method, Weighting, warn_of
+from evenhand.weighting.state import Held
 
 
 class Balancer(nn.Module):
@@ -190,37 +102,46 @@ class Balancer(nn.Module):
             raise TypeError(f"weighting={weighting!r} is no Weighting")
         if not isinstance(aggregator, Weighting | Aggregator | None):
             raise TypeError(f"aggregator={aggregator!r} is neither a Weighting nor an Aggregator")
-        self.weighting = weighting
-        self.aggregator = aggregator
-        self.reducer = Reducer()
-        self.seed = seed
-        self.members = torch.Size(members)
-        self.chunking = Chunking(jacobian)
         if factored not in get_args(Factored):
             raise ValueError(f"factored={factored!r}: must be 'auto', 'never' or 'always'")
         if nonfinite not in get_args(NonFinite):
             raise ValueError(f"nonfinite={nonfinite!r}: must be 'raise', 'skip' or 'leave_out'")
-        self.factored = factored
         if zero not in get_args(Zero):
             raise ValueError(f"zero={zero!r}: must be 'keep' or 'leave_out'")
+        self.weighting = weighting
+        self.aggregator = aggregator
+        self.seed = seed
+        self.members = torch.Size(members)
         self.nonfinite = nonfinite
         self.zero = zero
         self.tasks: tuple[str, ...] | None = None
-        self._step = 0
-        self._warned_of_epochs = False
         self.last: Balance | None = None
-        self._ownership = Ownership()
+        self._step = 0
+        self._told: set[str] = set()
         self._absent = Absent()
         self._catcher = Catcher()
-        self._coordinates = Coordinates()
-        self._told: set[str] = set()
-        self._sums: list[Sums] | None = None  # of micro-batches so far: theirs, and of samples
-        self._spoiled: NonFiniteError | None = None
+        self._ownership = Ownership()
+        self._sources = Sources(self._ownership, Chunking(jacobian), factored)
+        self._made_slots = Slots(weighting, aggregator)
         self.states = Held({})
         if model is not None:
             self.attach(model)
         if tasks is not None:
             self.bind(tasks)
+
+    @property
+    def reducer(self) -> Reducer:
+        """What ranks agree by."""
+        return self._sources.reducer
+
+    @reducer.setter
+    def reducer(self, reducer: Reducer) -> None:
+        self._sources.reducer = reducer
+
+    @property
+    def chunking(self) -> Chunking:
+        """How many tasks' passes are taken at once."""
+        return self._sources.chunking
 
     @property
     def blocks(self) -> Blocks:
@@ -234,12 +155,14 @@ class Balancer(nn.Module):
     @property
     def methods(self) -> list[Method]:
         """What the slots hold."""
-        return list(self._slots.values())
+        return self._slots.methods
 
     @property
-    def _slots(self) -> dict[str, Method]:
-        slots = {"weighting": self.weighting, "aggregator": self.aggregator}
-        return {name: method for name, method in slots.items() if method is not None}
+    def _slots(self) -> Slots:
+        made, weighting, aggregator = self._made_slots, self.weighting, self.aggregator
+        if made.weighting is not weighting or made.aggregator is not aggregator:
+            made = self._made_slots = Slots(weighting, aggregator)
+        return made
 
     @property
     def last_weights(self) -> Tensor:
@@ -252,13 +175,10 @@ class Balancer(nn.Module):
         The tasks, who has reached which parameter, and what was timed are still known.
         """
         if self.tasks is not None:
-            self.states.reset(self._first_state(len(self.tasks)))
+            self.states.reset(self._slots.init(len(self.tasks)))
         self._step = 0
-        self._sums = self._spoiled = self.last = None
-
-    def _first_state(self, total: int) -> State:
-        last = torch.ones(total, dtype=torch.float64)
-        return {"last_weights": last} | {n: m.init(total) for n, m in self._slots.items()}
+        self._sources.forget()
+        self.last = None
 
     def attach(self, model: nn.Module) -> None:
         """Learn the model's structure, its parameters' order and names, whatever it is wrapped in.
@@ -287,7 +207,7 @@ class Balancer(nn.Module):
             for method in self.methods:
                 method.require(tasks)
             self.tasks = tasks
-            self.states = Held(self._first_state(len(tasks)))
+            self.states = Held(self._slots.init(len(tasks)))
             self.states.expand(self.members)  # learned weights: every member has its own
 
     # What a user calls ------------------------------------------------------------------------
@@ -345,13 +265,13 @@ class Balancer(nn.Module):
                 cannot be decided from this call.
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
         """
-        if self._is_plain(phase, shared, own, counts):
-            _ = self._places(features, ())
-            return self._summed(losses, plus, scale, retain_graph)
-        step = self._step_of(
-            losses, shared, own, features, phase, clock, plus, scale, retain_graph, samples, counts
+        request = Request(
+            losses, shared, own, features, plus, samples, phase, clock, scale, counts, retain_graph
         )
-        solved = self._solved(step, skips=scale is not None)
+        if self._is_sum(request):
+            return self._summed(request)
+        step = self._step_of(request)
+        solved = self._solved(step, scale is not None)
         reached, gradients = solved.update.given()
         for weight, gradient in solved.learned.items():
             reached.append(weight)
@@ -400,19 +320,15 @@ class Balancer(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self._value({t: v for t, v in losses.items() if v is not None}, plus, None)
-        if self._is_plain(phase, shared, own, counts):
-            _ = self._places(features, ())
-            return self._plain_loss(losses, plus)
-        step = self._step_of(
-            losses, shared, own, features, phase, clock, plus, None, False, samples, counts
-        )
+        request = Request(losses, shared, own, features, plus, samples, phase, clock, None, counts)
+        if self._is_sum(request):
+            return self._sum_with_graph(request)
+        step = self._step_of(request)
         present = dict(zip(step.call.tasks, step.call.losses, strict=True))
-        leaves = dict.fromkeys(step.sharing.trained)
-        for sums in self._sums or ():
-            leaves.update(dict.fromkeys(sums.leaves.values()))
-        leaves.update(dict.fromkeys(self.parameters()))
-        value = self._value(present, plus, step)
-        return delivered_by(_Deferred(self, step, list(leaves)), value, list(leaves))
+        reached = [*step.sharing.trained, *self._sources.waiting, *self.parameters()]
+        reached = list(dict.fromkeys(reached))
+        deferred = Deferred(self._solved, self._stands, step, reached)
+        return delivered_by(deferred, self._value(present, plus, step), reached)
 
     def accumulate(
         self,
@@ -440,22 +356,21 @@ class Balancer(nn.Module):
         Args and errors are those of `backward`. A micro-batch that is not finite ends the step:
         all that was accumulated is dropped.
         """
-        if self._is_plain(phase, shared, own, counts):
-            self._summed(losses, plus, scale, False)
+        request = Request(losses, shared, own, features, plus, samples, phase, None, scale, counts)
+        if self._is_sum(request):
+            self._summed(request)
             self._step -= 1  # it is the last call that ends a step
             return
-        step = self._step_of(
-            losses, shared, own, features, phase, None, plus, scale, False, samples, counts
-        )
+        step = self._step_of(request)
         with without_hooks(step.sharing.trained):
             try:
-                self._require_finite_losses(step.call)
-                self._sums = self._with(step)
+                _require_finite_losses(step.call)
+                self._sources.add(step, self._slots)
             except NonFiniteError as error:
                 if scale is None and self.nonfinite != "skip":
-                    self._sums = None
+                    self._sources.forget()
                     raise
-                self._spoiled = error
+                self._sources.spoiled = error
 
     def gradients(
         self,
@@ -473,10 +388,10 @@ class Balancer(nn.Module):
         that backward.
         """
         clock = clock or self._now()
-        step = self._step_of(
-            losses, shared, own, features, phase, clock, None, None, True, None, None
+        request = Request(
+            losses, shared, own, features, None, None, phase, clock, None, None, retain=True
         )
-        return self._view_of(step)[1]
+        return self._sources.of(self._step_of(request), self._slots)[1]
 
     def catch(self, module: nn.Module) -> None:
         """Catch what `module` returns from now on, so that ``features=module`` finds it.
@@ -489,17 +404,9 @@ class Balancer(nn.Module):
     def updated(self, losses: Mapping[str, Tensor], clock: Clock | None = None) -> None:
         """Tell methods that declare `after` the losses after the update, on the same batch."""
         tasks = self.tasks or ()
-        clock = clock or self._now()
         present = {task: losses[task].detach() for task in tasks if task in losses}
-        index = tuple(tasks.index(task) for task in present)
-        call = Call(tuple(present), index, tuple(present.values()), _stacked(present))
-        view = self._view(Matrices(None, None), call, clock, ())
-        last = take(self.last_weights, view).to(view.losses)
-        weighted = view.scaled(last.expand_as(view.losses))
-        seen, state = {"weighting": view, "aggregator": weighted}, self.states.tree()
-        for name, method in self._slots.items():
-            state[name] = method.after(seen[name], state[name])
-        self.states.replace(state)
+        view = self._view_of_losses(Call.of(present, tasks), clock or self._now())
+        self.states.replace(self._slots.after(view, self.states.tree()))
 
     def keep(self, members: Tensor) -> None:
         """Go on with the members of a stacked ensemble at these positions, [k], alone."""
@@ -508,128 +415,115 @@ class Balancer(nn.Module):
         self.members = torch.Size([len(members)])
         self.states.keep(members)
 
-    # The steps of a backward ------------------------------------------------------------------
+    # A call that is the plain sum -------------------------------------------------------------
 
-    def _is_plain(
-        self,
-        phase: Phase | None,
-        shared: Iterable[Tensor] | None,
-        own: Mapping[str, Iterable[Tensor]] | None,
-        counts: Mapping[str, float] | None,
-    ) -> bool:
+    def _is_sum(self, request: Request) -> bool:
         """Whether a call is one backward pass of the losses' sum, in one process."""
-        special = any(given is not None for given in (phase, shared, own, counts))
-        return self.reducer.alone and not (self.methods or special or self._sums)
+        alone = self.reducer.alone and not self._sources.summing
+        if alone and request.wants_the_sum and not self.methods:
+            _ = self._places(request.features, ())  # refuse what is no representation
+            return True
+        return False
 
-    def _summed(
-        self,
-        losses: Mapping[str, Tensor | None],
-        plus: Tensor | None,
-        scale: float | Tensor | None,
-        retain_graph: bool,
-    ) -> Balance:
+    def _summed(self, request: Request) -> Balance:
         """One backward pass of the losses' sum."""
-        present = self._present(losses, None)
-        stacked = _stacked(present)
-        bad = not_finite(stacked, list(present))
-        if bad and scale is None:
+        present = self._present(request)
+        values = stacked(present)
+        bad = not_finite(values, list(present))
+        if bad and request.scale is None:
             raise NonFiniteError("loss", bad)
-        _require_finite_plus(plus)
-        self._watch(present, stacked, plus)
-        total = _sum(present, plus)
+        _require_finite_plus(request.plus)
+        self._watch(present, request.plus)
+        total = _sum(present, request.plus)
         torch.autograd.backward(
-            total if scale is None else total * scale, retain_graph=retain_graph
+            total if request.scale is None else total * request.scale,
+            retain_graph=request.retain,
         )
-        return self._was_summed(present, stacked)
+        return self._was_summed(present, values)
 
-    def _watch(self, present: Mapping[str, Tensor], stacked: Tensor, plus: Tensor | None) -> None:
-        """Look, until it is known, whether some task reaches every parameter of the model."""
-        if self._ownership.watches:
-            tasks = self.tasks or ()
-            index = tuple(tasks.index(task) for task in present)
-            losses = tuple(present.values())
-            self._ownership.watch(Call(tuple(present), index, losses, stacked, plus=plus), tasks)
-
-    def _was_summed(self, present: Mapping[str, Tensor], stacked: Tensor) -> Balance:
-        self._step += 1
-        ones = torch.ones_like(stacked)
-        applied = not not_finite(stacked, list(present))
-        self.last = Balance(tuple(present), stacked, ones, ones, applied=applied)
-        return self.last
-
-    def _plain_loss(self, losses: Mapping[str, Tensor | None], plus: Tensor | None) -> Tensor:
+    def _sum_with_graph(self, request: Request) -> Tensor:
         """The losses' sum itself, with its graph."""
-        present = self._present(losses, None)
-        total = _sum(present, plus)
-        stacked = _stacked(present)
-        self._watch(present, stacked, plus)
+        present = self._present(request)
+        total = _sum(present, request.plus)
+        values = stacked(present)
+        self._watch(present, request.plus)
         told: list[Balance] = []
 
         def differentiated(_: Tensor) -> None:
             if not told:  # a second backward of the same scalar is no second step
-                told.append(self._was_summed(present, stacked))
+                told.append(self._was_summed(present, values))
 
         on_backward: Any = total.register_hook
         on_backward(differentiated)
         return total
 
-    def _step_of(
-        self,
-        losses: Mapping[str, Tensor | None],
-        shared: Iterable[Tensor] | None,
-        own: Mapping[str, Iterable[Tensor]] | None,
-        features: Nest | Outputs | nn.Module | None,
-        phase: Phase | None,
-        clock: Clock | None,
-        plus: Tensor | None,
-        scale: float | Tensor | None,
-        retain_graph: bool,
-        samples: Sequence[Mapping[str, Tensor]] | None,
-        counts: Mapping[str, float] | None,
-    ) -> _Step:
-        present = self._present(losses, phase)
+    def _watch(self, present: Mapping[str, Tensor], plus: Tensor | None) -> None:
+        """Look, until it is known, whether some task reaches every parameter of the model."""
+        if self._ownership.watches:
+            tasks = self.tasks or ()
+            self._ownership.watch(Call.of(present, tasks, plus=plus), tasks)
+
+    def _was_summed(self, present: Mapping[str, Tensor], values: Tensor) -> Balance:
+        self._step += 1
+        ones = torch.ones_like(values)
+        applied = not not_finite(values, list(present))
+        self.last = Balance(tuple(present), values, ones, ones, applied=applied)
+        return self.last
+
+    # The steps of any other call --------------------------------------------------------------
+
+    def _step_of(self, request: Request) -> Step:
+        """The call, checked, and whose the parameters are that it reaches."""
+        present = self._present(request)
+        clock = request.clock
         if clock is None:
             self._warn_of_epochs()
             clock = self._now()
         left_out: list[str] = []
         if self.nonfinite == "leave_out":
-            bad = not_finite(_stacked(present), list(present))
+            bad = not_finite(stacked(present), list(present))
             if len(bad) < len(present):
                 left_out = bad
                 present = {task: loss for task, loss in present.items() if task not in bad}
-        tasks = self.tasks or ()
-        stacked = _stacked(present)
-        call = Call(
-            tasks=tuple(present),
-            index=tuple(tasks.index(task) for task in present),
-            losses=tuple(present.values()),
-            stacked=stacked,
+        tasks, phase, counts = self.tasks or (), request.phase, request.counts
+        call = Call.of(
+            present,
+            tasks,
             trains=BLOCKS if phase is None else phase.moves,
             phase=phase is not None,
-            plus=plus,
-            scale=scale,
-            retain=retain_graph or self.nonfinite == "leave_out" or self.zero == "leave_out",
+            plus=request.plus,
+            scale=request.scale,
+            retain=request.retain or "leave_out" in (self.nonfinite, self.zero),
             left_out=tuple(left_out),
         )
-        if self.last_weights.device != stacked.device:
-            self.to(stacked.device)
-        self._ownership.name(shared, own)
-        outputs = features if isinstance(features, Outputs) else None
-        places = self._places(features, call.losses)
+        if self.last_weights.device != call.stacked.device:
+            self.to(call.stacked.device)
+        self._ownership.name(request.shared, request.own)
+        outputs = request.features if isinstance(request.features, Outputs) else None
+        places = self._places(request.features, call.losses)
         sharing = self._shared_by(call, places, outputs)
         if counts is not None and (uncounted := [t for t in call.tasks if t not in counts]):
             raise ValueError(f"counts= says nothing of {uncounted[0]!r}, which has a loss here")
-        return _Step(call, sharing, clock, places, outputs, samples, counts)
+        return Step(tasks, call, sharing, clock, places, outputs, request.samples, counts)
+
+    def _present(self, request: Request) -> dict[str, Tensor]:
+        """The losses that count in this call, in the order of all tasks, checked."""
+        if self.tasks is None:
+            self._refuse_late_parameters()
+            self.bind(tuple(request.losses))
+        with_graph = self._absent.sorted_out(request.losses)
+        return active(with_graph, self.tasks or (), request.phase, self.members)
 
     def _places(
         self, features: Nest | Outputs | nn.Module | None, losses: Sequence[Tensor]
     ) -> list[Tensor]:
         """The tensors of the representation that require gradients."""
+        needed = self._slots.looks_at_features
         if isinstance(features, nn.Module):
-            return self._catcher.outputs(features, losses, needed=self._needs_features)
+            return self._catcher.outputs(features, losses, needed=needed)
         self._catcher.settle(None)
         nest = features.features if isinstance(features, Outputs) else features
-        if isinstance(features, Outputs) and nest is None and self._needs_features:
+        if isinstance(features, Outputs) and nest is None and needed:
             raise ValueError(
                 "features= are outputs that a wrapper has rebuilt, and they do not know what they "
                 "came from: give the module, features=network.trunk"
@@ -651,98 +545,7 @@ class Balancer(nn.Module):
             )
         return sharing
 
-    def _view_of(self, step: _Step) -> tuple[Differentiated, TaskGradients]:
-        """Where the update of a step comes from, and the view that methods get of it."""
-        if self._sums is not None or step.counts is not None:
-            return self._view_of_sums(step, self._with(step))
-        samples = [self._sampled(step, sample) for sample in self._further(step)]
-        # Losses on further batches may share a part of the graph.
-        call = replace(step.call, retain=step.call.retain or bool(samples))
-        passes = self._passes(call, step.sharing)
-        views = [self._view(other, other.call, step.clock, ()) for other in samples]
-        return passes, self._view(passes, step.call, step.clock, views)
-
-    def _passes(self, call: Call, sharing: Sharing) -> Passes:
-        return Passes(
-            call,
-            sharing,
-            reducer=self.reducer,
-            chunk=self.chunking,
-            factored=self.factored,
-            retain_trunk=self._merges_features
-            or (bool(sharing.carried) and isinstance(self.aggregator, Aggregator)),
-            coordinates=self._coordinates,
-            names=self._ownership.names,
-        )
-
-    def _sampled(self, step: _Step, sample: Mapping[str, Tensor]) -> Passes:
-        """The passes of a further batch; its losses are looked at, and nothing else."""
-        losses = {task: sample[task] for task in step.call.tasks}
-        values = tuple(losses.values())
-        stacked = _stacked(losses)
-        call = replace(step.call, losses=values, stacked=stacked, plus=None, retain=True)
-        known = step.sharing
-        alone: list[list[Tensor]] = [[] for _ in call.tasks]
-        looked_at = Sharing(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
-        return self._passes(call, looked_at)
-
-    @property
-    def _merges_features(self) -> bool:
-        """Whether a direction is made at the representation, so that the trunk is needed later."""
-        aggregator = self.aggregator
-        return isinstance(aggregator, Aggregator) and aggregator.at == "representation"
-
-    # Micro-batches ----------------------------------------------------------------------------
-
-    def _with(self, step: _Step) -> list[Sums]:
-        """The sums of the micro-batches so far and of this one; those kept stay as they are."""
-        further = self._further(step)
-        total = len(self.tasks or ())
-        before = self._sums or [Sums(total) for _ in range(1 + len(further))]
-        if len(before) != 1 + len(further):
-            raise ValueError("samples= must have as many batches in every micro-batch")
-        passes = [self._passes(step.call, step.sharing)]
-        passes += [self._sampled(step, sample) for sample in further]
-        places = [m.at for m in self.modules() if isinstance(m, Method)]
-        at_features = "representation" in places
-        needs = [m.traits.needs for m in self.modules() if isinstance(m, Method)]
-        keeps = self._merges_features or (at_features and "jacobian" in needs)
-        found = []
-        for sums, there in zip(before, passes, strict=True):
-            found.append(sums.copied())
-            found[-1].add(there, step.counts, at_features, keeps)
-        return found
-
-    def _view_of_sums(self, step: _Step, found: list[Sums]) -> tuple[Accumulated, TaskGradients]:
-        """The same where the update comes from the sums of several micro-batches."""
-        for sums in found:
-            sums.divide()
-        tasks = self.tasks or ()
-        sources = []
-        for sums in found:
-            index = tuple(k for k in sums.index if tasks[k] not in step.call.left_out)
-            call = replace(
-                step.call,
-                tasks=tuple(tasks[k] for k in index),
-                index=index,
-                losses=(),
-                stacked=torch.stack([sums.losses[k] for k in index], dim=-1),
-                plus=None,
-            )
-            sharing = self._ownership.of_sums(call, tasks, sums.masks())
-            names = self._ownership.names
-            sources.append(Accumulated(sums, call, sharing, self._coordinates, names))
-        main, *further = sources
-        views = [self._view(other, main.call, step.clock, ()) for other in further]
-        return main, self._view(main, main.call, step.clock, views)
-
-    # The solve --------------------------------------------------------------------------------
-
-    def _require_finite_losses(self, call: Call) -> None:
-        require_finite(call.stacked, call.tasks, "loss")
-        _require_finite_plus(call.plus)
-
-    def _solved(self, step: _Step, skips: bool) -> _Solved:
+    def _solved(self, step: Step, skips: bool) -> Solved:
         """What a step comes to.
 
         Args:
@@ -755,11 +558,7 @@ class Balancer(nn.Module):
         with without_hooks(step.sharing.trained):
             while True:
                 try:
-                    if self._spoiled is not None:
-                        raise self._spoiled
-                    self._require_finite_losses(step.call)
-                    source, view = self._view_of(step)
-                    solved = self._balanced(source, view)
+                    solved = self._solved_with_all(step)
                 except NonFiniteError as error:
                     if skips:
                         return self._skipped(step, torch.inf, error.tasks)
@@ -767,16 +566,29 @@ class Balancer(nn.Module):
                         return self._skipped(step, None, error.tasks)
                     less = self._without(step, error.tasks)
                     if self.nonfinite == "raise" or less is None:
-                        self._sums = self._spoiled = None
+                        self._sources.forget()
                         raise
-                    step = less
                 else:
                     less = self._without_zeros(step, solved.balance)
                     if less is None:
                         return solved
-                    step = less
+                step = less
 
-    def _without(self, step: _Step, tasks: Sequence[str]) -> _Step | None:
+    def _solved_with_all(self, step: Step) -> Solved:
+        """What a step comes to with every task that is active in it."""
+        if self._sources.spoiled is not None:
+            raise self._sources.spoiled
+        _require_finite_losses(step.call)
+        slots = self._slots
+        solved = slots.solve(*self._sources.of(step, slots), self.states.tree())
+        for name, ended in solved.solves.items():
+            if name not in self._told and warn_of(slots.by_name[name], ended):
+                self._told.add(name)
+        if solved.state is not None:
+            self.states.require(solved.state)
+        return solved
+
+    def _without(self, step: Step, tasks: Sequence[str]) -> Step | None:
         """The same step in which these tasks are absent; None if none is left."""
         if len(set(step.call.tasks) - set(tasks)) == 0:
             return None
@@ -784,7 +596,7 @@ class Balancer(nn.Module):
         sharing = self._shared_by(call, step.features, step.outputs)
         return replace(step, call=call, sharing=sharing)
 
-    def _without_zeros(self, step: _Step, balance: Balance) -> _Step | None:
+    def _without_zeros(self, step: Step, balance: Balance) -> Step | None:
         """The step without tasks whose gradient is exactly zero, if they are to be left out.
 
         Where they are kept and stop the method, that is told.
@@ -808,7 +620,7 @@ class Balancer(nn.Module):
             )
         return None
 
-    def _skipped(self, step: _Step, value: float | None, tasks: Sequence[str]) -> _Solved:
+    def _skipped(self, step: Step, value: float | None, tasks: Sequence[str]) -> Solved:
         """A step that changes nothing; gradients are `value`, or there are none."""
         leaves = step.sharing.trained
         filled = [None if value is None else torch.full_like(p, value) for p in leaves]
@@ -816,71 +628,12 @@ class Balancer(nn.Module):
         if value is not None:
             learned = {w: torch.full_like(w, value) for w in self.parameters()}
         balance = Balance(step.call.tasks, step.call.stacked, applied=False, left_out=tuple(tasks))
-        return _Solved(Update(leaves, filled), learned, balance, None, step.clock)
+        return Solved(Update(leaves, filled), learned, balance, None, step.clock, {})
 
-    def _balanced(self, source: Differentiated, view: TaskGradients) -> _Solved:
-        balanced = bool(source.shared)
-        answers: dict[str, _Answer] = {}
-        weights: Tensor | None = None
-        if self.weighting is not None:
-            weights = take(self.last_weights, view).to(view.losses).expand_as(view.losses)
-            if balanced or not self.weighting.traits.reads_gradients:
-                answers["weighting"] = self._ask("weighting", view)
-                weights = answers["weighting"].outcome.value
-        weighted = view if weights is None else view.scaled(weights)
-        trunk = weights
-        aggregator = self.aggregator
-        if aggregator is not None and aggregator.traits.reads_gradients and not balanced:
-            aggregator = None  # one that reads losses goes on, though its weights move nothing
-        if aggregator is None:
-            update = source.in_span(None, weights)
-        else:
-            answers["aggregator"] = self._ask("aggregator", weighted)
-            merged = answers["aggregator"].outcome.value
-            if isinstance(aggregator, Aggregator):
-                trunk = None
-                update = source.off_span(merged, aggregator.at, weights)
-            else:
-                trunk = merged if weights is None else merged * weights
-                update = source.in_span(trunk, weights)
-        source.require_finite(update)
-        gramian = source.known_gramian(*(method.at for method in self.methods))
-        ones = torch.ones_like(view.losses)
-        if not balanced:
-            trunk = None
-        elif self.aggregator is None and trunk is None:
-            trunk = ones
-        balance = Balance(
-            tasks=view.tasks,
-            losses=view.losses,
-            weights=ones if weights is None else weights,
-            trunk_weights=trunk,
-            norms=None if gramian is None else norms(gramian),
-            cosines=None if gramian is None else cosines(gramian),
-            status=worst([s for answer in answers.values() for s in answer.outcome.solves]),
-            left_out=source.call.left_out,
-        )
-        state = self.states.tree()
-        if weights is not None:
-            state["last_weights"] = put(state["last_weights"], view, weights.detach())
-        learned: Gradients = {}
-        for name, answer in answers.items():
-            state[name] = answer.outcome.state
-            learned |= answer.gradients
-            if name not in self._told and warn_of(self._slots[name], answer.outcome.solves):
-                self._told.add(name)
-        self.states.require(state)
-        return _Solved(update, learned, balance, state, view.clock)
-
-    def _ask(self, slot: str, g: TaskGradients) -> _Answer:
-        """What the method in a slot makes of a call; it changes nothing."""
-        method, state = self._slots[slot], self.states.tree()[slot]
-        return _Answer(method.advance(g, state), method.learn(g, state))
-
-    def _stands(self, solved: _Solved) -> Balance:
+    def _stands(self, solved: Solved) -> Balance:
         """Take the next state over: the step is taken."""
         self._catcher.forget()
-        self._sums = self._spoiled = None
+        self._sources.forget()
         self.last = solved.balance
         if solved.state is not None:
             self.states.replace(solved.state)
@@ -888,31 +641,27 @@ class Balancer(nn.Module):
         return solved.balance
 
     def _value(
-        self, losses: Mapping[str, Tensor], plus: Tensor | None, step: _Step | None
+        self, losses: Mapping[str, Tensor], plus: Tensor | None, step: Step | None
     ) -> Tensor:
         """What `loss` is worth: the losses' sum, with the weights that losses alone decide."""
         values = [loss.detach() for loss in losses.values()]
-        weighting = self.weighting
-        if step is not None and weighting is not None and not weighting.traits.reads_gradients:
-            view = self._view(Matrices(None, None), step.call, step.clock, ())
-            weights = weighting.advance(view, self.states.tree()["weighting"]).value.unbind(-1)
-            values = [v * w.to(v) for v, w in zip(values, weights, strict=True)]
+        if step is not None:
+            view = self._view_of_losses(step.call, step.clock)
+            weights = self._slots.weights_by_losses(view, self.states.tree())
+            if weights is not None:
+                values = [v * w.to(v) for v, w in zip(values, weights.unbind(-1), strict=True)]
         values = [value.sum() for value in values]
         if plus is not None:
             values.append(plus.detach())
         return torch.stack([value.to(values[0]) for value in values]).sum()
 
-    # Tasks ------------------------------------------------------------------------------------
+    # What it knows and says -------------------------------------------------------------------
 
-    def _present(
-        self, losses: Mapping[str, Tensor | None], phase: Phase | None
-    ) -> dict[str, Tensor]:
-        """The losses that count in this call, in the order of all tasks, checked."""
-        if self.tasks is None:
-            self._refuse_late_parameters()
-            self.bind(tuple(losses))
-        with_graph = self._absent.sorted_out(losses)
-        return active(with_graph, self.tasks or (), phase, self.members)
+    def _view_of_losses(self, call: Call, clock: Clock) -> TaskGradients:
+        return self._sources.view(Matrices(None, None), call, clock, len(self.tasks or ()))
+
+    def _now(self) -> Clock:
+        return Clock(step=self._step, seed=self.seed)
 
     def _tell(self, key: str, message: str) -> None:
         """Warn of something once."""
@@ -920,21 +669,13 @@ class Balancer(nn.Module):
             self._told.add(key)
             warnings.warn(message, stacklevel=6)
 
-    @property
-    def _needs_features(self) -> bool:
-        return any(m.at == "representation" for m in self.modules() if isinstance(m, Method))
-
-    def _now(self) -> Clock:
-        return Clock(step=self._step, seed=self.seed)
-
     def _warn_of_epochs(self) -> None:
         counting = [type(method).__name__ for method in self.methods if method.traits.counts_epochs]
-        if counting and not self._warned_of_epochs:
-            self._warned_of_epochs = True
-            warnings.warn(
+        if counting:
+            self._tell(
+                "epochs",
                 f"{counting[0]} counts epochs, and this loop does not tell it about them, so all "
                 "is epoch 0: pass clock=Clock(epoch, step) to backward",
-                stacklevel=4,
             )
 
     def _refuse_late_parameters(self) -> None:
@@ -945,53 +686,20 @@ class Balancer(nn.Module):
                 "call: name the tasks with Balancer(..., tasks=[...])"
             )
 
-    def _view(
-        self, source: Source, call: Call, clock: Clock, samples: Sequence[TaskGradients]
-    ) -> TaskGradients:
-        return TaskGradients(
-            source,
-            self.reducer.mean(call.stacked),
-            tasks=call.tasks,
-            index=torch.tensor(call.index, device=call.stacked.device),
-            total=len(self.tasks or ()),
-            clock=clock,
-            samples=samples,
-        )
-
-    def _further(self, step: _Step) -> Sequence[Mapping[str, Tensor]]:
-        """The further batches that some method declares."""
-        call, samples = step.call, step.samples
-        if samples is None:
-            return []
-        wanted = max((method.traits.batches for method in self.methods), default=1) - 1
-        if "shared" in call.trains and len(samples) < wanted:
-            raise ValueError(
-                f"this method wants {wanted} further independent batch(es) per step: pass their "
-                f"losses as samples=[{{task: loss, …}}, …]"
-            )
-        for sample in samples[:wanted]:
-            silent = [task for task in call.tasks if task not in sample]
-            if silent:
-                raise ValueError(
-                    f"{silent[0]!r} is active in this call, but has no loss on a further batch: "
-                    "the tasks of samples= must be those of the losses"
-                )
-        return samples[:wanted]
-
     # Saving -----------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
         tasks = self.tasks or ()
         state = {"tasks": list(tasks), "step": self._step, "chunk": self.chunking.measured}
-        state["coordinates"] = self._coordinates.state()
+        state["coordinates"] = self._sources.coordinates.state()
         return {**state, **self._ownership.state(tasks)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` gave."""
         self._step = state["step"]
         self.chunking.measured = state["chunk"]
-        self._coordinates.load_state(state.get("coordinates", {}))
+        self._sources.coordinates.load_state(state.get("coordinates", {}))
         self._ownership.load_state(state, self.tasks or ())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -1002,70 +710,15 @@ class Balancer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class _Deferred:
-    """Finds the update of a step when the scalar of `Balancer.loss` is differentiated."""
-
-    def __init__(self, balancer: Balancer, step: _Step, leaves: Sequence[Tensor]) -> None:
-        self._balancer = balancer
-        self._step: _Step | None = step
-        self._places = {id(leaf): k for k, leaf in enumerate(leaves)}
-        self._given: list[Tensor | None] | None = None
-        self._scale = 1.0
-
-    def __call__(self, gradient: Tensor) -> Sequence[Tensor | None]:
-        scale = float(gradient)
-        if self._given is not None:  # a second backward of the same scalar
-            ratio = scale / self._scale
-            return [None if g is None else g * ratio for g in self._given]
-        if self._step is None:
-            raise RuntimeError(
-                "this scalar was differentiated already and its graph is gone: the first backward "
-                "needs retain_graph=True"
-            )
-        keep = keeps_graph()
-        step, self._step = self._step, None
-        call = replace(step.call, scale=None if scale == 1 else gradient, retain=True)
-        found: list[Tensor | None] = [None] * len(self._places)
-        try:
-            with torch.enable_grad():  # sums of losses are made here, and differentiated
-                solved = self._balancer._solved(replace(step, call=call), skips=scale > 1)
-        except RuntimeError as error:
-            if "second time" not in str(error):
-                raise
-            raise RuntimeError(SHARED_GRAPH) from error
-        for leaf, g in solved.update.items():
-            found[self._places[id(leaf)]] = g
-        for weight, g in solved.learned.items():
-            found[self._places[id(weight)]] = g * gradient
-        self._balancer._stands(solved)
-        if not keep:
-            released_at_the_end(step.call.losses, step.sharing.trained)
-        del solved  # autograd keeps a tensor that nobody else holds, and copies any other
-        if keep:
-            self._given, self._scale = found, scale
-        return found
-
-
-SHARED_GRAPH = (
-    "the graph of these losses was differentiated before: a term that was added to Balancer.loss "
-    "and shares their graph belongs into its argument plus=, or keep the graph with "
-    "backward(retain_graph=True)"
-)
-
-
-def _stacked(losses: Mapping[str, Tensor]) -> Tensor:
-    """The losses' values, [..., m]."""
-    values = [loss.detach() for loss in losses.values()]
-    if len({(v.dtype, v.device) for v in values}) > 1:
-        wide = reduce(torch.promote_types, (v.dtype for v in values))
-        values = [v.to(values[0].device, wide) for v in values]
-    return torch.stack(values, dim=-1)
-
-
 def _sum(losses: Mapping[str, Tensor], plus: Tensor | None) -> Tensor:
     """The losses' sum, one after the other."""
     terms = [loss.sum() for loss in losses.values()] + ([] if plus is None else [plus])
     return reduce(torch.add, terms)
+
+
+def _require_finite_losses(call: Call) -> None:
+    require_finite(call.stacked, call.tasks, "loss")
+    _require_finite_plus(call.plus)
 
 
 def _require_finite_plus(plus: Tensor | None) -> None:

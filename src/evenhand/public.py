@@ -3,7 +3,8 @@
 from evenhand import aggregation, weighting
 from evenhand.aggregation import *  # noqa: F403
 from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
-from evenhand.balancer import Balance, Balancer
+from evenhand.balancer import Balancer
+from evenhand.balancing.balance import Balance
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
 from evenhand.schedules import (
     Clock,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,17 @@ class Call:
     retain: bool = False
     left_out: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, losses: Mapping[str, Tensor], tasks: Sequence[str], **rest: Any) -> Call:
+        """The call of these losses; `rest` are the other attributes."""
+        return cls(
+            tasks=tuple(losses),
+            index=tuple(tasks.index(task) for task in losses),
+            losses=tuple(losses.values()),
+            stacked=stacked(losses),
+            **rest,
+        )
+
     @property
     def members(self) -> torch.Size:
         """The shape of a stack of independent networks; () for a single one."""
@@ -58,6 +71,15 @@ class Call:
             stacked=self.stacked[..., keep],
             left_out=(*self.left_out, *tasks),
         )
+
+
+def stacked(losses: Mapping[str, Tensor]) -> Tensor:
+    """The losses' values, [..., m]; where dtypes differ, in one that holds them all."""
+    values = [loss.detach() for loss in losses.values()]
+    if len({(v.dtype, v.device) for v in values}) > 1:
+        wide = reduce(torch.promote_types, (v.dtype for v in values))
+        values = [v.to(values[0].device, wide) for v in values]
+    return torch.stack(values, dim=-1)
 
 
 class Absent:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import TaskGradients
-from evenhand.balancer import Balance
+from evenhand.balancing.balance import Balance
 from evenhand.schedules import Phase
 from evenhand.training.records import oscillation
 

@@ -1,0 +1,190 @@
+"""Where a step's gradients come from: the passes of its batch, or the sums of micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from evenhand.aggregation import Aggregator
+from evenhand.autodiff.accumulation import Accumulated, Sums
+from evenhand.autodiff.call import Call, stacked
+from evenhand.autodiff.chunking import Chunking
+from evenhand.autodiff.coordinates import Coordinates
+from evenhand.autodiff.factors import Factored
+from evenhand.autodiff.gradients import NonFiniteError, Reducer, Source, TaskGradients
+from evenhand.autodiff.ownership import Ownership, Sharing
+from evenhand.autodiff.passes import Passes
+from evenhand.balancing.request import Step
+from evenhand.balancing.slots import Differentiated, Slots
+from evenhand.schedules import Clock
+
+
+class Sources:
+    """Makes what methods look at and updates are made of, and keeps the sums of micro-batches.
+
+    Args:
+        ownership: whose the parameters are.
+        chunking: how many tasks' passes are taken at once.
+        factored: whether gradients by layers' weights are kept as factors.
+
+    Attributes:
+        reducer: what ranks agree by.
+        coordinates: where histories over coordinates stand.
+        spoiled: what was not finite in a micro-batch, so that the step is lost already.
+    """
+
+    def __init__(self, ownership: Ownership, chunking: Chunking, factored: Factored) -> None:
+        self.reducer = Reducer()
+        self.coordinates = Coordinates()
+        self.chunking = chunking
+        self.spoiled: NonFiniteError | None = None
+        self._ownership = ownership
+        self._factored = factored
+        self._sums: list[Sums] | None = None  # the first of the losses, others of samples=
+
+    @property
+    def summing(self) -> bool:
+        """Whether micro-batches wait for the last one of their step."""
+        return self._sums is not None
+
+    @property
+    def waiting(self) -> list[Tensor]:
+        """The leaves that micro-batches so far have a gradient for."""
+        return [leaf for sums in self._sums or () for leaf in sums.leaves.values()]
+
+    def forget(self) -> None:
+        """Drop all micro-batches so far."""
+        self._sums = self.spoiled = None
+
+    def add(self, step: Step, slots: Slots) -> None:
+        """Add a micro-batch to those before it.
+
+        Raises:
+            NonFiniteError: a gradient is not finite; nothing was added.
+        """
+        self._sums = self._with(step, slots)
+
+    def of(self, step: Step, slots: Slots) -> tuple[Differentiated, TaskGradients]:
+        """Where the update of a step comes from, and the view that methods get of it."""
+        if self._sums is not None or step.counts is not None:
+            return self._of_sums(step, self._with(step, slots))
+        samples = [self._sampled(step, slots, sample) for sample in _further(step, slots)]
+        # Losses on further batches may share a part of the graph.
+        call = replace(step.call, retain=step.call.retain or bool(samples))
+        passes = self._passes(call, step.sharing, slots)
+        total = len(step.tasks)
+        views = [self.view(other, other.call, step.clock, total) for other in samples]
+        return passes, self.view(passes, step.call, step.clock, total, views)
+
+    def view(
+        self,
+        source: Source,
+        call: Call,
+        clock: Clock,
+        total: int,
+        samples: Sequence[TaskGradients] = (),
+    ) -> TaskGradients:
+        """What methods see of a call; `total` is the number of all tasks."""
+        return TaskGradients(
+            source,
+            self.reducer.mean(call.stacked),
+            tasks=call.tasks,
+            index=torch.tensor(call.index, device=call.stacked.device),
+            total=total,
+            clock=clock,
+            samples=samples,
+        )
+
+    def _passes(self, call: Call, sharing: Sharing, slots: Slots) -> Passes:
+        carries = bool(sharing.carried) and isinstance(slots.aggregator, Aggregator)
+        return Passes(
+            call,
+            sharing,
+            reducer=self.reducer,
+            chunk=self.chunking,
+            factored=self._factored,
+            retain_trunk=slots.merges_features or carries,
+            coordinates=self.coordinates,
+            names=self._ownership.names,
+        )
+
+    def _sampled(self, step: Step, slots: Slots, sample: Mapping[str, Tensor]) -> Passes:
+        """The passes of a further batch; its losses are looked at, and nothing else."""
+        losses = {task: sample[task] for task in step.call.tasks}
+        call = replace(
+            step.call,
+            losses=tuple(losses.values()),
+            stacked=stacked(losses),
+            plus=None,
+            retain=True,
+        )
+        known = step.sharing
+        alone: list[list[Tensor]] = [[] for _ in call.tasks]
+        looked_at = Sharing(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
+        return self._passes(call, looked_at, slots)
+
+    # Micro-batches ----------------------------------------------------------------------------
+
+    def _with(self, step: Step, slots: Slots) -> list[Sums]:
+        """The sums of the micro-batches so far and of this one; those kept stay as they are."""
+        further = _further(step, slots)
+        before = self._sums or [Sums(len(step.tasks)) for _ in range(1 + len(further))]
+        if len(before) != 1 + len(further):
+            raise ValueError("samples= must have as many batches in every micro-batch")
+        passes = [self._passes(step.call, step.sharing, slots)]
+        passes += [self._sampled(step, slots, sample) for sample in further]
+        found = []
+        for sums, there in zip(before, passes, strict=True):
+            found.append(sums.copied())
+            found[-1].add(there, step.counts, slots.looks_at_features, slots.keeps_features)
+        return found
+
+    def _of_sums(self, step: Step, found: list[Sums]) -> tuple[Accumulated, TaskGradients]:
+        """What `of` gives, where the update comes from the sums of several micro-batches."""
+        for sums in found:
+            sums.divide()
+        sources = []
+        for sums in found:
+            index = tuple(k for k in sums.index if step.tasks[k] not in step.call.left_out)
+            call = replace(
+                step.call,
+                tasks=tuple(step.tasks[k] for k in index),
+                index=index,
+                losses=(),
+                stacked=torch.stack([sums.losses[k] for k in index], dim=-1),
+                plus=None,
+            )
+            sharing = self._ownership.of_sums(call, step.tasks, sums.masks())
+            names = self._ownership.names
+            sources.append(Accumulated(sums, call, sharing, self.coordinates, names))
+        main, *further = sources
+        total = len(step.tasks)
+        views = [self.view(other, main.call, step.clock, total) for other in further]
+        return main, self.view(main, main.call, step.clock, total, views)
+
+
+def _further(step: Step, slots: Slots) -> Sequence[Mapping[str, Tensor]]:
+    """The further batches that some method declares.
+
+    Raises:
+        ValueError: there are too few, or one lacks an active task.
+    """
+    call, samples, wanted = step.call, step.samples, slots.further_batches
+    if samples is None:
+        return []
+    if "shared" in call.trains and len(samples) < wanted:
+        raise ValueError(
+            f"this method wants {wanted} further independent batch(es) per step: pass their "
+            f"losses as samples=[{{task: loss, …}}, …]"
+        )
+    for sample in samples[:wanted]:
+        silent = [task for task in call.tasks if task not in sample]
+        if silent:
+            raise ValueError(
+                f"{silent[0]!r} is active in this call, but has no loss on a further batch: "
+                "the tasks of samples= must be those of the losses"
+            )
+    return samples[:wanted]
