@@ -83,8 +83,8 @@ ROOMS: Mapping[str, Room] = {
     ),
     "recipes": Room(("recipes.py",), ("test_golden", "test_objects"), ("test_app",)),
     "autodiff": Room(
-        ("autodiff/*.py", "balancer.py"),
-        ("test_door", "test_chance", "test_balancer"),
+        ("autodiff/*.py", "balancing/*.py", "balancer.py"),
+        ("test_reducer", "test_chance", "test_balancer"),
         ("test_programs", "test_loss", "test_modes", "test_layers", "test_savings", "test_laws"),
     ),
     "report": Room(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evenhand import MGDA, Balance, Balancer, Clock, NonFiniteError
+from evenhand import MGDA, Balance, Balancer, Clock, MultiTaskNetwork, NonFiniteError
 from programs import (
     AT_FEATURES,
     DTYPE,
@@ -790,3 +790,15 @@ def test_accumulating_leaves_no_trace_where_a_micro_batch_is_not_finite() -> Non
     with pytest.raises(NonFiniteError, match="'a'"):
         many.run.balancer.accumulate(losses, features=told)
     assert all(leaf.grad is None for leaf in many.run.leaves)
+
+
+def test_a_copy_of_model_and_balancer_catches_the_copys_features() -> None:
+    torch.manual_seed(0)
+    network = MultiTaskNetwork(nn.Linear(4, 3), {"a": nn.Linear(3, 1), "b": nn.Linear(3, 1)})
+    balancer = Balancer(aggregator=MGDA(at="representation"))
+    balancer.catch(network.trunk)
+    for _ in range(3):  # the copies are made in the middle of a run
+        losses = {task: y.square().mean() for task, y in network(torch.ones(8, 4)).items()}
+        balance = balancer.backward(losses, features=network.trunk)
+        assert balance.norms is not None
+        network, balancer = copy.deepcopy((network, balancer))

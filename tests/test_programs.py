@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from evenhand import Aggregator, Balance, Balancer, Clock, TaskGradients
 from evenhand import balancer as balancing
 from evenhand.autodiff import walk
-from evenhand.autodiff.ownership import Ownership, Union
+from evenhand.autodiff.ownership import Ownership
+from evenhand.autodiff.union import Union
 from evenhand.weighting.running import Running
 from programs import (
     AT_FEATURES,

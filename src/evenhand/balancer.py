@@ -32,8 +32,9 @@ from evenhand.autodiff.gradients import (
     all_finite,
 )
 from evenhand.autodiff.hooks import without_hooks
-from evenhand.autodiff.ownership import Ownership, Sharing
+from evenhand.autodiff.ownership import Ownership
 from evenhand.autodiff.passes import Passes, Update
+from evenhand.autodiff.sharing import Sharing
 from evenhand.balancing.balance import Balance, NonFinite, Zero
 from evenhand.balancing.deferred import Deferred
 from evenhand.balancing.request import Request, Step

@@ -27,9 +27,9 @@ from evenhand.autodiff.arithmetic import (
 from evenhand.autodiff.call import Call
 from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.gradients import Columns, NonFiniteError, Place, norms, times
-from evenhand.autodiff.ownership import Sharing
 from evenhand.autodiff.passes import Passes, Update
 from evenhand.autodiff.rows import Column, Rows, fill, plain_column
+from evenhand.autodiff.sharing import Sharing
 
 
 @dataclass

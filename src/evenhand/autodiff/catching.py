@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ class Catcher:
         self._caught: dict[int, tuple[weakref.ref[nn.Module], RemovableHandle]] = {}
         self._found: dict[int, list[weakref.ref[Tensor]]] = {}
         self._preparing = False
+        self._token = _Token()
 
     def prepare(self, model: nn.Module) -> None:
         """Catch every module of `model` until one is asked for, but those inside heads."""
@@ -44,9 +46,18 @@ class Catcher:
         known = self._caught.get(key)
         if known is not None and known[0]() is module:
             return
-        found = self._found[key] = []
-        handle = module.register_forward_hook(_Note(found))
+        note = self._copied(module) or _Note(self._token, [])
+        self._found[key] = note.found
+        handle = module.register_forward_hook(note)
         self._caught[key] = weakref.ref(module), handle
+
+    def _copied(self, module: nn.Module) -> _Note | None:
+        """The hook that `module` has if it was copied together with this catcher."""
+        for key, hook in module._forward_hooks.items():
+            if isinstance(hook, _Note) and hook.token is self._token:
+                del module._forward_hooks[key]
+                return hook
+        return None
 
     def settle(self, module: nn.Module | None) -> None:
         """From the first call on, catch `module` alone."""
@@ -93,18 +104,26 @@ class Catcher:
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Catcher:
-        # Hooks stand on the modules that the original was given; a copy catches its own.
-        return Catcher()
+        # Hooks stand on the modules that the original was given. Modules that are copied along
+        # take theirs with them, and the token tells that they are this copy's.
+        other = Catcher()
+        other._token = copy.deepcopy(self._token, memo)
+        return other
 
     def __reduce__(self) -> tuple[type[Catcher], tuple[()]]:
         return Catcher, ()
 
 
-class _Note:
-    """The hook: it notes what a module returns. A copy of the module notes for nobody."""
+class _Token:
+    """Tells whose a hook is."""
 
-    def __init__(self, found: list[weakref.ref[Tensor]]) -> None:
-        self._found = found
+
+class _Note:
+    """The hook: it notes what a module returns, for the catcher that has the same token."""
+
+    def __init__(self, token: _Token, found: list[weakref.ref[Tensor]]) -> None:
+        self.token = token
+        self.found = found
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -113,11 +132,11 @@ class _Note:
             tensors = leaves(output)
         except TypeError:
             return
-        self._found.extend(weakref.ref(z) for z in tensors if z.requires_grad)
-        del self._found[:-MOST]
+        self.found.extend(weakref.ref(z) for z in tensors if z.requires_grad)
+        del self.found[:-MOST]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Note:
-        return _Note([])
+        return _Note(copy.deepcopy(self.token, memo), [])
 
-    def __reduce__(self) -> tuple[type[_Note], tuple[list[Any]]]:
-        return _Note, ([],)
+    def __reduce__(self) -> tuple[type[_Note], tuple[_Token, list[Any]]]:
+        return _Note, (_Token(), [])

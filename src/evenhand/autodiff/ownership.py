@@ -15,9 +15,7 @@ what is balanced whatever the graph says.
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -25,8 +23,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
-from evenhand.autodiff.walk import Edge, edge_of, is_python, walk
-from evenhand.network import Blocks, MultiTaskNetwork, Outputs, Reading, unwrapped
+from evenhand.autodiff.found import Found
+from evenhand.autodiff.sharing import Sharing
+from evenhand.autodiff.structure import Structure
+from evenhand.autodiff.union import Union
+from evenhand.network import Blocks, MultiTaskNetwork, Outputs, unwrapped
 
 Probe = Callable[[Sequence[Tensor]], list[int]]
 """Tensors -> for each of them, the mask of the active tasks whose gradient there is not zero."""
@@ -34,154 +35,6 @@ Probe = Callable[[Sequence[Tensor]], list[int]]
 
 class Undecided(ValueError):
     """The graph cannot tell whose a parameter is, and nobody has said it."""
-
-
-@dataclass
-class Sharing:
-    """Whose the leaves are that the losses of one call reach, and that train in it.
-
-    Attributes:
-        balanced: the leaves whose gradients methods look at and combine.
-        carried: leaves that several tasks have reached and that are no parameters, beside others
-            that are (inputs that a physics-informed loss differentiates by): their gradients are
-            combined like those of the balanced ones, and nobody looks at them.
-        beyond: those of both that do not lie behind the features.
-        alone: for each active task, the other leaves that no other active task reaches.
-        common: the other leaves that several active tasks reach, each with the mask of the active
-            tasks whose gradients it gets.
-        extra: leaves that `plus` alone reaches.
-        frozen: leaves that get no gradient in a named phase.
-        features: what every path from a loss to a balanced leaf behind it passes, or None.
-        readings: how the head of each active task reads the features, where each loss sees one.
-        last_layer: the last shared layer, where the structure tells.
-    """
-
-    balanced: list[Tensor] = field(default_factory=list)
-    carried: list[Tensor] = field(default_factory=list)
-    beyond: list[Tensor] = field(default_factory=list)
-    alone: list[list[Tensor]] = field(default_factory=list)
-    common: list[tuple[Tensor, int]] = field(default_factory=list)
-    extra: list[Tensor] = field(default_factory=list)
-    frozen: list[Tensor] = field(default_factory=list)
-    features: list[Tensor] | None = None
-    readings: list[Reading] = field(default_factory=list)
-    last_layer: tuple[Tensor, ...] = ()
-
-    @property
-    def trained(self) -> list[Tensor]:
-        """Every leaf that gets a gradient."""
-        alone = [leaf for mine in self.alone for leaf in mine]
-        return [
-            *self.balanced,
-            *self.carried,
-            *alone,
-            *(leaf for leaf, _ in self.common),
-            *self.extra,
-        ]
-
-
-class Union:
-    """Which tasks have reached which leaf in any call so far, held weakly.
-
-    Each entry has two masks over all tasks: those that reach it by the graph, and those whose
-    gradient there was once not zero.
-    """
-
-    def __init__(self) -> None:
-        self._masks: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def of(self, leaf: Tensor) -> int:
-        """The tasks that have reached `leaf`."""
-        found = self._masks.get(id(leaf))
-        return found[1] if found is not None and found[0]() is leaf else 0
-
-    def seen(self, leaf: Tensor) -> int:
-        """The tasks whose gradient at `leaf` was once not zero."""
-        found = self._masks.get(id(leaf))
-        return found[2] if found is not None and found[0]() is leaf else 0
-
-    def add(self, leaf: Tensor, mask: int, seen: int = 0) -> int:
-        """Add tasks to a leaf's; returns all that have reached it."""
-        key = id(leaf)
-        found = self._masks.get(key)
-        if found is not None and found[0]() is leaf:
-            if mask & ~found[1] or seen & ~found[2]:
-                self._masks[key] = found[0], found[1] | mask, found[2] | seen
-            return found[1] | mask
-        masks = self._masks
-        self._masks[key] = weakref.ref(leaf, lambda ref: _dropped(masks, key, ref)), mask, seen
-        return mask
-
-    def items(self) -> list[tuple[Tensor, int]]:
-        """The leaves that are alive, with the tasks that have reached them."""
-        alive = [(ref(), mask) for ref, mask, _ in self._masks.values()]
-        return [(leaf, mask) for leaf, mask in alive if leaf is not None]
-
-    def __reduce__(self) -> tuple[type[Union], tuple[()]]:
-        return Union, ()  # weak references do not outlive the process
-
-
-def _dropped(
-    masks: dict[int, tuple[weakref.ref[Tensor], int, int]], key: int, ref: weakref.ref[Tensor]
-) -> None:
-    if key in masks and masks[key][0] is ref:
-        del masks[key]
-
-
-class Structure:
-    """What is known of the model: its blocks, the order and the names of its parameters.
-
-    The model is looked at again whenever a leaf appears that it did not have before.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = unwrapped(model)
-        networks = [m for m in self.model.modules() if isinstance(m, MultiTaskNetwork)]
-        self.network = networks[0] if len(networks) == 1 else None
-        self._read()
-
-    def _read(self) -> None:
-        self._slots = {
-            (module, name): parameter
-            for module in self.model.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        }
-        self.names: dict[Tensor, str] = {}
-        for name, parameter in self.model.named_parameters():
-            self.names[parameter] = plain_name(name)
-        self.places = {parameter: k for k, parameter in enumerate(self.names)}
-        self.blocks = None if self.network is None else self.network.blocks()
-        known = self.blocks
-        self.trunk = set() if known is None else set(known.shared)
-        self.heads = set() if known is None else set(known.own_of(known.own))
-
-    def refresh(self, found: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Look again if one of these parameters is not known.
-
-        Returns the parameters that stand in another's place, each behind it: loading with
-        ``assign=True`` puts them there. A module that was replaced is another one.
-        """
-        if not any(leaf not in self.names for leaf in found if isinstance(leaf, nn.Parameter)):
-            return []
-        before = self._slots
-        self._read()
-        return [
-            (before[slot], parameter)
-            for slot, parameter in self._slots.items()
-            if slot in before and before[slot] is not parameter
-        ]
-
-
-def plain_name(name: str) -> str:
-    """A parameter's name without the wrappers that it passes."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPINGS)
-
-
-WRAPPINGS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 class Ownership:
@@ -286,7 +139,7 @@ class Ownership:
         self._settled()
         if outputs is not None and outputs.network is not None and not self._given:
             self.attach(outputs.network, given=False)
-        found = _Found.of(call, tasks, features, outputs)
+        found = Found.of(call, tasks, features, outputs)
         if self._structure is not None:
             for before, after in self._structure.refresh(found.reached):
                 self.union.add(after, self.union.of(before), self.union.seen(before))
@@ -311,7 +164,7 @@ class Ownership:
         """
         reached = {leaf: mask for leaf, mask in masks.items() if mask}
         extra = [leaf for leaf, mask in masks.items() if not mask]
-        found = _Found(reached, set(), set(), set(), extra, (), [])
+        found = Found(reached, set(), set(), set(), extra, (), [])
         return self._sorted(call, tasks, reached, found)
 
     def _forget_named(self, reached: Iterable[Tensor]) -> None:
@@ -327,7 +180,7 @@ class Ownership:
 
     def watch(self, call: Call, tasks: Sequence[str]) -> None:
         """Note who reaches what where nobody asks, for the warning of what no task reaches."""
-        found = _Found.of(call, tasks, (), None)
+        found = Found.of(call, tasks, (), None)
         if self._structure is not None:
             self._structure.refresh(found.reached)
         for leaf, mask in found.reached.items():
@@ -336,7 +189,7 @@ class Ownership:
         self._warn(call, tasks, found.extra)
 
     def _told_apart(
-        self, call: Call, tasks: Sequence[str], found: _Found, probe: Probe
+        self, call: Call, tasks: Sequence[str], found: Found, probe: Probe
     ) -> tuple[dict[Tensor, int], set[int]]:
         """Which tasks reach each leaf, also where the graph alone cannot tell.
 
@@ -391,7 +244,7 @@ class Ownership:
         )
 
     def _sorted(
-        self, call: Call, tasks: Sequence[str], masks: Mapping[Tensor, int], found: _Found
+        self, call: Call, tasks: Sequence[str], masks: Mapping[Tensor, int], found: Found
     ) -> Sharing:
         """The reached leaves by what happens to each of them."""
         structure = self._structure
@@ -599,100 +452,6 @@ class Ownership:
         # Parameters and models are other objects in another process; `state_dict` has the names.
         self._settled()
         return {**vars(Ownership()), "_heard": self._heard, "_told": self._told}
-
-
-@dataclass
-class _Found:
-    """What the walk of a call found.
-
-    Attributes:
-        reached: for each leaf that a task reaches, the mask of the tasks.
-        joint: the leaves for which the graph may not tell two tasks apart.
-        behind: the leaves behind the features.
-        round: the leaves to which a task has a way that goes round the features.
-        extra: leaves that `plus` reaches.
-        features: the features that some task reaches.
-        readings: how the head of each active task reads the features, if each loss sees one alone.
-    """
-
-    reached: dict[Tensor, int]
-    joint: set[Tensor]
-    behind: set[Tensor]
-    round: set[Tensor]
-    extra: list[Tensor]
-    features: Sequence[Tensor]
-    readings: list[Reading]
-
-    @classmethod
-    def of(
-        cls,
-        call: Call,
-        tasks: Sequence[str],
-        features: Sequence[Tensor],
-        outputs: Outputs | None,
-    ) -> _Found:
-        """Walk the graph once for all tasks, with bits by their positions among all tasks.
-
-        At the output of a linear head, whose parameters its reading names, the walk ends: beyond
-        it may lie all heads that were evaluated with it as one.
-        """
-        plus = 1 << len(tasks)
-        roots = [(edge_of(loss), 1 << k) for loss, k in zip(call.losses, call.index, strict=True)]
-        if call.plus is not None and call.plus.requires_grad:
-            roots.append((edge_of(call.plus), plus))
-        edges = [edge_of(z) for z in features]
-        probes: dict[Edge, Reading] = {}
-        if outputs is not None and len(features) == 1:
-            known = [r for r in outputs.readings.values() if r.probe.requires_grad]
-            probes = {edge_of(r.probe): r for r in known}
-            # What a compiled function returned beside the features did not come from them.
-            if any(is_python(node) for node, _ in probes):
-                probes = {}
-        reach = walk(roots, [*edges, *probes], counted=plus - 1)
-        direct = 0
-        for edge in edges:
-            direct |= reach.stops.get(edge, 0)
-        through = 0
-        for edge, reading in probes.items():
-            mask = reach.stops.get(edge, 0)
-            through |= mask
-            for parameter in reading.parameters if mask else ():
-                if parameter.requires_grad:
-                    reach.leaves[parameter] = reach.leaves.get(parameter, 0) | mask
-                    if edge in reach.joint_stops:
-                        reach.joint.add(parameter)
-        whole = direct | through
-        if features and not whole & ~plus:
-            raise ValueError(
-                "no loss depends on features=: give the representation that the losses were "
-                "computed from, not a copy made beside it, or the module that makes it. Of what is "
-                "made inside a compiled network nothing can be used: compile trunk and heads apart"
-            )
-        behind = walk([(edge, 1) for edge in edges]).leaves if edges else {}
-        reached = {leaf: mask & ~plus for leaf, mask in reach.leaves.items() if mask & ~plus}
-        found = cls(
-            reached={**reached, **{p: reached.get(p, 0) | (whole & ~plus) for p in behind}},
-            joint=reach.joint,
-            behind=set(behind),
-            round={leaf for leaf in behind if leaf in reached},
-            extra=[leaf for leaf, mask in reach.leaves.items() if mask & plus],
-            features=features,
-            readings=[],
-        )
-        if whole & plus:
-            found.extra += [leaf for leaf in behind if leaf not in found.extra]
-        if not direct & ~plus:
-            found.readings = _paired(call, probes, {e: reach.stops.get(e, 0) for e in probes})
-        return found
-
-
-def _paired(call: Call, probes: Mapping[Edge, Reading], masks: Mapping[Edge, int]) -> list[Reading]:
-    """The reading of each active task, if each loss sees one head alone, and no two the same."""
-    by_mask = {masks[edge]: reading for edge, reading in probes.items() if masks[edge]}
-    seen = sum(1 for mask in masks.values() if mask)
-    found = [by_mask.get(1 << k) for k in call.index]
-    readings = [reading for reading in found if reading is not None and reading.intact]
-    return readings if len(readings) == len(found) == seen else []
 
 
 def _nothing_trains(call: Call) -> str:

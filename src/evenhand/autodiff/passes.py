@@ -65,8 +65,8 @@ from evenhand.autodiff.gradients import (
     times,
 )
 from evenhand.autodiff.hooks import without_hooks
-from evenhand.autodiff.ownership import Sharing
 from evenhand.autodiff.rows import Column, Filled, Heads, Rows, beside, fill, plain_column
+from evenhand.autodiff.sharing import Sharing
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
-from evenhand.autodiff.ownership import Sharing
+from evenhand.autodiff.sharing import Sharing
 from evenhand.network import Nest, Outputs
 from evenhand.schedules import Clock, Phase
 

@@ -15,8 +15,9 @@ from evenhand.autodiff.chunking import Chunking
 from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import NonFiniteError, Reducer, Source, TaskGradients
-from evenhand.autodiff.ownership import Ownership, Sharing
+from evenhand.autodiff.ownership import Ownership
 from evenhand.autodiff.passes import Passes
+from evenhand.autodiff.sharing import Sharing
 from evenhand.balancing.request import Step
 from evenhand.balancing.slots import Differentiated, Slots
 from evenhand.schedules import Clock
