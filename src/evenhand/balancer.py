@@ -277,8 +277,8 @@ class Balancer(nn.Module):
         for weight, gradient in solved.learned.items():
             reached.append(weight)
             gradients.append(gradient if scale is None else gradient * scale)
-        # Autograd keeps a tensor that nobody else holds, and copies any other.
-        solved = replace(solved, update=Update([], []), learned={})
+        solved.update.drop()
+        solved.learned.clear()
         if reached:
             deliver(reached, gradients)
         balance = self._stands(solved)
@@ -534,7 +534,10 @@ class Balancer(nn.Module):
     def _shared_by(
         self, call: Call, features: Sequence[Tensor], outputs: Outputs | None
     ) -> Sharing:
-        probe = Passes(replace(call, retain=True, plus=None, scale=None), Sharing()).nonzero
+        def probe(leaves: Sequence[Tensor]) -> list[int]:
+            looking = replace(call, retain=True, plus=None, scale=None)
+            return Passes(looking, Sharing()).nonzero(leaves)
+
         sharing = self._ownership.decide(call, self.tasks or (), features, outputs, probe)
         several = len(self.tasks or ()) > 1 and len(call.tasks) > 1
         if self.aggregator is not None and several and not sharing.balanced and not call.phase:
@@ -602,16 +605,20 @@ class Balancer(nn.Module):
 
         Where they are kept and stop the method, that is told.
         """
-        if balance.norms is None:
+        aggregator = self.aggregator
+        stops = aggregator is not None and aggregator.traits.stationary
+        if balance.gramian is None or not (self.zero == "leave_out" or stops):
             return None
-        zero = (balance.norms == 0).reshape(-1, len(balance.tasks)).all(0).tolist()
+        squares = balance.gramian.diagonal(dim1=-2, dim2=-1)
+        if float(squares.amin()) > 0:
+            return None
+        zero = (squares <= 0).reshape(-1, len(balance.tasks)).all(0).tolist()
         tasks = [task for task, is_zero in zip(balance.tasks, zero, strict=True) if is_zero]
         if not tasks or len(tasks) == len(balance.tasks):
             return None
         if self.zero == "leave_out":
             return self._without(step, tasks)
-        aggregator = self.aggregator
-        if aggregator is not None and aggregator.traits.stationary:
+        if stops:
             self._tell(
                 "zero gradient",
                 f"the gradient of {', '.join(map(repr, tasks))} is exactly zero, and "
@@ -637,7 +644,7 @@ class Balancer(nn.Module):
         self._sources.forget()
         self.last = solved.balance
         if solved.state is not None:
-            self.states.replace(solved.state)
+            self.states.replace(solved.state, known=True)
             self._step = solved.clock.step + 1
         return solved.balance
 
