@@ -238,9 +238,7 @@ class Ownership:
         unsure = [
             leaf
             for leaf in masks
-            if leaf in found.joint
-            and leaf not in trunk
-            and masks[leaf] & ~self.union.seen(leaf)
+            if leaf in found.joint and leaf not in trunk and masks[leaf] & ~self.union.seen(leaf)
         ]
         if not unsure:
             return masks, nothing
