@@ -115,7 +115,7 @@ class Balancer(nn.Module):
         self.members = torch.Size(members)
         self.nonfinite = nonfinite
         self.zero = zero
-        self.tasks: tuple[str, ...] | None = None
+        self.tasks: tuple[str, ...] = ()
         self.last: Balance | None = None
         self._step = 0
         self._told: set[str] = set()
@@ -151,7 +151,7 @@ class Balancer(nn.Module):
         Raises:
             ValueError: no call has told yet.
         """
-        return self._ownership.blocks(self.tasks or ())
+        return self._ownership.blocks(self.tasks)
 
     @property
     def methods(self) -> list[Method]:
@@ -175,7 +175,7 @@ class Balancer(nn.Module):
 
         The tasks, who has reached which parameter, and what was timed are still known.
         """
-        if self.tasks is not None:
+        if self.tasks:
             self.states.reset(self._slots.init(len(self.tasks)))
         self._step = 0
         self._sources.forget()
@@ -199,12 +199,12 @@ class Balancer(nn.Module):
         tasks = tuple(tasks)
         if not tasks or len(set(tasks)) != len(tasks):
             raise ValueError(f"tasks={tasks!r}: must be one or more different names")
-        if self.tasks is not None and self.tasks != tasks:
+        if self.tasks and self.tasks != tasks:
             raise ValueError(
                 f"this balancer belongs to the tasks {', '.join(self.tasks)}, "
                 f"not to {', '.join(tasks)}"
             )
-        if self.tasks is None:
+        if not self.tasks:
             for method in self.methods:
                 method.require(tasks)
             self.tasks = tasks
@@ -404,7 +404,7 @@ class Balancer(nn.Module):
 
     def updated(self, losses: Mapping[str, Tensor], clock: Clock | None = None) -> None:
         """Tell methods that declare `after` the losses after the update, on the same batch."""
-        tasks = self.tasks or ()
+        tasks = self.tasks
         present = {task: losses[task].detach() for task in tasks if task in losses}
         view = self._view_of_losses(Call.of(present, tasks), clock or self._now())
         self.states.replace(self._slots.after(view, self.states.tree()))
@@ -461,7 +461,7 @@ class Balancer(nn.Module):
     def _watch(self, present: Mapping[str, Tensor], plus: Tensor | None) -> None:
         """Look, until it is known, whether some task reaches every parameter of the model."""
         if self._ownership.watches:
-            tasks = self.tasks or ()
+            tasks = self.tasks
             self._ownership.watch(Call.of(present, tasks, plus=plus), tasks)
 
     def _was_summed(self, present: Mapping[str, Tensor], values: Tensor) -> Balance:
@@ -486,7 +486,7 @@ class Balancer(nn.Module):
             if len(bad) < len(present):
                 left_out = bad
                 present = {task: loss for task, loss in present.items() if task not in bad}
-        tasks, phase, counts = self.tasks or (), request.phase, request.counts
+        tasks, phase, counts = self.tasks, request.phase, request.counts
         call = Call.of(
             present,
             tasks,
@@ -509,11 +509,11 @@ class Balancer(nn.Module):
 
     def _present(self, request: Request) -> dict[str, Tensor]:
         """The losses that count in this call, in the order of all tasks, checked."""
-        if self.tasks is None:
+        if not self.tasks:
             self._refuse_late_parameters()
             self.bind(tuple(request.losses))
         with_graph = self._absent.sorted_out(request.losses)
-        return active(with_graph, self.tasks or (), request.phase, self.members)
+        return active(with_graph, self.tasks, request.phase, self.members)
 
     def _places(
         self, features: Nest | Outputs | nn.Module | None, losses: Sequence[Tensor]
@@ -538,8 +538,8 @@ class Balancer(nn.Module):
             looking = replace(call, retain=True, plus=None, scale=None)
             return Passes(looking, Sharing()).nonzero(leaves)
 
-        sharing = self._ownership.decide(call, self.tasks or (), features, outputs, probe)
-        several = len(self.tasks or ()) > 1 and len(call.tasks) > 1
+        sharing = self._ownership.decide(call, self.tasks, features, outputs, probe)
+        several = len(self.tasks) > 1 and len(call.tasks) > 1
         if self.aggregator is not None and several and not sharing.balanced and not call.phase:
             self._tell(
                 "nothing shared",
@@ -666,7 +666,7 @@ class Balancer(nn.Module):
     # What it knows and says -------------------------------------------------------------------
 
     def _view_of_losses(self, call: Call, clock: Clock) -> TaskGradients:
-        return self._sources.view(Matrices(None, None), call, clock, len(self.tasks or ()))
+        return self._sources.view(Matrices(None, None), call, clock, len(self.tasks))
 
     def _now(self) -> Clock:
         return Clock(step=self._step, seed=self.seed)
@@ -698,7 +698,7 @@ class Balancer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
-        tasks = self.tasks or ()
+        tasks = self.tasks
         state = {"tasks": list(tasks), "step": self._step, "chunk": self.chunking.measured}
         state["coordinates"] = self._sources.coordinates.state()
         return {**state, **self._ownership.state(tasks)}
@@ -708,7 +708,7 @@ class Balancer(nn.Module):
         self._step = state["step"]
         self.chunking.measured = state["chunk"]
         self._sources.coordinates.load_state(state.get("coordinates", {}))
-        self._ownership.load_state(state, self.tasks or ())
+        self._ownership.load_state(state, self.tasks)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Bound first, so that the buffers that the state is to be loaded into exist.
