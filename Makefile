@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test programs lint docs same-bits demo mutants clean
+.PHONY: help venv test programs trainers lint docs same-bits demo mutants clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +27,14 @@ test: venv  ## run the tests and the examples in the docstrings
 
 programs: venv  ## hold the laws against many drawn programs (minutes; DRAWS=100 of each kind and method)
 	EVENHAND_PROGRAMS=$(or $(DRAWS),100) $(BIN)/pytest tests/test_programs.py -n auto --maxprocesses 8 --dist worksteal
+
+trainers: .venv-trainers/.stamp  ## hold the examples for trainers against the bare loop (minutes, an environment of its own)
+	.venv-trainers/bin/python benchmarks/trainers.py
+
+.venv-trainers/.stamp: pyproject.toml examples/trainers/constraints.txt
+	$(PYTHON) -m venv --clear .venv-trainers
+	.venv-trainers/bin/python -m pip install $(PIP_FLAGS) -c examples/trainers/constraints.txt -e . accelerate lightning transformers
+	@touch $@
 
 lint: venv  ## check style, formatting and types
 	$(BIN)/ruff check
@@ -51,6 +59,6 @@ mutants: venv  ## plant bugs in a copy of the source and see which tests notice;
 	nice -n 19 $(BIN)/python benchmarks/mutants.py --planted --drawn 25
 
 clean:  ## delete .venv, caches and the demo's results
-	rm -rf .venv build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-trainers build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 	  docs/_build docs/methods docs/api docs/papers
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

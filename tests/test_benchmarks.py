@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
         ("alternation", "page_table", "docs/schedules.md"),
         ("matrix", "table", "docs/versions.md"),
         ("intervals", "page_table", "docs/verdict.md"),
+        ("trainers", "table", "docs/howto/trainer.md"),
     ],
 )
 def test_tables_are_those_of_the_results(name, table, page, monkeypatch) -> None:

@@ -7,7 +7,10 @@ which of the two is what the page says. ``python tests/test_compatibility.py`` w
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +24,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
+from torch._inductor import config as inductor
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -35,6 +40,7 @@ REFUSED = re.compile(
     "|no loss depends on features="
     "|at='representation'"
     "|use_reentrant"
+    "|donated_buffer = False"
 )
 """What an error of ours speaks of. Anything else that is raised is a defect."""
 
@@ -56,7 +62,6 @@ class Bench:
     leaves: Sequence[Tensor]
     losses: Callable[[bool], tuple[dict[str, Tensor], Any]]
     tolerance: float = 1e-10
-    around: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -419,8 +424,8 @@ def half_precision() -> Bench:
     return Bench([*trunk.parameters(), *heads.parameters()], losses, tolerance=2e-2)
 
 
-def compiled(what: str) -> Bench:
-    """torch.compile, with the backend that compiles nothing but traces like the default one."""
+def compiled(what: str, backend: str = "aot_eager") -> Bench:
+    """torch.compile; aot_eager compiles nothing but traces like inductor, the default."""
     trunk, heads = linear(4, 5, 3), three_heads()
     x, y = data()
 
@@ -435,9 +440,9 @@ def compiled(what: str) -> Bench:
 
     whole = Whole()
     torch._dynamo.reset()
-    fast_trunk = torch.compile(trunk, backend="aot_eager")
-    fast_heads = [torch.compile(head, backend="aot_eager") for head in heads]
-    fast_whole = torch.compile(whole, backend="aot_eager")
+    fast_trunk = torch.compile(trunk, backend=backend)
+    fast_heads = [torch.compile(head, backend=backend) for head in heads]
+    fast_whole = torch.compile(whole, backend=backend)
 
     def losses(plainly: bool) -> tuple[dict[str, Tensor], Any]:
         if plainly:
@@ -486,6 +491,18 @@ CASES = (
     Case("torch.compile of trunk and heads apart", lambda: compiled("trunk and heads")),
     Case("torch.compile of the whole", lambda: compiled("whole")),
 )
+INDUCTOR = {
+    Case(
+        "torch.compile of the trunk, inductor, after a plain step",
+        lambda: compiled("trunk", "inductor"),
+    ): True,
+    Case(
+        "torch.compile of the trunk, inductor, donated_buffer = False",
+        lambda: compiled("trunk", "inductor"),
+    ): False,
+}
+"""Compiled by a C++ compiler; whether a pass may use the memory of what was saved for it again."""
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 # The columns ----------------------------------------------------------------------------------
@@ -607,14 +624,41 @@ CALLS = {"backward": by_backward, "loss": by_loss}
 
 @cache
 def listed() -> dict[tuple[str, str], str]:
-    """What the page says, by case and column: "yes" or "refused"."""
+    """What the page says, by case and column: "yes", "refused", or `BY_BACKWARD`."""
     found: dict[tuple[str, str], str] = {}
     for line in PAGE.read_text().splitlines():
         name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        if line.startswith("|") and name in {case.name for case in CASES}:
+        if line.startswith("|") and name in {case.name for case in (*CASES, *INDUCTOR)}:
             for column, cell in zip(COLUMNS, cells, strict=True):
                 found[name, column] = cell.split("[")[0]
     return found
+
+
+@contextmanager
+def compiling(donates: bool) -> Iterator[None]:
+    """Inductor with nothing in its cache, so that the first pass decides what is compiled.
+
+    The plain sum is the first column: its pass may use what was saved for it as its own memory.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patch,
+        functorch.patch(donated_buffer=donates),
+        inductor.patch(compile_threads=1),  # no pool of processes
+        quietly(),
+    ):
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", folder)
+        yield
+
+
+BY_BACKWARD = "by `backward`"
+"""`Balancer.backward` does it, and `Balancer.loss` refuses."""
+
+
+def agrees(said: str, found: str, call: str) -> bool:
+    """Whether what was found is what the page says."""
+    done = said == "yes" or (said == BY_BACKWARD and call == "backward")
+    return (found == "yes") == done
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -623,7 +667,18 @@ def listed() -> dict[tuple[str, str], str]:
 def test_what_comes_is_right_or_refused(case: Case, column: str, call: str) -> None:
     """As autograd says, or an error of ours that leaves everything as it was; as the page says."""
     found = outcome(case, COLUMNS[column], CALLS[call])
-    assert ("yes" if found == "yes" else "refused") == listed()[case.name, column], found
+    assert agrees(listed()[case.name, column], found, call), found
+
+
+@pytest.mark.skipif(COMPILER is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in INDUCTOR])
+def test_what_a_compiler_makes_is_right_or_refused(case: Case) -> None:
+    """In one test, so that one process compiles it once."""
+    with compiling(INDUCTOR[case]):
+        for column in COLUMNS:
+            for call in CALLS:
+                found = outcome(case, COLUMNS[column], CALLS[call])
+                assert agrees(listed()[case.name, column], found, call), (column, call, found)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
@@ -637,6 +692,7 @@ HEADER = """\
 Every cell is a test: what comes out is what `torch.autograd` says of the same program, by
 `Balancer.backward` and by the backward of `Balancer.loss`; or the call is refused, with the words
 of the footnote, and nothing is changed. `python tests/test_compatibility.py` writes this page.
+Where a cell says "by `backward`", `loss` refuses: it keeps the graph for one more pass.
 
 - **sum**: `Balancer()`.
 - **looped**, **batched**, **factored**: `Balancer(aggregator=MGDA(), …)` with `jacobian="looped"`,
@@ -654,18 +710,30 @@ told. So a hook that is not linear (a clamp) sees other numbers there than the s
 """
 
 
+def row(case: Case, footnotes: dict[str, int]) -> str:
+    """A row of the table; what is refused, and in which words, is added to the footnotes."""
+    cells = []
+    for column in COLUMNS.values():
+        found, by_the_scalar = (outcome(case, column, call) for call in CALLS.values())
+        if found == by_the_scalar == "yes":
+            cells.append("yes")
+            continue
+        said = BY_BACKWARD if found == "yes" else "refused"
+        found = by_the_scalar if found == "yes" else found
+        words = shorten(found, 320, placeholder=" …")  # torch's own words may fill pages
+        cells.append(f"{said}[^{footnotes.setdefault(words, len(footnotes) + 1)}]")
+    return f"| {case.name} | " + " | ".join(cells) + " |"
+
+
 def page() -> str:
     """docs/compatibility.md, from what happens."""
     footnotes: dict[str, int] = {}
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for case in CASES:
-        cells = []
-        for column in COLUMNS.values():
-            found = outcome(case, column, by_backward)
-            words = shorten(found, 320, placeholder=" …")  # torch's own words may fill pages
-            number = footnotes.setdefault(words, len(footnotes) + 1) if found != "yes" else 0
-            cells.append(f"refused[^{number}]" if number else "yes")
-        lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
+        lines.append(row(case, footnotes))
+    for case, donates in INDUCTOR.items():
+        with compiling(donates):
+            lines.append(row(case, footnotes))
     notes = [f"[^{number}]: {words}" for words, number in footnotes.items()]
     return HEADER + "\n".join([*lines, "", *notes, ""])
 

@@ -658,7 +658,7 @@ def test_heads_share_an_optimizer_and_its_group() -> None:
 
 
 def test_each_head_needs_its_optimizer() -> None:
-    with pytest.raises(ValueError, match="optimizers for a, but the tasks are a, b"):
+    with pytest.raises(ValueError, match="optimizers for a, but the heads are a, b"):
         Optimizers(small().blocks(), MOMENTUM, {"a": MOMENTUM})
 
 

@@ -298,7 +298,8 @@ def resting(
             ``balancer.blocks``.
 
     Raises:
-        ValueError: `blocks` is missing for a model that does not know them, or `mode` is unknown.
+        ValueError: `blocks` is missing for a model that does not know them, or `mode` is unknown;
+            or the phase moves heads, and names one that a `MultiTaskNetwork` does not have.
 
     Example:
         >>> import torch
@@ -312,6 +313,12 @@ def resting(
             raise ValueError(
                 "resting() cannot know what this model shares: pass blocks=, for example "
                 "balancer.blocks after a first backward, or use a MultiTaskNetwork"
+            )
+        unknown = [task for task in phase.tasks if task not in model.tasks]
+        if unknown and "own" in phase.moves:
+            raise ValueError(
+                f"no head is called {unknown[0]!r}, so it cannot be said what moves: there are "
+                f"{', '.join(model.tasks)}. A phase for resting() names heads"
             )
         blocks = model.blocks()
     with Rest.of(model, phase, blocks).held(mode):

@@ -12,9 +12,11 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from evenhand.data.problem import Batch, Problem, Samples, Split
 from evenhand.network import MultiTaskNetwork, Nest, leaves
@@ -28,23 +30,28 @@ SURE = 15.0
 """The logit of a constant that is certain of its answer."""
 
 
-def constants(problem: Problem) -> dict[str, Tensor]:
-    """Each task's best constant output, of the shape of a sample's output.
+def constants(problem: Problem) -> dict[str, Nest]:
+    """Each task's best constant output.
+
+    A constant has the form of a sample's output: a tensor, or a mapping or sequence of tensors.
+    `Problem.with_own_heads` reads it.
 
     Raises:
-        ValueError: no candidate has a finite metric on the training part, or an output is no
-            tensor.
+        ValueError: no candidate has a finite metric on the training part.
     """
     train = _first(problem.train, MOST)
-    shapes = output_shapes(problem)
+    empty = empty_outputs(problem)
+    apart = problem.with_own_heads()
     found = {}
-    for name, task in problem.tasks.items():
-        targets = labels(problem, train, name, shapes[name])
-        candidates = [*_simple(shapes[name], targets), _fitted(problem, name, shapes[name], train)]
+    for name, task in apart.tasks.items():
+        candidates = [_fitted(apart, name, empty[name], train)]
+        if isinstance(empty[name], Tensor):
+            targets = labels(apart, train, name, empty[name])
+            candidates = [*_simple(empty[name].shape, targets), *candidates]
         scored = [
-            (evaluated(constant_network({name: c}), problem, train, (name,))[name], c)
+            (evaluated(constant_network({name: c}), apart, train, (name,))[name], c)
             for c in candidates
-            if bool(c.isfinite().all())
+            if all(bool(leaf.isfinite().all()) for leaf in leaves(c))
         ]
         scored = [(score, c) for score, c in scored if math.isfinite(score)]
         if not scored:
@@ -54,8 +61,8 @@ def constants(problem: Problem) -> dict[str, Tensor]:
     return found
 
 
-def constant_network(values: Mapping[str, Tensor]) -> MultiTaskNetwork:
-    """A network whose head of each task says the same of every sample."""
+def constant_network(values: Mapping[str, Nest]) -> MultiTaskNetwork:
+    """A network with a head of each task's name, which says the same of every sample."""
     return MultiTaskNetwork(_Size(), {task: _Same(value) for task, value in values.items()})
 
 
@@ -67,13 +74,13 @@ class _Size(nn.Module):
 
 
 class _Same(nn.Module):
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Nest) -> None:
         super().__init__()
         self.value = value
 
-    def forward(self, there: Tensor) -> Tensor:
+    def forward(self, there: Tensor) -> Nest:
         # Metrics may look at it as if a network had written it.
-        return self.value.expand(len(there), *self.value.shape).contiguous()
+        return tree_map(lambda v: v.expand(len(there), *v.shape).contiguous(), self.value)
 
 
 def evaluated(
@@ -89,32 +96,38 @@ def evaluated(
     return {task: metrics.get(task, math.nan) for task in tasks}
 
 
-def output_shapes(problem: Problem) -> dict[str, torch.Size]:
-    """The shape of one sample's output in each task, from a network that is made and dropped.
+def empty_outputs(problem: Problem) -> dict[str, Nest]:
+    """Zeros in the form of one sample's output in each task, by a network that is made and dropped.
 
     Raises:
-        ValueError: an output is no tensor.
+        ValueError: an output holds nothing.
+        TypeError: an output holds something that is no tensor.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = problem.network(tuple(problem.tasks))
         network.eval()
         inputs, _ = next(iter(problem.validation.in_order(2)))
-        outputs = network(inputs, tasks=tuple(problem.tasks))
-    wrong = [task for task in problem.tasks if not isinstance(outputs[task], Tensor)]
-    if wrong:
-        raise ValueError(f"the output of {wrong[0]!r} is no tensor: no constant can be fitted")
-    return {task: outputs[task].shape[1:] for task in problem.tasks}
+        outputs = network(inputs, tasks=problem.heads(problem.tasks))
+        said = {task: problem.read(task, outputs) for task in problem.tasks}
+    if silent := [task for task, output in said.items() if not leaves(output)]:
+        raise ValueError(f"the output of {silent[0]!r} holds no tensor")
+    return {task: tree_map(_emptied, output) for task, output in said.items()}
 
 
-def labels(problem: Problem, samples: Samples, task: str, shape: torch.Size) -> Tensor:
+def _emptied(output: Tensor) -> Tensor:
+    return torch.zeros(output.shape[1:])
+
+
+def labels(problem: Problem, samples: Samples, task: str, empty: Nest) -> Tensor:
     """The targets of a task that are labels: what its metric gets to see, [n, …].
 
-    `shape` is that of the task's output of one sample.
+    `empty` is of `empty_outputs`.
     """
     seen = _Seen()
-    collecting = replace(problem, tasks={task: replace(problem.tasks[task], metric=lambda: seen)})
-    nothing = constant_network({task: torch.zeros(shape)})
+    counting = replace(problem.tasks[task], metric=lambda: seen, heads=None)
+    collecting = replace(problem, tasks={task: counting})
+    nothing = constant_network({task: empty})
     evaluate(nothing, collecting, samples, (task,))
     return torch.cat(seen.targets) if seen.targets else torch.zeros(0)
 
@@ -154,17 +167,17 @@ def _simple(shape: torch.Size, targets: Tensor) -> Iterator[Tensor]:
             yield chosen
 
 
-def _fitted(problem: Problem, task: str, shape: torch.Size, train: _Some) -> Tensor:
+def _fitted(problem: Problem, task: str, empty: Nest, train: _Some) -> Nest:
     """The constant of the lowest mean loss over the training samples (L-BFGS)."""
-    value = torch.zeros(shape, requires_grad=True)
-    optimizer = torch.optim.LBFGS([value], max_iter=60, line_search_fn="strong_wolfe")
+    value = tree_map(lambda leaf: leaf.clone().requires_grad_(), empty)
+    optimizer = torch.optim.LBFGS(leaves(value), max_iter=60, line_search_fn="strong_wolfe")
     batches = [(len(leaves(x)[0]), y) for x, y in train.in_order(MOST) if task in y]
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         total = torch.zeros(())
         for size, targets in batches:
-            output = value.expand(size, *shape)
+            output = tree_map(partial(_repeated, size=size), value)
             losses = problem.losses({task: output}, {task: targets[task]})
             total = total + size * losses.get(task, torch.zeros(()))
         total = total / max(1, sum(size for size, _ in batches))
@@ -174,7 +187,11 @@ def _fitted(problem: Problem, task: str, shape: torch.Size, train: _Some) -> Ten
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it so
-    return value.detach()
+    return tree_map(Tensor.detach, value)
+
+
+def _repeated(value: Tensor, size: int) -> Tensor:
+    return value.expand(size, *value.shape)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenhand.comparison.constant import labels, output_shapes
+from evenhand.comparison.constant import empty_outputs, labels
 from evenhand.data.problem import Problem, Split
 
 CLASSES = 100
@@ -78,16 +78,16 @@ class Facts:
 
 def facts(problem: Problem) -> Facts:
     """Count the rows and labels of a problem's parts."""
-    shapes = output_shapes(problem)
+    empty = empty_outputs(problem)
     train = problem.train
     if isinstance(train, Split):
         rows = len(train)
-        training = {t: len(labels(problem, train, t, shapes[t])) for t in problem.tasks}
+        training = {t: len(labels(problem, train, t, empty[t])) for t in problem.tasks}
     else:
         batches = len(train)  # type: ignore[arg-type]  # `Problem.train`: an iterable with a length
         rows, training = batches * problem.batch_size, {}
     sizes = (rows, len(problem.validation), len(problem.test))
-    test = {t: _target(labels(problem, problem.test, t, shapes[t])) for t in problem.tasks}
+    test = {t: _target(labels(problem, problem.test, t, empty[t])) for t in problem.tasks}
     return Facts(sizes, problem.units or (sizes[0] + sizes[1], sizes[2]), training, test)
 
 

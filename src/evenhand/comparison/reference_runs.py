@@ -25,7 +25,7 @@ FACTS = "facts.json"
 def _constant(job: Job, problem: Problem, settings: Settings, folder: Path) -> Result:
     write_atomically(folder / FACTS, facts(problem).to_json())
     network = constant_network(constants(problem))
-    return _scored(job, problem, settings, network, tuple(problem.tasks))
+    return _scored(job, problem.with_own_heads(), settings, network, tuple(problem.tasks))
 
 
 def _scored(

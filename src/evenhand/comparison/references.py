@@ -217,7 +217,8 @@ def _tuned_variant(job: Job, problem: Problem) -> Variant:
     number = int(job.label.removeprefix("weights"))
     generator = torch.Generator().manual_seed(mixed_seed(job.split, number, *b"weights"))
     places = 2 * torch.rand(len(tasks), generator=generator, dtype=torch.float64) - 1
-    constant, _ = evaluate(constant_network(constants(problem)), problem, problem.validation, tasks)
+    apart = problem.with_own_heads()
+    constant, _ = evaluate(constant_network(constants(problem)), apart, problem.validation, tasks)
     raw = {
         task: SPAN**place / max(abs(constant[task]), 1e-12)
         for task, place in zip(tasks, places.tolist(), strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evenhand.comparison.constant import evaluated
 from evenhand.comparison.request import Settings
-from evenhand.data.problem import Problem, Samples, Split, gathered
+from evenhand.data.problem import Problem, Split, gathered
 from evenhand.network import MultiTaskNetwork, leaves
 from evenhand.schedules import mixed_seed
 
@@ -32,16 +32,17 @@ def resampled(
 
     It cannot where the outputs are more than memory should hold, or batches leave tasks out.
     """
-    kept = _outputs(network, problem.test, tasks)
+    kept = _outputs(network, problem, tasks)
     if kept is None:
         return {}
     outputs, targets = kept
     said = MultiTaskNetwork(nn.Identity(), {task: _Said(outputs[task]) for task in tasks})
+    apart = problem.with_own_heads()
     found: dict[str, list[float]] = {task: [] for task in tasks}
     for draw in range(DRAWS):
         rows = _drawn(len(problem.test), problem.test_groups, mixed_seed(split, draw, *b"rows"))
         samples = Split(rows, {task: gathered(targets[task], rows) for task in tasks})
-        for task, value in evaluated(said, problem, samples, tasks).items():
+        for task, value in evaluated(said, apart, samples, tasks).items():
             found[task].append(value)
     return {task: tuple(values) for task, values in found.items()}
 
@@ -55,6 +56,8 @@ def said(
     problem: Problem, outputs: Mapping[str, tuple[Tensor, Tensor]]
 ) -> tuple[MultiTaskNetwork, Problem]:
     """A network that says what was said before, and the problem whose samples are row numbers.
+
+    It has a head of each task's name, and that is what the tasks of this problem read.
 
     Args:
         problem: its validation and test parts are held in memory.
@@ -70,7 +73,7 @@ def said(
         rows = torch.arange(start, start + len(part))
         parts.append(Split(rows, part.targets))
         start += len(part)
-    return network, replace(problem, validation=parts[0], test=parts[1])
+    return network, replace(problem.with_own_heads(), validation=parts[0], test=parts[1])
 
 
 class _Said(nn.Module):
@@ -97,14 +100,16 @@ def _drawn(count: int, groups: Tensor | None, seed: int) -> Tensor:
 
 @torch.no_grad()
 def _outputs(
-    network: MultiTaskNetwork, samples: Samples, tasks: Sequence[str]
+    network: MultiTaskNetwork, problem: Problem, tasks: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
     """Outputs and targets of all samples, on the CPU; None if they are too many, or not of all."""
     outputs: dict[str, list[Tensor]] = {task: [] for task in tasks}
     targets: dict[str, list[Tensor]] = {task: [] for task in tasks}
     network.eval()
+    samples = problem.test
     for inputs, labels in samples.in_order(1024):
-        said = network(inputs, tasks=tasks)
+        heads = network(inputs, tasks=problem.heads(tasks))
+        said = {task: problem.read(task, heads) for task in tasks}
         if not all(task in labels and isinstance(said[task], Tensor) for task in tasks):
             return None
         here = len(leaves(inputs)[0])

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from evenhand.comparison.constant import evaluated, output_shapes
+from evenhand.comparison.constant import empty_outputs, evaluated
 from evenhand.comparison.resampling import said
 from evenhand.data.problem import Problem, Split
 from evenhand.network import MultiTaskNetwork
@@ -66,8 +66,8 @@ def predictions(problem: Problem, models: Models, seed: int) -> dict[str, tuple[
     """
     validation, test = (_inputs(problem, part) for part in (problem.validation, problem.test))
     found = {}
-    for name, shape in output_shapes(problem).items():
-        flat = _flat(problem, name, tuple(shape))
+    for name, empty in empty_outputs(problem).items():
+        flat = _flat(problem, name, tuple(empty.shape)) if isinstance(empty, Tensor) else None
         sign = 1.0 if problem.tasks[name].higher_is_better else -1.0
         best = -math.inf
         for predict in models(flat, seed) if flat is not None else ():
@@ -184,7 +184,10 @@ def _labelled(problem: Problem, task: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{problem.name}: its training part is not held in memory")
     seen = _Seen()
     counting = replace(
-        problem.tasks[task], metric=lambda: seen, loss=lambda output, target: torch.zeros(())
+        problem.tasks[task],
+        metric=lambda: seen,
+        loss=lambda output, target: torch.zeros(()),
+        heads=None,
     )
     counted = Split(torch.arange(len(train)), {task: train.targets[task]})
     same = MultiTaskNetwork(nn.Identity(), {task: nn.Identity()})

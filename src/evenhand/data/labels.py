@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Gaps = Literal["sample", "entry", "loss"]
 
@@ -136,9 +137,15 @@ class Labelling:
     def taken(self, output: Any, target: Tensor) -> tuple[Any, Tensor] | None:
         """What the loss and the metric get of a batch, or None if it has no label.
 
+        Args:
+            output: a tensor, or a mapping or sequence of tensors, with a row for each sample.
+            target: the targets, [b, ...].
+
         Raises:
-            ValueError: gaps are to be left out entry by entry, and the output does not have one
-                value, or one per class, for each entry of the target.
+            ValueError: a tensor of the output has no row for each sample; or gaps are to be left
+                out entry by entry, and the output does not have one value, or one per class, for
+                each entry of the target.
+            TypeError: something in the output is no tensor.
         """
         if self.complete(target):
             return self.arranged(output, target) if len(target) else None
@@ -148,12 +155,17 @@ class Labelling:
             kept = mask.flatten()
             return (found[kept], labels[kept]) if bool(kept.any()) else None
         mask = self.samples(target)
-        return (output[mask], target[mask]) if bool(mask.any()) else None
+        return (_rows(output, mask), target[mask]) if bool(mask.any()) else None
 
     def arranged(self, output: Any, target: Tensor) -> tuple[Any, Tensor]:
         """A complete batch as the loss and the metric expect it."""
         if self.gaps != "entry":
             return output, target
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                "gaps='entry' takes one tensor of outputs, with a value for each entry of the "
+                f"target; this is a {type(output).__name__}"
+            )
         if output.shape == target.shape:
             return output.flatten(), target.flatten()
         if output.ndim > 1 and (output.shape[0], *output.shape[2:]) == tuple(target.shape):
@@ -162,6 +174,27 @@ class Labelling:
             f"gaps='entry' takes outputs of the targets' shape {list(target.shape)}, or with a "
             f"dimension of classes after the first; these are {list(output.shape)}"
         )
+
+
+def _rows(output: Any, mask: Tensor) -> Any:
+    """The rows of an output's tensors at which `mask` [b] is true."""
+
+    def kept(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                "samples without a label cannot be left out of an output that holds a "
+                f"{type(leaf).__name__}: it must be made of tensors, sequences and mappings"
+            )
+        if leaf.shape[:1] != mask.shape:
+            raise ValueError(
+                f"samples without a label cannot be left out of an output of shape "
+                f"{list(leaf.shape)}: it has no row for each of the {len(mask)} samples"
+            )
+        return leaf[mask]
+
+    return tree_map(kept, output)
 
 
 def _columns(entries: Tensor) -> Tensor:

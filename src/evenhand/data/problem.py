@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
@@ -37,8 +37,9 @@ class Task:
     """One task: its loss, and the metric people read.
 
     Attributes:
-        loss: (outputs [b, ...], targets [b, ...]) -> scalar, the mean over the samples.
-        metric: makes a fresh metric.
+        loss: (outputs [b, ...], targets [b, ...]) -> scalar, the mean over the samples. What it
+            gets as outputs, `heads` says.
+        metric: makes a fresh metric; it is shown the same as the loss.
         metric_name: what tables call it, with its unit if it has one.
         higher_is_better: whether a larger metric is better.
         perfect: the metric of perfect predictions, for the scale of skill; 1 where higher is
@@ -47,6 +48,13 @@ class Task:
             that counts as 100 points of skill.
         missing: the target that stands for no label, see `Labelling`. NaN always does.
         gaps: what becomes of a sample some of whose entries have no label, see `Labelling`.
+        heads: which of the network's heads the loss reads. None: the head of the task's own name.
+            The name of a head, which other tasks may read too: the loss gets its output. Several
+            names: the loss gets a mapping {head: output}. An output is what the head returns, a
+            tensor [b, ...] or a mapping or sequence of such tensors.
+
+    Raises:
+        ValueError: `heads` is empty, or names a head twice; or see `Labelling`.
     """
 
     loss: Loss
@@ -57,9 +65,15 @@ class Task:
     unit: float | None = None
     missing: float | None = None
     gaps: Gaps = "sample"
+    heads: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         Labelling(self.missing, self.gaps)
+        named = [] if self.heads is None or isinstance(self.heads, str) else list(self.heads)
+        if self.heads is not None and (not self.heads or len(set(named)) < len(named)):
+            raise ValueError(
+                f"heads={self.heads!r}: must be the name of a head, or several different ones"
+            )
 
     @property
     def labels(self) -> Labelling:
@@ -132,7 +146,7 @@ class Problem:
         citation: where the data come from, and their licence.
         tasks: by name, in order.
         network: makes the network for some of the tasks, its weights drawn from torch's global
-            stream (the caller seeds it).
+            stream (the caller seeds it). It has the heads that these tasks read.
         train, validation, test: no sample may stand on two sides. `train` may also be an iterable
             of batches with a length (a DataLoader).
         batch_size: samples per training batch.
@@ -168,15 +182,52 @@ class Problem:
     pool: Pool | None = None
     scaled: Callable[[Sequence[str], float], MultiTaskNetwork] | None = None
 
+    def heads(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """The heads that these tasks read, each once, in their order."""
+        return tuple(dict.fromkeys(head for task in tasks for head in self._heads_of(task)))
+
+    def _heads_of(self, task: str) -> Sequence[str]:
+        heads = self.tasks[task].heads
+        if heads is None:
+            return (task,)
+        return (heads,) if isinstance(heads, str) else heads
+
+    def read(self, task: str, outputs: Mapping[str, Any]) -> Any:
+        """What the loss and the metric of `task` get of a network's outputs by head."""
+        heads = self.tasks[task].heads
+        if heads is None or isinstance(heads, str):
+            return outputs[task if heads is None else heads]
+        return {head: outputs[head] for head in heads}
+
+    def readable(self, outputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The tasks all of whose heads are among these outputs."""
+        return tuple(t for t in self.tasks if all(head in outputs for head in self._heads_of(t)))
+
+    def with_own_heads(self) -> Problem:
+        """The same tasks for networks that have a head of each task's name, for it alone.
+
+        Such networks say what is no network's: constants, the answers of other models.
+        """
+        return replace(self, tasks={t: replace(task, heads=None) for t, task in self.tasks.items()})
+
     def losses(
-        self, outputs: Mapping[str, Any], targets: Mapping[str, Tensor]
+        self,
+        outputs: Mapping[str, Any],
+        targets: Mapping[str, Tensor],
+        tasks: Iterable[str] | None = None,
     ) -> dict[str, Tensor]:
-        """Each task's mean loss over its labels; a task without any is absent."""
+        """Each task's mean loss over its labels; a task without any is absent.
+
+        Args:
+            outputs: the network's, by head.
+            targets: by task.
+            tasks: whose losses; by default all tasks that can read what they need from `outputs`.
+        """
         found = {}
-        for name, output in outputs.items():
+        for name in self.readable(outputs) if tasks is None else tasks:
             if name in targets:
                 task = self.tasks[name]
-                taken = task.labels.taken(output, targets[name])
+                taken = task.labels.taken(self.read(name, outputs), targets[name])
                 if taken is not None:
                     found[name] = task.loss(*taken)
         return found

@@ -125,15 +125,15 @@ def _obstacle_of_trial(members: Sequence[Training], stack: Stack) -> str:
     for network in (stack, *(member.network for member in members)):
         network.train()
     try:
-        outputs = stack(inputs, tasks=tasks)
-        losses = _alike(problem).losses(outputs, targets)
+        outputs = stack(inputs, tasks=problem.heads(tasks))
+        losses = _alike(problem).losses(outputs, targets, tasks)
     except (RuntimeError, ValueError) as error:
         first_line, *_ = str(error).splitlines() or [""]
         return f"torch.func.vmap cannot evaluate its network or losses: {first_line}"
     for k, member in enumerate(members):
         x, y = member.stream.batch(0)
         with torch.random.fork_rng(devices=[]):
-            alone = problem.losses(member.network(x, tasks=tasks), y)
+            alone = problem.losses(member.network(x, tasks=problem.heads(tasks)), y, tasks)
         for task in tasks:
             one, other = losses[task][k], alone[task]
             near = torch.finfo(other.dtype).eps ** 0.5
@@ -153,7 +153,7 @@ def drawback(member: Training, number: int) -> str:
     if not isinstance(source, Split):
         return ""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), Meter() as meter:
-        member.network(source.inputs[:2], tasks=member.tasks)
+        member.network(source.inputs[:2], tasks=member.problem.heads(member.tasks))
     taken = meter.total * member.stream.batch_size / len(source.inputs[:2])
     if taken > LARGEST:
         return (
@@ -508,20 +508,24 @@ class _StackedProblem(Problem):
     """A problem whose outputs and targets begin with the members, and so do its losses."""
 
     def losses(
-        self, outputs: Mapping[str, Any], targets: Mapping[str, Tensor]
+        self,
+        outputs: Mapping[str, Any],
+        targets: Mapping[str, Tensor],
+        tasks: Iterable[str] | None = None,
     ) -> dict[str, Tensor]:
         """Each task's loss of each member, [E]; every sample has a label."""
+        names = tuple(self.readable(outputs) if tasks is None else tasks)
 
         def one(outputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {
-                task: self.tasks[task].loss(
-                    *self.tasks[task].labels.arranged(outputs[task], targets[task])
+                name: self.tasks[name].loss(
+                    *self.tasks[name].labels.arranged(self.read(name, outputs), targets[name])
                 )
-                for task in outputs
+                for name in names
             }
 
         found: dict[str, Tensor] = torch.func.vmap(one, randomness="error")(
-            dict(outputs), {task: targets[task] for task in outputs}
+            dict(outputs), {name: targets[name] for name in names}
         )
         return found
 

@@ -106,6 +106,7 @@ class Training:
             self.drop_last,
         )
         self._blocks = self.network.blocks()
+        self._require_heads()
         self.balancer.attach(self.network)
         self.balancer.bind(self.tasks)
         self._further = max((m.traits.batches for m in self.balancer.methods), default=1) - 1
@@ -126,6 +127,16 @@ class Training:
         self.epoch = 0
         self.first: Record | None = None
         self.best_weights: dict[str, Tensor] = {}
+
+    def _require_heads(self) -> None:
+        """See that the network has what the tasks read."""
+        for task in self.tasks:
+            missing = [h for h in self.problem.heads([task]) if h not in self.network.tasks]
+            if missing:
+                raise ValueError(
+                    f"task {task!r} reads the head {missing[0]!r}, which this network does not "
+                    f"have; its heads are {', '.join(self.network.tasks)}"
+                )
 
     def run(self, directory: Path | None = None, checkpoint_every: int = 10) -> Iterator[Record]:
         """Train, one `Record` per epoch; the first (epoch 0) is of the untrained network.
@@ -252,7 +263,7 @@ class Training:
             phase=phase,
             clock=clock,
         )
-        self.optimizers.step(phase)
+        self.optimizers.step(self._by_head(phase))
         if self._after:
             unwritten = Rest((), tuple(part.modules()))  # looking back moves no statistics
             with torch.no_grad(), rest.held(self.resting), unwritten.held("train"):
@@ -264,16 +275,21 @@ class Training:
         """What of a part of the network rests in `phase`."""
         kind = part, phase.moves, phase.tasks
         if kind not in self._rests:
-            self._rests[kind] = Rest.of(part, phase, self._blocks)
+            self._rests[kind] = Rest.of(part, self._by_head(phase), self._blocks)
         return self._rests[kind]
+
+    def _by_head(self, phase: Phase) -> Phase:
+        """A phase in the words of the network and the optimizers, which know heads, not tasks."""
+        return replace(phase, tasks=self.problem.heads(phase.tasks))
 
     def _forward(
         self, forward: Forward, batch: Batch, phase: Phase
     ) -> tuple[Outputs, dict[str, Tensor]]:
         """Outputs and losses of the tasks of `phase` that `batch` speaks for."""
         inputs, targets = batch
-        outputs = forward(inputs, tasks=[task for task in phase.tasks if task in targets])
-        return outputs, self.problem.losses(outputs, targets)
+        tasks = [task for task in phase.tasks if task in targets]
+        outputs = forward(inputs, tasks=self.problem.heads(tasks))
+        return outputs, self.problem.losses(outputs, targets, tasks)
 
     def _stored(self, phase: Phase, tally: Tally) -> bool:
         """Whether the features for `phase` are in memory; they are put there where that pays."""
@@ -284,7 +300,7 @@ class Training:
             return False
         if not self._features.filled:
             start = time.perf_counter()
-            fill = partial(self._features.fill, phase)
+            fill = partial(self._features.fill, self._by_head(phase))
             if self._refill:  # the run that was killed had paid for them
                 fill()
             else:
@@ -353,9 +369,10 @@ class Training:
     def _losses_at_rest(self, forward: Forward, batch: Batch) -> dict[str, Tensor]:
         """Each task's loss on `batch` in eval mode."""
         inputs, targets = batch
+        tasks = [task for task in self.tasks if task in targets]
         with _in_eval_mode(self.network):
-            outputs = forward(inputs, tasks=[task for task in self.tasks if task in targets])
-        return self.problem.losses(outputs, targets)
+            outputs = forward(inputs, tasks=self.problem.heads(tasks))
+        return self.problem.losses(outputs, targets, tasks)
 
     # Between epochs ---------------------------------------------------------------------------
 
@@ -451,9 +468,10 @@ def evaluate(
             present = [task for task in tasks if task in targets]
             if not present:
                 continue
-            for name, output in network(inputs, tasks=present).items():
+            outputs = network(inputs, tasks=problem.heads(present))
+            for name in present:
                 task = problem.tasks[name]
-                taken = task.labels.taken(output, targets[name])
+                taken = task.labels.taken(problem.read(name, outputs), targets[name])
                 if taken is None:
                     continue
                 count = task.labels.weight(taken[1])

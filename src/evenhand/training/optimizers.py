@@ -165,8 +165,8 @@ class Optimizers:
     Args:
         blocks: whose each parameter is.
         shared: makes the optimizer of the shared parameters.
-        own: makes the optimizer of all tasks' own parameters, one parameter group (a fused
-            optimizer pays for each). Or, for each task, what makes the optimizer of its own. By
+        own: makes the optimizer of all heads' own parameters, one parameter group (a fused
+            optimizer pays for each). Or, for each head, what makes the optimizer of its own. By
             default as `shared`.
         weights: makes the optimizer of learned task weights. By default as `shared`.
         learned: the learned task weights.
@@ -175,7 +175,7 @@ class Optimizers:
             whatever the slots, so the moments of a head are always its own.
 
     Raises:
-        ValueError: `own` names other tasks than `blocks` does.
+        ValueError: `own` names other heads than `blocks` does.
     """
 
     def __init__(
@@ -222,6 +222,8 @@ class Optimizers:
 
     def step(self, phase: Phase) -> None:
         """Step what `phase` moves, and the learned weights.
+
+        The phase is the network's: its `tasks` are heads.
 
         Raises:
             ValueError: the phase has a slot for which there is no optimizer.
@@ -297,7 +299,7 @@ def _own_parts(
     if isinstance(make, Mapping) and set(make) != set(heads):
         raise ValueError(
             f"own= has optimizers for {', '.join(sorted(make))}, "
-            f"but the tasks are {', '.join(sorted(heads))}: give one for each"
+            f"but the heads are {', '.join(sorted(heads))}: give one for each"
         )
     moving = {task: parameters for task, parameters in heads.items() if parameters}
     if isinstance(make, Mapping):
