@@ -26,7 +26,17 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from evenhand import MultiTaskNetwork, data, sources
-from evenhand.app import config, diagnostics, figures, findings, landscape, methods, progress, table
+from evenhand.app import (
+    config,
+    diagnostics,
+    figures,
+    findings,
+    intervals,
+    landscape,
+    methods,
+    progress,
+    table,
+)
 from evenhand.app.cli import app
 from evenhand.app.findings import Findings, Run
 from evenhand.comparison.compare import Comparison, finished
@@ -193,7 +203,7 @@ def test_labels_left_out_are_told() -> None:
         "b": {"train": LabelCount(9, 9, 16, 2), "test": LabelCount(5, 5, 10)},
     }
     assert progress.told_labels(counts) == (
-        "labels (train/test): a 7/5 (2 without a label left out); b 9/5 (2 entries without one)"
+        "labels (train/test): a 7/5 (2/0 without a label left out); b 9/5 (2/0 entries without one)"
     )
     assert "read from files" in progress.told_labels({"a": {}})
 
@@ -602,6 +612,17 @@ def test_notes_on_runs_that_were_still_improving(found) -> None:
     ) == bool(last)
 
 
+def test_who_improves_to_the_end_in_most_runs_is_named(found) -> None:
+    """Two of four are no majority; three are."""
+    for last, told in ((2, False), (3, True)):
+        runs = tuple(
+            replace(run, result=replace(run.result, epoch=12 if k < last else 5))
+            for k, run in enumerate(found.runs["sg"])
+        )
+        notes = findings.notes(replace(found, runs={"sg": runs}))
+        assert any(note.startswith("Still improving at the last epoch") for note in notes) == told
+
+
 def test_notes_name_the_tasks_that_learned_nothing(found) -> None:
     assert not any("Starved" in note for note in findings.notes(found))
     runs = {
@@ -732,7 +753,7 @@ def test_many_names_are_cut() -> None:
 
 def test_the_report_needs_nothing_else(copied) -> None:
     page = Path("out/report.html").read_text()
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     for loads in ("<script", "<link", "<img", "src=", "@import", "url(http", 'href="http'):
         assert loads not in page
     assert len(page) < 800_000
@@ -897,7 +918,41 @@ def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:
         key = f"{('shared', 'own')[row]}|{list(found.problem.tasks)[column]}"
         seen = [record.changes[key] for record in records if key in record.changes]
         assert text.get_text() == f"{sum(seen) / len(seen):+.1g}"
+        (image,) = ax.images  # the colour is that of the number
+        assert image.get_array()[row][column] == pytest.approx(sum(seen) / len(seen))
     assert len(ax.texts) == 6
+
+
+def test_differences_are_drawn_as_the_table_prints_them(found) -> None:
+    made = _with(
+        found,
+        _made_row("single-task", SINGLE),
+        _made_row("sg", JOINT),
+        _made_row("mgda", {**SINGLE, "side": [0.79, 0.82, 0.8]}),
+    )
+    with figures.style():
+        figure = intervals.differences(made)
+    assert figure is not None
+    rows_drawn, tasks_drawn = figure.axes
+    cells = _columns(made)["vs single-task"]
+    names = [label.get_text() for label in rows_drawn.get_yticklabels()]
+    assert names == ["sg (plain sum)", "mgda"]
+    for place, recipe_name in enumerate(("sg", "mgda")):
+        _, line, mark = (rows_drawn.lines[k] for k in (0, 1 + 2 * place, 2 + 2 * place))
+        assert set(line.get_ydata()) == set(mark.get_ydata()) == {place}
+        shown = [mark.get_xdata()[0], *line.get_xdata()]
+        printed = re.findall(r"[+−][\d.]+\d", cells[recipe_name])
+        assert [f"{x:+.1f}".replace("-", "−") for x in shown] == printed
+    assert rows_drawn.lines[1].get_color() == intervals.SHOWN[1]
+    assert rows_drawn.lines[3].get_color() == intervals.SHOWN[0]
+    assert [label.get_text() for label in tasks_drawn.get_yticklabels()] == list(SINGLE)
+    for k, task in enumerate(SINGLE):
+        difference = made.assessment.by_task[task]
+        assert list(tasks_drawn.lines[1 + 2 * k].get_xdata()) == [
+            difference.interval.low,
+            difference.interval.high,
+        ]
+    assert intervals.differences(_with(found, _made_row("sg", JOINT))) is None
 
 
 def test_the_landscape_has_a_panel_per_method(tmp_path) -> None:

@@ -101,9 +101,11 @@ def labels(findings: Findings) -> str:
         return ""
     counts: dict[str, list[str]] = {}
     for task, train in facts[0].training.items():
-        counts.setdefault(f"{train:,}/{facts[0].test[task].count:,}", []).append(task)
+        parts = (train, facts[0].validation.get(task, 0), facts[0].test[task].count)
+        counts.setdefault("/".join(f"{count:,}" for count in parts), []).append(task)
     told = "; ".join(f"{joined(tasks, 4)} {count}" for count, tasks in counts.items())
-    return f"Labels (train/test) of the first split: {told}."
+    which = " of the first split" if len(facts) > 1 else ""
+    return f"Labels (train/validation/test){which}: {told}."
 
 
 def _s(number: int) -> str:

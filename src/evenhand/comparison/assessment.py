@@ -125,6 +125,14 @@ class Assessment:
         )
 
     @property
+    def delta_says(self) -> bool:
+        """Whether Δm means anything: single-task is shown to beat the constant on every task."""
+        single = self.line(REFERENCE)
+        return single is not None and all(
+            _learned(single.tasks.get(task), self.design) for task in self.constant
+        )
+
+    @property
     def visible(self) -> float:
         """The smallest difference of the declared comparison that this design would show."""
         if self.headline is None or self.headline.estimate is None:

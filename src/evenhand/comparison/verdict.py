@@ -306,7 +306,7 @@ def _balancing(found: Assessment) -> Iterator[str]:
         whose = f"{names[0]} is not" if len(names) == 1 else "No balancing method is"
         yield f"{whose} shown to beat the sum{_worse(found, names)}."
     elif worse := _worse(found, names):
-        yield f"{worse.removeprefix('; ').capitalize()}."
+        yield f"{worse.removeprefix('; ')}."  # it begins with a recipe's name, which stays as it is
 
 
 def _closest(found: Assessment, names: Sequence[str]) -> Iterator[str]:
