@@ -423,6 +423,23 @@ def test_enough_is_said_only_where_no_recipe_may_be_better() -> None:
     assert not any("is enough" in sentence for sentence in verdict(found).sentences)
 
 
+def test_a_balancing_method_that_makes_one_network_as_good_is_advised() -> None:
+    """The sum is behind, four methods are level with single-task, the one behind keeps its name."""
+    poor = made_row("sg", {"up": [0.52, 0.53, 0.52], "down": [3.0, 3.1, 3.0]})
+    level = {"up": [0.6, 0.61, 0.62], "down": [2.0, 2.0, 1.88]}
+    names = ("mgda", "central", "uncertainty", "si")
+    rows = [made_row(name, {**level, "down": [2.0 - k / 50] * 3}) for k, name in enumerate(names)]
+    worse = made_row("ate-sg", {"up": [0.51, 0.52, 0.5], "down": [3.8, 3.9, 3.7]})
+    said = verdict(assessed([SINGLE, poor, *rows, worse], [CONSTANT], TASKS))
+    assert said.word == "APART"
+    assert said.advice == "one network per task, or one balanced by si."
+    leads = [s.split(" ")[0] for s in said.sentences if "is shown to beat the sum" in s]
+    assert leads == ["si", "uncertainty", "central"]
+    assert "1 more is shown to beat it: mgda." in said.sentences
+    assert "ate-sg (over 99 %) looks worse." in said.sentences
+    assert sum("looks worse" in s for s in said.sentences) == 1
+
+
 def test_who_was_still_improving_is_told_before_deciding() -> None:
     last = replace(SUM, chosen=tuple(replace(r, epoch=8) for r in SUM.chosen))
     said = verdict(assessed([SINGLE, last], [CONSTANT], TASKS))

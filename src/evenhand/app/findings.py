@@ -310,7 +310,9 @@ def _distribution(found: Assessment) -> list[Column]:
         skills = sorted(line.tasks[t].mean for t in found.judged if t in line.tasks)
         marks = [math.nan] * 4
         if skills:
-            quarter = statistics.quantiles(skills, n=4)[0] if len(skills) > 1 else skills[0]
+            quarter = skills[0]
+            if len(skills) > 1:  # as numpy's quantile: never below the lowest
+                quarter = statistics.quantiles(skills, n=4, method="inclusive")[0]
             marks = [skills[0], quarter, statistics.median(skills), skills[-1]]
         for name, value in zip(texts, marks, strict=True):
             texts[name].append(_number(value, "{:.1f}"))
