@@ -518,6 +518,20 @@ def _empty(seed: int) -> Problem:
     return made.pool.problem("hold-out", 1, seed)
 
 
+def _rare(seed: int) -> Problem:
+    """One task is learned; the other has some positives, of which the inputs say nothing."""
+    x = drawn(15, 240, 12)
+    rare = (drawn(16, 240) > 1.7).float()
+    made = problem(
+        x,
+        {"sum": x[:, :2].sum(dim=1), "rare": rare},
+        {"sum": NUMBER, "rare": NUMBER},
+        "rare",
+        strata=rare.long(),
+    )
+    return made.pool.problem("hold-out", 1, seed)
+
+
 def _twins(seed: int) -> Problem:
     """Two noisy targets of few rows: whatever differs between recipes is the split's noise."""
     x = drawn(9, 150, 6)
@@ -536,6 +550,7 @@ def _twins(seed: int) -> Problem:
 TRAPS: Mapping[str, Callable[[int], Problem]] = {
     "noise": _noise,
     "empty": _empty,
+    "rare": _rare,
     "twins": _twins,
 }
 
@@ -563,8 +578,27 @@ def _printed(command: str, folder: Path, monkeypatch) -> str:
     )
 
 
+def _literature(folder: Path, name: str, tasks: Sequence[str]) -> list[float]:
+    """Δm of a row in each split, as the literature has it, whatever single-task has learned.
+
+    Every metric here should be low.
+    """
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for line in csv.DictReader((folder / "out/results.csv").read_text().splitlines()):
+        found.setdefault(line["row"], {})[line["split"], line["task"]] = float(line["metric"])
+    single, own = found["single-task"], found[name]
+    return [
+        statistics.fmean(100 * (1 - own[split, task] / single[split, task]) for task in tasks)
+        for split in sorted({split for split, _ in own})
+    ]
+
+
 def test_an_untrained_network_wins_nothing(tmp_path, monkeypatch) -> None:
-    """Repeated measurements split by subject: the tasks are not learnable from these inputs."""
+    """Repeated measurements split by subject: the tasks are not learnable from these inputs.
+
+    By Δm the untrained sum wins: by 40 % in one split, by the mean over splits, and a constant by
+    as much.
+    """
     words = _printed(
         "compare noise --recipes single-task,sg,mgda --epochs 4", tmp_path, monkeypatch
     )
@@ -572,6 +606,12 @@ def test_an_untrained_network_wins_nothing(tmp_path, monkeypatch) -> None:
     assert "a and b: nothing beats a constant." in words
     assert "No training beat no training: by validation the best epoch is 0 for" in words
     assert "20 independent units" in words
+    runs = csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines())
+    assert {line["epoch"] for line in runs if line["row"] == "sg"} == {"0"}
+    won = _literature(tmp_path, "sg", ("a", "b"))
+    assert max(won) > 19
+    assert statistics.fmean(won) > 5
+    assert statistics.fmean(_literature(tmp_path, "constant", ("a", "b"))) > 5
     table = list(csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines()))
     assert [row["versus"] for row in table] == [""] * len(table)
     assert "TOGETHER" not in words
@@ -593,7 +633,30 @@ def test_a_constant_target_is_not_judged(tmp_path, monkeypatch) -> None:
         )
 
 
+def test_what_a_constant_would_win_is_not_judged(tmp_path, monkeypatch) -> None:
+    """Hardly any positives: by Δm a constant wins against networks by more than any recipe."""
+    words = _printed(
+        "compare rare --recipes single-task,sg --splits 3 --references none --delta",
+        tmp_path,
+        monkeypatch,
+    )
+    assert "rare cannot be judged." in words
+    assert re.search(r"rare: nothing beats a constant \(\d+ positives? in 48 test rows\)\.", words)
+    assert re.search(r"more positives for rare[;.]", words)
+    assert "The rarest class has fewer than 20 test rows for rare (" in words
+    assert min(_literature(tmp_path, "constant", ("rare",))) > 5
+    assert " Δm " in words
+    told = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert told["judged"] == ["sum"]
+    table = {
+        row["row"]: row
+        for row in csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines())
+    }
+    assert table["sg"]["delta_m"] == ""  # a relative gain over nothing
+
+
 def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
+    """From split to split the sign of Δm changes, as far as one would act upon."""
     words = _printed(
         "compare twins --recipes single-task,sg,mgda --references all --epochs 6",
         tmp_path,
@@ -605,6 +668,9 @@ def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
     told = json.loads((tmp_path / "out/verdict.json").read_text())
     headline = told["headline"]
     assert headline["low"] < 0 < headline["high"]
+    won = _literature(tmp_path, "sg", ("$x^2_i$", "_b%\\frac{"))
+    assert min(won) < -5
+    assert max(won) > 5
     again = over_splits(list(headline["by_split"].values()), 0.25)
     assert headline["mean"] == pytest.approx(again.mean)
     assert headline["low"] == pytest.approx(again.interval().low)

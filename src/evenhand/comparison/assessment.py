@@ -338,5 +338,6 @@ def _told(task: str, facts: Sequence[Facts]) -> str:
     few, count, value = min(rare, default=(RARE, 0, ""))
     if few >= RARE:
         return ""
-    names = {"1": "positives", "0": "negatives"}
-    return f" ({few:,} {names.get(value, f'rows of class {value}')} in {count:,} test rows)"
+    names = {"1": "positive", "0": "negative"}
+    what = f"{names[value]}{'' if few == 1 else 's'}" if value in names else f"of class {value}"
+    return f" ({few:,} {what} in {count:,} test rows)"

@@ -452,7 +452,7 @@ def _advice(word: str, found: Assessment) -> str:
         steps.append("--splits 5 says whether this holds on other splits")
     rare = {t: r for t, r in found.unjudged.items() if " in " in r and "test rows" in r}
     for what in ("positives", "rare rows"):
-        tasks = [task for task, r in rare.items() if (what == "positives") == ("positives" in r)]
+        tasks = [task for task, r in rare.items() if (what == "positives") == (" positive" in r)]
         if tasks:
             steps.append(f"more {what} for {joined(tasks, NAMED)}")
     if word == "NOTHING TO COMPARE":
