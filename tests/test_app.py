@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from evenhand import MultiTaskNetwork, data, sources
+from evenhand import Balancer, MultiTaskNetwork, data, sources
 from evenhand.app import (
     config,
     diagnostics,
@@ -49,6 +49,7 @@ from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import joined
 from evenhand.data import LabelCount, Problem, Source, Split, Task
 from evenhand.recipes import RECIPES, recipe
+from evenhand.training.epoch_statistics import Tally
 from evenhand.training.records import Record
 
 RECIPES_ASKED = "single-task,sg,mgda,ate-sg,uncertainty,db-mtl"
@@ -903,6 +904,15 @@ def test_conflicts_are_a_matrix_of_means_over_everything_observed(found) -> None
                 assert record.cosines[pair] >= 0
             if share == 1:
                 assert record.cosines[pair] < 0
+
+
+def test_orthogonal_gradients_are_no_conflict() -> None:
+    """Gradients (1, 0) and (0, 1) meet at a cosine of 0, (1, 0) and (−1, 1) below it."""
+    weights = torch.zeros(2, requires_grad=True)
+    for other, share in ((weights[1], 0.0), (weights[1] - weights[0], 1.0)):
+        tally = Tally()
+        tally.observe(Balancer().gradients({"a": weights[0] * 1, "b": other * 1}))
+        assert tally.means()["conflicts"] == {"a|b": share}
 
 
 def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:

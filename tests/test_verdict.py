@@ -26,12 +26,12 @@ from evenhand.app.cli import app
 from evenhand.comparison import shallow
 from evenhand.comparison.across import over_tables
 from evenhand.comparison.assessment import Assessment, Difference, assess
-from evenhand.comparison.constant import constants
+from evenhand.comparison.constant import constants, evaluated
 from evenhand.comparison.facts import Facts, facts
 from evenhand.comparison.inference import Chances, Estimate, over_splits
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.request import Settings, load_problem
-from evenhand.comparison.resampling import resampled
+from evenhand.comparison.resampling import resampled, said
 from evenhand.comparison.skill import Points, skill
 from evenhand.comparison.statistics import Row
 from evenhand.comparison.verdict import percent, signed, verdict
@@ -209,6 +209,19 @@ def test_rows_are_resampled_alike_for_every_network_and_by_group() -> None:
         errors.append(float((said - made.test.targets["y"][rows]).square().mean()))
     expected = {round(e, 4) for e in (*errors, sum(errors) / 2)}
     assert {round(value, 4) for value in first} == expected
+
+
+def test_what_was_said_is_scored_on_the_rows_of_its_part() -> None:
+    """Validation has 25 rows and test has 15; each part is scored by what was said of it."""
+    made = problem(drawn(0, 100, 2), {"y": drawn(1, 100)}, {"y": NUMBER})
+    order = torch.arange(100)
+    made = made.pool.make(Parts(order[:60], order[60:85], order[85:]))
+    spoken = {"validation": drawn(2, 25), "test": drawn(3, 15)}
+    network, scored = said(made, {"y": (spoken["validation"], spoken["test"])})
+    for part, outputs in spoken.items():
+        found = evaluated(network, scored, getattr(scored, part), ("y",))["y"]
+        truth = getattr(made, part).targets["y"]
+        assert found == pytest.approx(float((outputs - truth).square().mean()))
 
 
 # scikit-learn's rows --------------------------------------------------------------------------
