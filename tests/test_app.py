@@ -595,6 +595,21 @@ def test_single_task_is_the_reference_and_sg_the_clock(found) -> None:
     assert float(columns["operations"]["single-task"]) > 1
 
 
+def test_a_rate_is_told_with_the_label_that_was_chosen_with_it(found) -> None:
+    """A label among many is told; of networks that complete each other the rates are enough."""
+    joint = _made_row("grid", JOINT)
+    alone = tuple(replace(r, tasks=(t,)) for r, t in zip(joint.chosen, JOINT, strict=True))
+    for rates, chosen, told in (
+        ({"1-2": 0.01}, joint.chosen, "0.01 (1-2)"),
+        ({"": 0.01}, joint.chosen, "0.01"),
+        ({"side": 0.1, "height": 0.1, "reach": 0.1}, alone, "0.1"),
+        ({"side": 0.1, "height": 0.01, "reach": 0.1}, alone, "0.1, 0.01, 0.1"),
+        ({"1-2": 0.1, "2-1": 0.01}, joint.chosen, "0.01–0.1"),
+    ):
+        row = replace(joint, rates=rates, chosen=chosen)
+        assert _columns(_with(found, row))["rate"]["grid"] == told
+
+
 def test_notes_on_rates_and_what_is_missing(found) -> None:
     low, high = (Row(n, (), {}, {"": r}) for n, r in (("mgda", 0.01), ("ius", 0.1)))
     text = " ".join(findings.notes(_with(found, low, high)))

@@ -27,7 +27,7 @@ from evenhand.comparison import shallow
 from evenhand.comparison.across import over_tables
 from evenhand.comparison.assessment import Assessment, Difference, assess
 from evenhand.comparison.constant import constants, evaluated
-from evenhand.comparison.facts import Facts, facts
+from evenhand.comparison.facts import Facts, Target, facts
 from evenhand.comparison.inference import Chances, Estimate, over_splits
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.request import Settings, load_problem
@@ -222,6 +222,39 @@ def test_what_was_said_is_scored_on_the_rows_of_its_part() -> None:
         found = evaluated(network, scored, getattr(scored, part), ("y",))["y"]
         truth = getattr(made, part).targets["y"]
         assert found == pytest.approx(float((outputs - truth).square().mean()))
+
+
+def test_as_many_rows_are_drawn_as_there_are_independent_things() -> None:
+    """Pictures of the same few objects: the spread of a mean is that of so few draws."""
+    made = problem(drawn(0, 1000, 2), {"y": drawn(1, 1000)}, {"y": NUMBER})
+    torch.manual_seed(0)
+    network = made.network(("y",))
+    with torch.no_grad():
+        errors = (network(made.test.inputs)["y"] - made.test.targets["y"]).square()
+    for units, number in ((None, 200), ((800, 50), 50)):
+        found = resampled(network, replace(made, units=units), ("y",), 0)["y"]
+        assert statistics.stdev(found) == pytest.approx(float(errors.std()) / number**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("rarest", "values", "count", "told"),
+    [
+        (41, 2, 1000, "nothing beats a constant (41 positives in 1,000 test rows)"),
+        (1, 2, 48, "nothing beats a constant (1 positive in 48 test rows)"),
+        (45, 10, 800, "nothing beats a constant"),  # ten classes of about equal size
+        (3, 10, 800, "nothing beats a constant (3 of class 7 in 800 test rows)"),
+    ],
+)
+def test_what_is_rare_is_told_where_nothing_is_learned(rarest, values, count, told) -> None:
+    low = made_row("sg", {"up": [0.6, 0.61, 0.62], "down": [4.1, 3.9, 4.05]})
+    made = replace(
+        problem(drawn(0, 20, 2), {t: drawn(1, 20) for t in TASKS}, dict.fromkeys(TASKS, NUMBER)),
+        tasks=TASKS,
+    )
+    target = Target(count, values, rarest, "1" if values == 2 else "7")
+    counted = replace(COUNTED, test={"down": target})
+    found = assess([low], [CONSTANT], made, Settings("-", seeds=(0,), splits=3), [counted] * 3)
+    assert found.unjudged == {"down": told}
 
 
 # scikit-learn's rows --------------------------------------------------------------------------

@@ -553,8 +553,8 @@ def _starved(findings: Findings) -> Iterator[str]:
     if found:
         told = "; ".join(f"with {name} {joined(tasks, 4)}" for name, tasks in found.items())
         yield (
-            f"Starved, with a validation loss above {STARVED:.0%} of where it began and less skill "
-            f"than a network of its own: {told}."
+            f"Starved, with a validation loss above {100 * STARVED:.0f} % of where it began and "
+            f"less skill than a network of its own: {told}."
         )
 
 

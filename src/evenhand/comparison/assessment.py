@@ -328,13 +328,18 @@ def _learned(skill: Points | None, design: Design) -> bool:
 
 
 RARE = 100
-"""Fewer test rows of the rarest class are worth telling where a task is not judged."""
+"""Fewer test rows of the rarest class are worth telling where a task is not judged, if they are
+also fewer than half of what classes of equal size would have."""
 
 
 def _told(task: str, facts: Sequence[Facts]) -> str:
     """How rare the rarest class of a task's test rows is, where that is worth telling."""
     known = [f.test[task] for f in facts if task in f.test]
-    rare = [(t.rarest, t.count, t.rarest_value) for t in known if t.rarest is not None]
+    rare = [
+        (t.rarest, t.count, t.rarest_value)
+        for t in known
+        if t.rarest is not None and t.values is not None and 2 * t.rarest * t.values < t.count
+    ]
     few, count, value = min(rare, default=(RARE, 0, ""))
     if few >= RARE:
         return ""

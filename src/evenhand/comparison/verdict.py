@@ -22,6 +22,7 @@ from evenhand.comparison.assessment import Assessment, Difference, Line
 from evenhand.comparison.inference import Interval, half_width_with
 from evenhand.comparison.references import LINEAR, NARROW, OWN_EPOCHS, TREES, TUNED, WIDE
 from evenhand.comparison.request import BASELINE, REFERENCE
+from evenhand.comparison.skill import Design
 
 NAMED = 4
 """The most tasks that a sentence names."""
@@ -494,6 +495,11 @@ def _its(names: Sequence[str]) -> str:
     return "its" if len(names) == 1 else "their"
 
 
+def _freedom(design: Design) -> str:
+    number = design.splits - 1
+    return f"{number} degree{'' if number == 1 else 's'} of freedom"
+
+
 def _footnotes(found: Assessment) -> Iterator[str]:
     design, judged = found.design, found.judged
     scale = "Skill: 0 is the best constant, 100 is perfect, on test rows"
@@ -505,13 +511,13 @@ def _footnotes(found: Assessment) -> Iterator[str]:
     match design.kind:
         case "splits":
             yield (
-                f"Intervals by the corrected resampled t, {design.splits - 1} degrees of freedom, "
-                f"test to rest {design.ratio:.2f}; {matters}."
+                f"Intervals by the corrected resampled t, {_freedom(design)}, test to rest "
+                f"{design.ratio:.2f}; {matters}."
             )
         case "trainings":
             yield (
                 "The test set is fixed. Intervals have the spread over redrawn training parts and "
-                f"over resampled test rows, {design.splits - 1} degrees of freedom; {matters}."
+                f"over resampled test rows, {_freedom(design)}; {matters}."
             )
         case "rows":
             yield "Intervals by a paired bootstrap over the test rows of the one split."
