@@ -314,6 +314,16 @@ class Again:
         gains[..., 1] *= -1  # error
         return 100 * gains.mean(axis=-1)
 
+    def sources(self) -> tuple[float, float]:
+        """Standard deviations of the declared difference between splits, and between seeds."""
+        zero = self.test("constant").mean(axis=1, keepdims=True)
+        perfect = np.array([PERFECT[task] for task in TASKS])
+        both = self.test("single-task") - self.test("sg")  # where low is good, positive is better
+        table = (100 * both / (zero - perfect))[..., self.judged()].mean(axis=-1)
+        within = table.var(axis=1, ddof=1).mean()
+        between = table.mean(axis=1).var(ddof=1) - within / len(SEEDS)
+        return math.sqrt(max(0, between)), math.sqrt(within)
+
     def delta_says(self) -> bool:
         """Unless networks of their own are shown to know more than a constant, Δm is nothing."""
         alone = [Certainty(skill) for skill in self.skill("single-task").T]
@@ -475,6 +485,9 @@ def test_every_number_in_the_sentences_is_that_of_the_files(folder) -> None:
     visible = re.search(r"differences above ([\d.]+) points", text)
     assert visible is not None
     assert _near(visible[1], versus.interval()[1] - versus.mean)
+    sources = re.search(r"by (\S+) points between splits and by (\S+) between seeds", text)
+    assert sources is not None
+    assert _near(" ".join(sources.groups()), *again.sources())
     doubled = re.search(r"--splits 6 gives about ±([\d.]+)", text)
     variance = versus.scale**2 / (1 / SPLITS + RATIO) * (1 / 6 + RATIO)
     assert doubled is not None

@@ -32,7 +32,7 @@ from evenhand.comparison.inference import Chances, Estimate, over_splits
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.request import Settings, load_problem
 from evenhand.comparison.resampling import resampled, said
-from evenhand.comparison.skill import Points, skill
+from evenhand.comparison.skill import Points, skill, spread
 from evenhand.comparison.statistics import Row
 from evenhand.comparison.verdict import percent, signed, verdict
 from evenhand.data import Problem, Source, Split, Task
@@ -416,6 +416,29 @@ def test_seeds_are_averaged_within_a_split() -> None:
     spread = replace(SUM, chosen=doubled)
     found = assessed([SINGLE, spread], [CONSTANT], TASKS)
     assert found.headline.points.values == pytest.approx({0: 11.0, 1: 11.0, 2: 11.0})
+
+
+def test_more_seeds_separate_the_sources_of_the_spread() -> None:
+    """By hand: accuracies 0.05 to both sides are skills 10 to both sides, s² = 10² + 10² = 200.
+
+    Without the seeds the splits differ by 20, 18 and 22: S² = 4, less 200 / 2 is below zero. With
+    seeds 0.005 to both sides s² = 2, and 4 − 2 / 2 = 3 is left between splits.
+    """
+
+    def seeds(row: Row, off: float) -> Row:
+        two = tuple(
+            replace(r, job=replace(r.job, seed=seed), test={t: r.test[t] + d for t in r.test})
+            for r in row.chosen
+            for seed, d in ((0, -off), (1, off))
+        )
+        return replace(row, chosen=two)
+
+    only = {"up": YES}
+    found = spread(seeds(SUM, 0.05), seeds(SINGLE, 0.0), CONSTANT, only, 3)
+    assert (found.splits, found.seeds) == pytest.approx((0.0, math.sqrt(200)))
+    found = spread(seeds(SUM, 0.005), seeds(SINGLE, 0.0), CONSTANT, only, 3)
+    assert (found.splits, found.seeds) == pytest.approx((math.sqrt(3), math.sqrt(2)))
+    assert spread(SUM, SINGLE, CONSTANT, only, 3) is None  # one seed
 
 
 def test_a_task_that_nothing_learns_is_left_out_for_all_rows() -> None:

@@ -75,6 +75,7 @@ def verdict(findings: Findings) -> str:
         "judged": found.judged,
         "unjudged": found.unjudged,
         "headline": _told(found.headline),
+        "spread": None if found.spread is None else asdict(found.spread),
         "by_task": {task: _told(d) for task, d in found.by_task.items()},
         "against_sum": {name: _told(d) for name, d in found.against_sum.items()},
         "rows": [_row(line) for line in found.lines],

@@ -16,7 +16,7 @@ from evenhand.comparison.facts import Facts
 from evenhand.comparison.inference import Chances, Estimate, Interval
 from evenhand.comparison.references import CONSTANT, title
 from evenhand.comparison.request import BASELINE, REFERENCE, Settings
-from evenhand.comparison.skill import Design, Points, average, points
+from evenhand.comparison.skill import Design, Points, Spread, average, points, spread
 from evenhand.comparison.statistics import Row
 from evenhand.data.problem import Problem, Task
 
@@ -98,6 +98,8 @@ class Assessment:
         by_task: likewise in each judged task, simultaneous over the tasks.
         against_sum: each balancing recipe, simultaneous over them, and each reference by itself,
             against the plain sum.
+        spread: how much of the headline's comes from splits and how much from seeds; None where
+            there is one seed.
     """
 
     design: Design
@@ -110,6 +112,7 @@ class Assessment:
     headline: Difference | None
     by_task: Mapping[str, Difference]
     against_sum: Mapping[str, Difference]
+    spread: Spread | None = None
 
     def line(self, name: str) -> Line | None:
         """The line of a recipe or reference, if there is one."""
@@ -164,6 +167,9 @@ def assess(
     means = {name: _mean(skills, judged) for name, skills in by_row.items()}
     differ = partial(_difference, design=design, margin=settings.matters)
     headline, by_task = _declared(means, by_row, judged, differ)
+    pair = [row for name in (BASELINE, REFERENCE) for row in rows if row.recipe == name]
+    several = len(settings.seeds) > 1 and len(pair) == 2 and judged
+    judged_tasks = {task: tasks[task] for task in judged}
     epochs = settings.epochs or problem.epochs
     lines = _lines(rows, everyone, by_row, means, differ, epochs)
     return Assessment(
@@ -177,6 +183,7 @@ def assess(
         headline,
         by_task,
         _against_sum({row.recipe for row in rows}, means, differ),
+        spread(*pair, zero, judged_tasks, design.splits) if several else None,
     )
 
 

@@ -523,5 +523,10 @@ def _footnotes(found: Assessment) -> Iterator[str]:
             yield "Intervals by a paired bootstrap over the test rows of the one split."
         case _:
             yield "Origins of one history are not draws of anything: there is no interval."
+    if found.spread is not None:
+        yield (
+            f"The declared difference spreads by {found.spread.splits:.1f} points between splits "
+            f"and by {found.spread.seeds:.1f} between seeds of a split (standard deviations)."
+        )
     if math.isfinite(found.visible) and design.kind != "rows":
         yield f"Visible with this design: differences above {found.visible:.1f} points."
