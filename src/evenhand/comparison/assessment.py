@@ -167,9 +167,6 @@ def assess(
     means = {name: _mean(skills, judged) for name, skills in by_row.items()}
     differ = partial(_difference, design=design, margin=settings.matters)
     headline, by_task = _declared(means, by_row, judged, differ)
-    pair = [row for name in (BASELINE, REFERENCE) for row in rows if row.recipe == name]
-    several = len(settings.seeds) > 1 and len(pair) == 2 and judged
-    judged_tasks = {task: tasks[task] for task in judged}
     epochs = settings.epochs or problem.epochs
     lines = _lines(rows, everyone, by_row, means, differ, epochs)
     return Assessment(
@@ -183,7 +180,7 @@ def assess(
         headline,
         by_task,
         _against_sum({row.recipe for row in rows}, means, differ),
-        spread(*pair, zero, judged_tasks, design.splits) if several else None,
+        _sources(rows, zero, {task: tasks[task] for task in judged}, design),
     )
 
 
@@ -226,6 +223,16 @@ def _declared(
     by_task = {task: differ(joint[task], single[task], len(judged)) for task in both}
     headline = differ(means[BASELINE], means[REFERENCE], 1)
     return (headline if headline.points.values else None), by_task
+
+
+def _sources(
+    rows: Sequence[Row], zero: Row, judged: Mapping[str, Task], design: Design
+) -> Spread | None:
+    """How much of the declared difference's spread comes from splits, and how much from seeds."""
+    by_name = {row.recipe: row for row in rows}
+    if not judged or not {REFERENCE, BASELINE} <= set(by_name):
+        return None
+    return spread(by_name[BASELINE], by_name[REFERENCE], zero, judged, design.splits)
 
 
 def _against_sum(
