@@ -969,6 +969,9 @@ def test_differences_are_drawn_as_the_table_prints_them(found) -> None:
         printed = re.findall(r"[+−][\d.]+\d", cells[recipe_name])
         assert [f"{x:+.1f}".replace("-", "−") for x in shown] == printed
     assert rows_drawn.lines[1].get_color() == intervals.SHOWN[1]
+    declared = made.assessment.headline.interval
+    assert list(rows_drawn.lines[5].get_xdata()) == [declared.low, declared.high]
+    assert set(rows_drawn.lines[5].get_ydata()) == {names.index("sg (plain sum)")}
     assert rows_drawn.lines[3].get_color() == intervals.SHOWN[0]
     assert [label.get_text() for label in tasks_drawn.get_yticklabels()] == list(SINGLE)
     for k, task in enumerate(SINGLE):

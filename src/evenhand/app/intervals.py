@@ -1,7 +1,8 @@
 """The verdict as a picture: how far every row, and every task, is from single-task, and how sure.
 
 A mark is a mean difference of skill, its line the interval that the table prints. What an interval
-separates from zero is in colour, as in the table; the shaded stripe is what does not matter.
+separates from zero is in colour, as in the table; the shaded stripe is what does not matter. The
+plain sum has a thick line as well: the interval of the declared comparison, which stands alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def differences(findings: Findings) -> Figure | None:
     for ax, marks in zip(axes, shown, strict=True):
         _draw(ax, marks, most, findings.assessment.margin)
     axes[0].set_title("every row")
+    _declared(axes[0], findings, [name for name, _ in rows])
     if len(shown) > 1:
         axes[1].set_title(f"{title(BASELINE)}, task by task")
     return figure
@@ -58,11 +60,25 @@ def of_tasks(findings: Findings) -> list[Mark]:
     return [(task, by_task[task]) for task in findings.worst if task in by_task]
 
 
+def _declared(ax: Axes, findings: Findings, names: Sequence[str]) -> None:
+    headline = findings.assessment.headline
+    if headline is None or headline.interval is None or title(BASELINE) not in names:
+        return
+    place = names.index(title(BASELINE))
+    kind = _colour(headline)
+    ax.plot([headline.interval.low, headline.interval.high], [place, place], color=kind, lw=4.5)
+    ax.plot([headline.mean], [place], "o", color=kind, ms=7)
+
+
+def _colour(difference: Difference) -> str:
+    return SHOWN[difference.shown if difference.chances is not None else 0]
+
+
 def _draw(ax: Axes, marks: Sequence[Mark], most: int, margin: float) -> None:
     ax.axvspan(-margin, margin, color=figures.INK, alpha=0.12, lw=0)
     ax.axvline(0, color=figures.INK, lw=0.9)
     for place, (_, difference) in enumerate(marks):
-        kind = SHOWN[difference.shown if difference.chances is not None else 0]
+        kind = _colour(difference)
         interval = difference.interval
         if interval is not None:
             ax.plot([interval.low, interval.high], [place, place], color=kind, lw=1.8)

@@ -100,8 +100,9 @@ def plates(findings: Findings) -> Iterator[Plate]:
         (
             "Differences",
             f"How far every row is from {REFERENCE}, and the plain sum in every judged task: the "
-            "mean and the interval of the table, in colour where it does not reach zero. Shaded: "
-            f"no difference that matters.{worst}",
+            "mean and the interval of the table, in colour where it does not reach zero. Thick: "
+            "the declared comparison by itself, as in the sentences. Shaded: no difference that "
+            f"matters.{worst}",
             intervals.differences,
         ),
         (
