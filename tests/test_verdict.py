@@ -754,6 +754,10 @@ def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
         "sg-own-epochs",
         "sg-tuned",
     ]
+    assert all(len(row["skill_by_split"]) == 5 for row in told["rows"])
+    own = next(row for row in told["rows"] if row["name"] == "sg-own-epochs")
+    joint = next(row for row in told["rows"] if row["name"] == "sg")
+    assert own["operations"] == pytest.approx(joint["operations"])  # as many steps of one network
     sizes = {row["name"]: row["parameters"] for row in told["rows"]}
     assert sizes["single-task-narrow"] == pytest.approx(sizes["sg"], rel=0.25)
     assert sizes["sg-wide"] == pytest.approx(2 * sizes["sg"], rel=0.25)
