@@ -42,6 +42,10 @@ def test_intervals_cover_and_words_are_not_said_of_nothing() -> None:
         assert study["coverage"]["corrected t"] >= 0.93
         if study["null"]:
             assert study["together_at_all"] <= 0.05
+    found = {(study["family"], study["splits"]): study for study in results["studies"]}
+    strong = found["full rank, less noise", 5]  # the power that the page states
+    assert strong["truth"] < -7
+    assert strong["apart_at_all"] > 0.9
 
 
 def test_every_bug_on_the_list_can_be_planted_and_has_its_test() -> None:
