@@ -674,6 +674,10 @@ def test_notes_on_losses_that_differ_by_far_and_on_what_is_rare(found) -> None:
     notes = findings.notes(replace(found, runs=runs))
     (note,) = (n for n in notes if "differ by a factor" in n)
     assert "a factor of 600 (height 300, side 0.5)" in note
+    advice = replace(found, runs=runs).verdict.advice
+    told = "standardise the targets, or divide each loss by the constant's"
+    assert advice == f"{told}; {found.verdict.advice}"
+    assert told not in found.verdict.advice
     few = [n for n in notes if n.startswith("Fewer than 100 training labels")]
     assert few == ["Fewer than 100 training labels: side (64), height (64) and reach (64)."]
     tests = [found.comparison.settings.problem(k).test.targets["side"] for k in range(2)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from evenhand.aggregation import Aggregator
@@ -61,8 +61,12 @@ class Findings:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The same in words."""
-        return verdict(self.assessment)
+        """The same in words; where losses lie far apart, the advice begins with that."""
+        said = verdict(self.assessment)
+        if _apart(self) is None:
+            return said
+        first = "standardise the targets, or divide each loss by the constant's"
+        return replace(said, advice=f"{first}; {said.advice}" if said.advice else f"{first}.")
 
     @property
     def rows(self) -> dict[str, Row]:
@@ -436,18 +440,26 @@ APART = 100.0
 """Losses that differ by more than this factor before training are told."""
 
 
-def _scales(findings: Findings) -> Iterator[str]:
+def _apart(findings: Findings) -> tuple[str, str, Mapping[str, float]] | None:
+    """The tasks of the lowest and highest loss before training, where these lie far apart."""
     joint = [
         run
         for runs in findings.runs.values()
         for run in runs
         if len(run.result.tasks) == len(findings.problem.tasks) and run.records
     ]
-    if not joint or len(findings.problem.tasks) < 2:
-        return
+    if not joint:
+        return None
     start = {t: x for t, x in joint[0].records[0].validation.items() if x > 0}
-    if len(start) > 1 and max(start.values()) > APART * min(start.values()):
-        low, high = min(start, key=start.__getitem__), max(start, key=start.__getitem__)
+    if len(start) < 2 or max(start.values()) <= APART * min(start.values()):
+        return None
+    return min(start, key=start.__getitem__), max(start, key=start.__getitem__), start
+
+
+def _scales(findings: Findings) -> Iterator[str]:
+    found = _apart(findings)
+    if found is not None:
+        low, high, start = found
         yield (
             f"Before training the losses differ by a factor of {start[high] / start[low]:,.0f} "
             f"({high} {start[high]:.3g}, {low} {start[low]:.3g}): standardise the targets, or "
