@@ -50,9 +50,9 @@ docs: venv  ## build the documentation into docs/_build, and check its links
 same-bits: venv  ## check that every recipe still trains to the same bits (four minutes)
 	$(BIN)/python benchmarks/same_bits.py
 
-demo: venv  ## compare seven recipes on two handwritten digits per picture, and write a report
+demo: venv  ## one network that reads, cleans and straightens noisy digits, or three? a verdict
 	rm -rf evenhand-demo
-	$(BIN)/evenhand compare digits --recipes single-task,sg,mgda,mgda-ub,central,gradnorm,ate-sg \
+	$(BIN)/evenhand compare scans --recipes single-task,sg,uncertainty,central --references all \
 	  --splits 5 --workers 2 --out evenhand-demo
 
 mutants: venv  ## plant bugs in a copy of the source and see which tests notice; half an hour

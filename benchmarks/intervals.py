@@ -12,7 +12,8 @@ single-task and the plain sum; both are closed-form, so that thousands of tables
     strengths   ridge regression at two strengths that are equally good on average, or nearly so
     low rank    a ridge regression per task against one with all tasks' coefficients projected to
                 rank 2: together is better (the truth has rank 2)
-    full rank   the same where the truth has full rank: apart is better
+    rank 1      the same with rank 1 and hardly any ridge: together is better by much
+    full rank   the same where the truth has full rank: apart is better, with less noise by much
     classes     twins whose metric is an accuracy
     groups      twins; rows of ten share a subject, and splits keep subjects together
 
@@ -183,6 +184,8 @@ FAMILIES = (
     Family("low rank, 600 rows", linear(600, 2, 1.5), ridge(10.0), projected(10.0, 2)),
     Family("low rank, 80 rows", linear(80, 2, 1.0), ridge(1.0), projected(1.0, 2)),
     Family("full rank, 200 rows", linear(200, 4, 1.0), ridge(10.0), projected(10.0, 2)),
+    Family("rank 1, 100 rows", linear(100, 1, 1.0), ridge(0.1), projected(0.1, 1)),
+    Family("full rank, less noise", linear(200, 4, 0.5), ridge(10.0), projected(10.0, 2)),
     Family(
         "classes, 400 rows", classes(400), random_features(0), random_features(1), True, null=True
     ),

@@ -84,7 +84,7 @@ ROOMS: Mapping[str, Room] = {
     "recipes": Room(("recipes.py",), ("test_golden", "test_objects"), ("test_app",)),
     "autodiff": Room(
         ("autodiff/*.py", "balancing/*.py", "balancer.py"),
-        ("test_reducer", "test_chance", "test_balancer"),
+        ("test_reducer", "test_chance", "test_balancer", "test_state"),
         ("test_programs", "test_loss", "test_modes", "test_layers", "test_savings", "test_laws"),
     ),
     "report": Room(
@@ -251,20 +251,31 @@ def planted() -> list[Mutant]:
     """The bugs on the list.
 
     Raises:
-        ValueError: the place of one is gone, or there are several.
+        ValueError: the place of one is gone, or there are several; or its test is gone.
     """
     found = []
     for bug in tomllib.loads(PLANTED.read_text())["bug"]:
         text = (SOURCE / bug["file"]).read_text()
         if text.count(bug["old"]) != 1:
             raise ValueError(f"{bug['name']}: {bug['old']!r} is not once in {bug['file']}")
+        file, _, test = bug["kills"].partition("::")
+        if f"def {test}(" not in (ROOT / file).read_text():
+            raise ValueError(f"{bug['name']}: there is no test {bug['kills']}")
         changed = text.replace(bug["old"], bug["new"])
         found.append(Mutant(bug["name"], bug["file"], changed, (bug["kills"],)))
     return found
 
 
 def drawn(number: int, seed: int, rooms: list[str]) -> list[Mutant]:
-    """Mutants by room, operator and place."""
+    """Mutants by room, operator and place.
+
+    Raises:
+        ValueError: a test of a room is gone.
+    """
+    for room in rooms:
+        for test in (*ROOMS[room].tests, *ROOMS[room].more):
+            if not (ROOT / "tests" / f"{test}.py").exists():
+                raise ValueError(f"room {room}: there is no tests/{test}.py")
     chance = random.Random(seed)
     places = {room: _places(room) for room in rooms}
     found: list[Mutant] = []
@@ -350,11 +361,10 @@ def tried(mutant: Mutant, copy: Path, quick: bool) -> tuple[str, float]:
 
 def _noticed(tests: tuple[str, ...], copy: Path) -> str:
     """The first test that fails, in a process of its own."""
-    there = [test for test in tests if (copy / test.partition("::")[0]).exists()]
     said = copy / "said.txt"
     child = os.fork()
     if child == 0:
-        _run_tests(there, copy, said)
+        _run_tests(tests, copy, said)
     code = _waited(child)
     if code == 0:
         return ""
@@ -370,7 +380,7 @@ def _noticed(tests: tuple[str, ...], copy: Path) -> str:
     return failed[0] if failed else f"pytest ended with {code}"
 
 
-def _run_tests(tests: list[str], copy: Path, said: Path) -> NoReturn:
+def _run_tests(tests: tuple[str, ...], copy: Path, said: Path) -> NoReturn:
     """In the child: run them on the copy, and end with pytest's code, whatever happens."""
     code = 70
     try:

@@ -25,8 +25,18 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from evenhand import MultiTaskNetwork, data, sources
-from evenhand.app import config, diagnostics, figures, findings, landscape, methods, progress, table
+from evenhand import Balancer, MultiTaskNetwork, data, sources
+from evenhand.app import (
+    config,
+    diagnostics,
+    figures,
+    findings,
+    intervals,
+    landscape,
+    methods,
+    progress,
+    table,
+)
 from evenhand.app.cli import app
 from evenhand.app.findings import Findings, Run
 from evenhand.comparison.compare import Comparison, finished
@@ -39,6 +49,7 @@ from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import joined
 from evenhand.data import LabelCount, Problem, Source, Split, Task
 from evenhand.recipes import RECIPES, recipe
+from evenhand.training.epoch_statistics import Tally
 from evenhand.training.records import Record
 
 RECIPES_ASKED = "single-task,sg,mgda,ate-sg,uncertainty,db-mtl"
@@ -193,7 +204,7 @@ def test_labels_left_out_are_told() -> None:
         "b": {"train": LabelCount(9, 9, 16, 2), "test": LabelCount(5, 5, 10)},
     }
     assert progress.told_labels(counts) == (
-        "labels (train/test): a 7/5 (2 without a label left out); b 9/5 (2 entries without one)"
+        "labels (train/test): a 7/5 (2/0 without a label left out); b 9/5 (2/0 entries without one)"
     )
     assert "read from files" in progress.told_labels({"a": {}})
 
@@ -584,6 +595,21 @@ def test_single_task_is_the_reference_and_sg_the_clock(found) -> None:
     assert float(columns["operations"]["single-task"]) > 1
 
 
+def test_a_rate_is_told_with_the_label_that_was_chosen_with_it(found) -> None:
+    """A label among many is told; of networks that complete each other the rates are enough."""
+    joint = _made_row("grid", JOINT)
+    alone = tuple(replace(r, tasks=(t,)) for r, t in zip(joint.chosen, JOINT, strict=True))
+    for rates, chosen, told in (
+        ({"1-2": 0.01}, joint.chosen, "0.01 (1-2)"),
+        ({"": 0.01}, joint.chosen, "0.01"),
+        ({"side": 0.1, "height": 0.1, "reach": 0.1}, alone, "0.1"),
+        ({"side": 0.1, "height": 0.01, "reach": 0.1}, alone, "0.1, 0.01, 0.1"),
+        ({"1-2": 0.1, "2-1": 0.01}, joint.chosen, "0.01–0.1"),
+    ):
+        row = replace(joint, rates=rates, chosen=chosen)
+        assert _columns(_with(found, row))["rate"]["grid"] == told
+
+
 def test_notes_on_rates_and_what_is_missing(found) -> None:
     low, high = (Row(n, (), {}, {"": r}) for n, r in (("mgda", 0.01), ("ius", 0.1)))
     text = " ".join(findings.notes(_with(found, low, high)))
@@ -600,6 +626,17 @@ def test_notes_on_runs_that_were_still_improving(found) -> None:
     assert any(
         "Still improving at the last epoch (12)" in n for n in findings.notes(found)
     ) == bool(last)
+
+
+def test_who_improves_to_the_end_in_most_runs_is_named(found) -> None:
+    """Two of four are no majority; three are."""
+    for last, told in ((2, False), (3, True)):
+        runs = tuple(
+            replace(run, result=replace(run.result, epoch=12 if k < last else 5))
+            for k, run in enumerate(found.runs["sg"])
+        )
+        notes = findings.notes(replace(found, runs={"sg": runs}))
+        assert any(note.startswith("Still improving at the last epoch") for note in notes) == told
 
 
 def test_notes_name_the_tasks_that_learned_nothing(found) -> None:
@@ -637,6 +674,10 @@ def test_notes_on_losses_that_differ_by_far_and_on_what_is_rare(found) -> None:
     notes = findings.notes(replace(found, runs=runs))
     (note,) = (n for n in notes if "differ by a factor" in n)
     assert "a factor of 600 (height 300, side 0.5)" in note
+    advice = replace(found, runs=runs).verdict.advice
+    told = "standardise the targets, or divide each loss by the constant's"
+    assert advice == f"{told}; {found.verdict.advice}"
+    assert told not in found.verdict.advice
     few = [n for n in notes if n.startswith("Fewer than 100 training labels")]
     assert few == ["Fewer than 100 training labels: side (64), height (64) and reach (64)."]
     tests = [found.comparison.settings.problem(k).test.targets["side"] for k in range(2)]
@@ -732,7 +773,7 @@ def test_many_names_are_cut() -> None:
 
 def test_the_report_needs_nothing_else(copied) -> None:
     page = Path("out/report.html").read_text()
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     for loads in ("<script", "<link", "<img", "src=", "@import", "url(http", 'href="http'):
         assert loads not in page
     assert len(page) < 800_000
@@ -884,6 +925,15 @@ def test_conflicts_are_a_matrix_of_means_over_everything_observed(found) -> None
                 assert record.cosines[pair] < 0
 
 
+def test_orthogonal_gradients_are_no_conflict() -> None:
+    """Gradients (1, 0) and (0, 1) meet at a cosine of 0, (1, 0) and (−1, 1) below it."""
+    weights = torch.zeros(2, requires_grad=True)
+    for other, share in ((weights[1], 0.0), (weights[1] - weights[0], 1.0)):
+        tally = Tally()
+        tally.observe(Balancer().gradients({"a": weights[0] * 1, "b": other * 1}))
+        assert tally.means()["conflicts"] == {"a|b": share}
+
+
 def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:
     with figures.style():
         figure = diagnostics.phases(found)
@@ -897,7 +947,44 @@ def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:
         key = f"{('shared', 'own')[row]}|{list(found.problem.tasks)[column]}"
         seen = [record.changes[key] for record in records if key in record.changes]
         assert text.get_text() == f"{sum(seen) / len(seen):+.1g}"
+        (image,) = ax.images  # the colour is that of the number
+        assert image.get_array()[row][column] == pytest.approx(sum(seen) / len(seen))
     assert len(ax.texts) == 6
+
+
+def test_differences_are_drawn_as_the_table_prints_them(found) -> None:
+    made = _with(
+        found,
+        _made_row("single-task", SINGLE),
+        _made_row("sg", JOINT),
+        _made_row("mgda", {**SINGLE, "side": [0.79, 0.82, 0.8]}),
+    )
+    with figures.style():
+        figure = intervals.differences(made)
+    assert figure is not None
+    rows_drawn, tasks_drawn = figure.axes
+    cells = _columns(made)["vs single-task"]
+    names = [label.get_text() for label in rows_drawn.get_yticklabels()]
+    assert names == ["sg (plain sum)", "mgda"]
+    for place, recipe_name in enumerate(("sg", "mgda")):
+        _, line, mark = (rows_drawn.lines[k] for k in (0, 1 + 2 * place, 2 + 2 * place))
+        assert set(line.get_ydata()) == set(mark.get_ydata()) == {place}
+        shown = [mark.get_xdata()[0], *line.get_xdata()]
+        printed = re.findall(r"[+−][\d.]+\d", cells[recipe_name])
+        assert [f"{x:+.1f}".replace("-", "−") for x in shown] == printed
+    assert rows_drawn.lines[1].get_color() == intervals.SHOWN[1]
+    declared = made.assessment.headline.interval
+    assert list(rows_drawn.lines[5].get_xdata()) == [declared.low, declared.high]
+    assert set(rows_drawn.lines[5].get_ydata()) == {names.index("sg (plain sum)")}
+    assert rows_drawn.lines[3].get_color() == intervals.SHOWN[0]
+    assert [label.get_text() for label in tasks_drawn.get_yticklabels()] == list(SINGLE)
+    for k, task in enumerate(SINGLE):
+        difference = made.assessment.by_task[task]
+        assert list(tasks_drawn.lines[1 + 2 * k].get_xdata()) == [
+            difference.interval.low,
+            difference.interval.high,
+        ]
+    assert intervals.differences(_with(found, _made_row("sg", JOINT))) is None
 
 
 def test_the_landscape_has_a_panel_per_method(tmp_path) -> None:

@@ -15,6 +15,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from evenhand import MultiTaskNetwork, sources
-from evenhand.app import exports, findings, report
+from evenhand.app import exports, findings, report, table
 from evenhand.app.findings import Findings
 from evenhand.comparison.compare import finished, prepare
 from evenhand.comparison.execute import _epoch_seconds
@@ -62,7 +63,10 @@ def _problem(seed: int = 0) -> Problem:
         t: Task(functional.mse_loss, _never, f"of {t}", HIGHER[t], perfect=PERFECT[t])
         for t in TASKS
     }
-    return Problem("made-up", "made up", "made up", tasks, _network, split, split, split)
+    return Problem(
+        *("made-up", "made up", "made up", tasks, _network, split, split, split),
+        scaled=lambda wanted, width: _network(wanted),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +83,19 @@ def _source(monkeypatch) -> Iterator[None]:
 # What is written into the folder --------------------------------------------------------------
 
 
+BESIDE = {
+    "linear": ("linear model", 0.9),
+    "trees": ("boosted trees", 1.3),
+    "single-task-narrow": ("single-task, equal size", 0.8),
+    "sg-wide": ("sum, as large as all", 0.7),
+    "sg-own-epochs": ("sum, own epochs", 0.6),
+    "sg-tuned": ("sum, tuned", 0.65),
+}
+"""Reference rows: their titles, and what they learn relative to single-task."""
+ONCE = ("constant", "linear", "trees")
+"""Computed once in a split, whatever the seeds."""
 AHEAD = {"single-task": 1.0, "sg": 1.06, "mgda": 0.5, "ate-sg": 1.6}
+AHEAD |= {name: ahead for name, (_, ahead) in BESIDE.items()}
 """What a recipe learns, relative to single-task; the grid is as good."""
 
 
@@ -144,6 +160,7 @@ def _facts(split: int) -> dict[str, Any]:
         "rows": [learning - 15, 15, test],
         "units": [learning, test],
         "training": dict.fromkeys(TASKS, 60 - split),
+        "validation": dict.fromkeys(TASKS, 15),
         "test": {task: {"count": test, "values": None, "rarest": None} for task in TASKS},
     }
 
@@ -151,17 +168,22 @@ def _facts(split: int) -> dict[str, Any]:
 @pytest.fixture(params=[("gain", "error"), TASKS], ids=["fit is not learned", "all learned"])
 def folder(request, tmp_path) -> Path:
     """A comparison whose every run is made up."""
+    return _made_folder(tmp_path, request.param)
+
+
+def _made_folder(tmp_path: Path, learned: tuple[str, ...], references: str = "none") -> Path:
     settings = Settings(
         "made-up", seeds=SEEDS, rates=RATES, epochs=EPOCHS, stack="never", splits=SPLITS
     )
+    settings = replace(settings, references=references)
     chance = random.Random(7)
     for job in prepare(settings, RECIPES, tmp_path):
         where = tmp_path / job.folder
         where.mkdir(parents=True)
         if job.recipe == "constant":
             (where / "facts.json").write_text(json.dumps(_facts(job.split)))
-        tasks = (job.label,) if job.recipe == "single-task" else TASKS
-        result = _made_result(job, tasks, chance, request.param)
+        tasks = (job.label,) if job.recipe.startswith("single-task") else TASKS
+        result = _made_result(job, tasks, chance, learned)
         if (job.recipe, job.rate, job.seed, job.split) == ("mgda", 0.01, 1, 2):
             result = {"job": vars(job), "tasks": list(tasks), "status": "diverged: of error is inf"}
             result["monitored"] = math.inf
@@ -215,6 +237,12 @@ class Again:
             for run, file in zip(self.runs, files, strict=True)
         }
 
+    @property
+    def rows(self) -> list[str]:
+        """What is compared, the constant left out."""
+        there = {run["job"]["recipe"] for run in self.runs}
+        return [name for name in (*RECIPES, *BESIDE) if name in there]
+
     @staticmethod
     def key(run: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(run["job"][k] for k in ("recipe", "label", "seed", "rate", "split"))
@@ -249,8 +277,8 @@ class Again:
         ]
 
     def test(self, recipe: str) -> np.ndarray:
-        """[splits, seeds, tasks]; the constant has one seed."""
-        seeds = SEEDS if recipe != "constant" else (0,)
+        """[splits, seeds, tasks]; what is computed has one seed."""
+        seeds = SEEDS if recipe not in ONCE else (0,)
         table = np.full((SPLITS, len(seeds), len(TASKS)), np.nan)
         for run in self.standing(recipe):
             for task, value in run["test"].items():
@@ -269,7 +297,7 @@ class Again:
         return [
             k
             for k in range(len(TASKS))
-            if any(Certainty(self.skill(recipe)[:, k]).interval()[0] > 0 for recipe in RECIPES)
+            if any(Certainty(self.skill(recipe)[:, k]).interval()[0] > 0 for recipe in self.rows)
         ]
 
     def mean_skill(self, recipe: str) -> np.ndarray:
@@ -285,6 +313,21 @@ class Again:
         gains = (self.test(recipe) - single) / np.abs(single)
         gains[..., 1] *= -1  # error
         return 100 * gains.mean(axis=-1)
+
+    def sources(self) -> tuple[float, float]:
+        """Standard deviations of the declared difference between splits, and between seeds."""
+        zero = self.test("constant").mean(axis=1, keepdims=True)
+        perfect = np.array([PERFECT[task] for task in TASKS])
+        both = self.test("single-task") - self.test("sg")  # where low is good, positive is better
+        table = (100 * both / (zero - perfect))[..., self.judged()].mean(axis=-1)
+        within = table.var(axis=1, ddof=1).mean()
+        between = table.mean(axis=1).var(ddof=1) - within / len(SEEDS)
+        return math.sqrt(max(0, between)), math.sqrt(within)
+
+    def delta_says(self) -> bool:
+        """Unless networks of their own are shown to know more than a constant, Δm is nothing."""
+        alone = [Certainty(skill) for skill in self.skill("single-task").T]
+        return all(certainty.interval()[0] > 0 for certainty in alone)
 
     def ranks(self) -> dict[str, float]:
         """One plus how many are better and half of those that are as good, the mean over tasks."""
@@ -309,7 +352,8 @@ class Again:
 
     def cost(self, recipe: str, what: str) -> float:
         """Of all networks that a recipe needs, the mean over splits and seeds."""
-        return sum(run[what] for run in self.standing(recipe)) / (SPLITS * len(SEEDS))
+        number = SPLITS * (1 if recipe in ONCE else len(SEEDS))
+        return sum(run[what] for run in self.standing(recipe)) / number
 
     def weight(self, recipe: str) -> float:
         """The sum of the weights, over the epochs in which the trunk trains, of the runs chosen."""
@@ -395,8 +439,7 @@ def test_every_number_that_is_printed_is_that_of_its_files(folder) -> None:
             assert _near(cells[title], again.cost(recipe, what) / again.cost("sg", what))
         assert float(cells["Σw"]) == pytest.approx(again.weight(recipe), rel=5e-3)
         assert set(_numbers(cells["rate"].partition(" (")[0])) <= set(RATES)
-        # Where networks of their own know no more than a constant, Δm says nothing.
-        sound = bool((again.skill("single-task").mean(axis=0) > 0).all())
+        sound = again.delta_says()
         assert (cells["Δm"] != "–") == sound
         assert sound == (len(again.judged()) == len(TASKS))
         assert not sound or _near(cells["Δm"], again.delta(recipe).mean())
@@ -442,6 +485,9 @@ def test_every_number_in_the_sentences_is_that_of_the_files(folder) -> None:
     visible = re.search(r"differences above ([\d.]+) points", text)
     assert visible is not None
     assert _near(visible[1], versus.interval()[1] - versus.mean)
+    sources = re.search(r"by (\S+) points between splits and by (\S+) between seeds", text)
+    assert sources is not None
+    assert _near(" ".join(sources.groups()), *again.sources())
     doubled = re.search(r"--splits 6 gives about ±([\d.]+)", text)
     variance = versus.scale**2 / (1 / SPLITS + RATIO) * (1 / 6 + RATIO)
     assert doubled is not None
@@ -468,6 +514,113 @@ def test_every_task_by_itself_is_that_of_the_files(folder) -> None:
         assert told == pytest.approx(expected.chances())
 
 
+def test_every_number_of_the_reference_rows_is_that_of_the_files(tmp_path) -> None:
+    folder = _made_folder(tmp_path, TASKS, "all")
+    again = Again(folder)
+    assert again.rows == [*RECIPES, *BESIDE]
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    columns = {c.title: [cell.text for cell in c.cells] for c in findings.columns(found)}
+    assert columns["row"][1 + len(RECIPES) :] == [told for told, _ in BESIDE.values()]
+    for k, name in enumerate(BESIDE, start=1 + len(RECIPES)):
+        cells = {title: texts[k] for title, texts in columns.items()}
+        assert _near(cells["skill"], again.mean_skill(name).mean())
+        versus = again.versus(name)
+        assert _near(cells["vs single-task"], versus.mean, *versus.interval(len(again.rows) - 1))
+        chances = [100 * p for p in versus.chances()]
+        assert _near(cells["worse/same/"].replace("/", " "), *chances)
+        for j, task in enumerate(TASKS):
+            assert _near(cells[task], again.test(name)[..., j].mean())
+        assert _near(cells["parameters"], again.cost(name, "parameters"))
+        for title, what in (("operations", "work"), ("processor", "processor")):
+            assert _near(cells[title], again.cost(name, what) / again.cost("sg", what))
+    # Each reference stands against the sum by itself, the best of the two of scikit-learn is told.
+    text = " ".join(found.verdict.sentences)
+    trees = again.versus("trees", "sg")
+    told = re.search(r"Boosted trees lead the sum by (\S+) \((.+?)\): use them", text)
+    assert told is not None
+    assert _near(" ".join(told.groups()), trees.mean, *trees.interval())
+    equal = again.mean_skill("sg").mean() - again.mean_skill("single-task-narrow").mean()
+    told = re.search(r"per task of the same total size: (\S+)\.", text)
+    assert told is not None
+    assert _near(told[1], equal)
+
+
+def test_what_else_a_gap_could_be_is_told_by_the_numbers_of_the_files(
+    tmp_path, monkeypatch
+) -> None:
+    """Where the sum is behind: the larger one, the one with own epochs, and the tuned one."""
+    monkeypatch.setitem(AHEAD, "sg", 0.5)
+    folder = _made_folder(tmp_path, TASKS, "all")
+    again = Again(folder)
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    text = " ".join(found.verdict.sentences)
+    gap = again.versus("sg").mean
+    for name, what in (
+        ("sg-wide", "as large as all networks together"),
+        ("sg-own-epochs", "with an epoch of its own for each task"),
+        ("sg-tuned", "with its weights tuned"),
+    ):
+        told = re.search(rf"A sum {what} is at (\S+) instead of (\S+)\. ", f"{text} ")
+        assert told is not None
+        assert _near(" ".join(told.groups()), again.versus(name).mean, gap)
+    beating = again.versus("ate-sg", "sg")
+    told = re.search(r"ate-sg is shown to beat the sum: (\S+) \((.+?)\); (.+?)\.( |$)", text)
+    assert told is not None
+    assert _near(" ".join(told.groups()[:2]), beating.mean, *beating.interval(3))
+    assert _near(told[3], again.versus("ate-sg", "sg-tuned").mean)
+    nearest = max(("mgda", "grid", "ate-sg"), key=lambda name: again.versus(name).mean)
+    told = re.search(r"balancing methods (\S+) comes nearest to single-task: (\S+) \((.+?)\)", text)
+    assert told is not None
+    assert told[1] == nearest
+    versus = again.versus(nearest)
+    assert _near(" ".join(told.groups()[1:]), versus.mean, *versus.interval(len(again.rows) - 1))
+
+
+def test_every_task_is_a_row_of_numbers_of_the_files(folder) -> None:
+    again = Again(folder)
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    columns = {c.title: [x.text for x in c.cells] for c in findings.task_table(found, TASKS)}
+    assert columns["task"] == list(TASKS)
+    judged = again.judged()
+    for k, task in enumerate(TASKS):
+        metric, value = columns["metric"][k].rsplit(" ", 1)
+        assert metric == f"of {task}"
+        assert float(value) == pytest.approx(again.test("constant")[..., k].mean(), rel=5e-3)
+        for recipe in RECIPES:
+            title = "sg (plain sum)" if recipe == "sg" else recipe
+            assert _near(columns[title][k], again.skill(recipe)[:, k].mean())
+        difference = Certainty(again.skill("sg")[:, k] - again.skill("single-task")[:, k])
+        cell = columns["sg vs single-task"][k]
+        if k in judged:
+            assert _near(cell, difference.mean, *difference.interval(len(judged)))
+        else:
+            assert cell == "–"
+
+
+def test_the_distribution_over_many_tasks_is_that_of_the_files(folder, monkeypatch) -> None:
+    monkeypatch.setattr(findings, "MANY", 2)
+    again = Again(folder)
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    columns = {c.title: [cell.text for cell in c.cells] for c in findings.columns(found)}
+    for k, recipe in enumerate(RECIPES, start=1):
+        skills = sorted(again.skill(recipe).mean(axis=0)[again.judged()])
+        expected = {
+            "lowest": skills[0],
+            "quarter": float(np.quantile(skills, 0.25)),
+            "median": float(np.median(skills)),
+            "highest": skills[-1],
+        }
+        for title, value in expected.items():
+            assert _near(columns[title][k], value), (recipe, title)
+
+
+def test_labels_and_rows_are_those_of_the_files(folder) -> None:
+    found = Findings.of(finished(folder), load_problem("made-up"))
+    assert table.subject(found) == "made-up: 100 rows, 3 tasks; 3 splits (hold-out) x 2 seeds"
+    told = "gain, error and fit 60/15/20"
+    assert table.labels(found) == f"Labels (train/validation/test) of the first split: {told}."
+
+
 def test_every_number_in_the_exports_is_that_of_the_files(folder) -> None:
     again = Again(folder)
     exports.write(Findings.of(finished(folder), load_problem("made-up")))
@@ -484,7 +637,7 @@ def test_every_number_in_the_exports_is_that_of_the_files(folder) -> None:
             "skill": again.mean_skill(recipe).mean(),
             "versus": versus.mean,
             **{"low": low, "high": high, "worse": worse, "same": same, "better": better},
-            "delta_m": again.delta(recipe).mean(),
+            **({"delta_m": again.delta(recipe).mean()} if again.delta_says() else {}),
             "parameters": again.cost(recipe, "parameters"),
             "operations": again.cost(recipe, "work"),
             "processor_seconds": again.cost(recipe, "processor"),

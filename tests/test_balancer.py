@@ -967,3 +967,40 @@ def test_a_solve_that_misses_its_tolerance_is_told_of_once(monkeypatch) -> None:
     with pytest.warns(RuntimeWarning, match=r"MGDA: a solve ended 2\.5e-01 .* after 7 iterations"):
         assert status() == "inaccurate"
     assert status() == "inaccurate"  # and no second warning, which would be an error here
+
+
+@pytest.mark.parametrize("first", ["looked up", "multiplied"])
+def test_a_sparse_and_a_dense_gradient_of_one_table_meet(first: str) -> None:
+    """One task looks rows up, the other multiplies by the whole table; in either order."""
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 3, sparse=True, dtype=torch.float64)
+    rows, x = torch.tensor([0, 2, 2]), torch.randn(4, 3, dtype=torch.float64)
+
+    def losses() -> dict[str, Tensor]:
+        found = {
+            "looked up": table(rows).square().sum(),
+            "multiplied": (x @ table.weight.mT).tanh().sum(),
+        }
+        return {first: found.pop(first), **found}
+
+    apart = [torch.autograd.grad(loss, table.weight)[0] for loss in losses().values()]
+    jacobian = torch.stack([gradient.to_dense().flatten() for gradient in apart])
+    balancer = Balancer(aggregator=MGDA())
+    assert torch.allclose(balancer.gradients(losses()).gramian, jacobian @ jacobian.mT)
+    weights = balancer.backward(losses()).trunk_weights
+    assert torch.allclose(table.weight.grad.to_dense().flatten(), weights @ jacobian)
+
+
+def test_an_aggregator_sees_the_weighted_problem() -> None:
+    """Two tasks weighted 4 and 0.5; the min-norm point of the weighted gradients, by hand.
+
+    w = (h₂·h₂ − h₁·h₂) / |h₁ − h₂|² for the first, h_i = c_i g_i.
+    """
+    theta = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    losses = {"a": 0.5 * theta.square().sum(), "b": theta @ theta.new_tensor([3.0, 1.0])}
+    first, second = 4 * theta.detach(), 0.5 * theta.new_tensor([3.0, 1.0])
+    share = (second @ second - first @ second) / (first - second).square().sum()
+    assert 0 < share < 1
+    weighting = Fixed({"a": 4.0, "b": 0.5})
+    Balancer(weighting=weighting, aggregator=MGDA(), tasks=("a", "b")).backward(losses)
+    assert torch.allclose(theta.grad, share * first + (1 - share) * second)

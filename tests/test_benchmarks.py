@@ -1,4 +1,4 @@
-"""What the documents quote of the benchmarks is what the committed results say."""
+"""What the documents quote of the benchmarks is what their results say; bugs can be planted."""
 
 import json
 import runpy
@@ -43,3 +43,14 @@ def test_intervals_cover_and_words_are_not_said_of_nothing() -> None:
         assert study["coverage"]["corrected t"] >= 0.93
         if study["null"]:
             assert study["together_at_all"] <= 0.05
+    found = {(study["family"], study["splits"]): study for study in results["studies"]}
+    strong = found["full rank, less noise", 5]  # the power that the page states
+    assert strong["truth"] < -7
+    assert strong["apart_at_all"] > 0.9
+
+
+def test_every_bug_on_the_list_can_be_planted_and_has_its_test() -> None:
+    """The places where bugs are planted move with the source; the list must follow."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "mutants.py"))
+    assert len(script["planted"]()) >= 35
+    assert len(script["drawn"](6, 0, list(script["ROOMS"]))) == 6

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from evenhand.data import SOURCES, Problem, Split, Stream, labelled, problem
+from evenhand.data import SOURCES, Problem, Split, Stream, labelled, problem, scans
 from evenhand.data.digits import DIGITS, FAINT
 from evenhand.data.quadrants import HALF_SIDE
 
@@ -77,7 +77,7 @@ def test_losses_and_metrics_take_what_the_network_gives(any_problem: Problem) ->
             assert losses[name].shape == ()
             assert torch.isfinite(losses[name])
             metric = task.metric()
-            metric.update(outputs[name].detach(), targets[name])
+            metric.update(*task.labels.taken(outputs[name].detach(), targets[name]))
             assert math.isfinite(float(metric.compute()))
 
 
@@ -184,6 +184,52 @@ def test_importing_digits_loads_no_extra() -> None:
         "sys.exit(bool({'sklearn', 'torchmetrics'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# scans ----------------------------------------------------------------------------------------
+
+
+def test_one_scan_of_eight_has_been_read_and_every_one_that_tests() -> None:
+    made = problem("scans")
+    counts = made.label_counts()["digit"]
+    assert [count.samples for count in counts.values()] == [1079, 359, 359]
+    for part in ("train", "validation"):
+        assert counts[part].used / counts[part].samples == pytest.approx(1 / 8, abs=0.03)
+    assert counts["test"].used == 359
+    for task in ("clean", "slant"):
+        assert all(c.left_out == 0 for c in made.label_counts()[task].values())
+
+
+def test_a_scan_is_its_digit_and_noise() -> None:
+    made = problem("scans")
+    noise = torch.cat([s.inputs.flatten(1) - s.targets["clean"] for s in parts(made).values()])
+    assert float(noise.std()) == pytest.approx(scans.NOISE, rel=0.01)
+    assert float(noise.mean()) == pytest.approx(0, abs=0.01)
+    clean = made.test.targets["clean"].view(-1, 8, 8)
+    assert torch.allclose(made.test.targets["slant"], scans.slants(clean), atol=1e-3)
+    mirrored = scans.slants(clean.flip(2))
+    assert torch.allclose(mirrored, -scans.slants(clean), atol=1e-3)
+
+
+def test_noise_and_labels_are_the_same_in_every_split() -> None:
+    """By picture, so that a picture does not come clean by being drawn again."""
+    seen: dict[bytes, tuple[bytes, bool]] = {}
+    for seed in range(2):
+        made = problem("scans", seed)
+        for split in (made.train, made.validation):
+            labelled = (split.targets["digit"] >= 0).tolist()
+            for x, clean, known in zip(split.inputs, split.targets["clean"], labelled, strict=True):
+                told = (x.numpy().tobytes(), known)
+                assert seen.setdefault(clean.numpy().tobytes(), told) == told
+
+
+def test_the_losses_of_scans_are_in_units_far_apart() -> None:
+    """That the tool tells so, and that the choice matters, is what the problem is for."""
+    made = problem("scans")
+    torch.manual_seed(0)
+    network = made.network(tuple(made.tasks))
+    losses = made.losses(network(made.validation.inputs), made.validation.targets)
+    assert losses["slant"] / losses["clean"] > 100
 
 
 # quadrants ------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_every_run_keeps_the_weights_of_its_best_epoch(stack, offered, tmp_path)
     for result in trained:
         folder = tmp_path / result.job.folder
         if result.status != "finished":
-            with pytest.raises(ValueError, match="not finished, or has diverged"):
+            with pytest.raises(ValueError, match="not finished, has diverged"):
                 load_network(folder)
             continue
         kept = load_network(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -126,3 +128,32 @@ def test_names_are_checked(tmp_path) -> None:
         Recipe.of("a/b")
     with pytest.raises(ValueError, match="no recipe is called 'halves'"):
         Settings("my points").recipe("halves")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seeds": ()}, "seeds="),
+        ({"seeds": (0, 0)}, "must be different integers"),
+        ({"seeds": (-1, 0)}, "must be different integers"),
+        ({"rates": ()}, "must be positive numbers"),
+        ({"rates": (0.0, 0.1)}, "must be positive numbers"),
+        ({"rates": (math.inf,)}, "must be positive numbers"),
+        ({"rates": (0.1, 0.10000001)}, "must differ within six digits"),
+        ({"optimizer": "lbfgs"}, "must be one of sgd, adam"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"patience": 0}, "patience=0"),
+        ({"weights_rate": 0.0}, "weights_rate=0.0"),
+        ({"observe_every": -1}, "observe_every=-1"),
+        ({"stack": "maybe"}, "stack='maybe'"),
+        ({"splits": 0}, "splits=0"),
+        ({"design": "jackknife"}, "design='jackknife'"),
+        ({"references": "some"}, "references='some'"),
+        ({"matters": -1.0}, "matters=-1.0"),
+        ({"matters": math.nan}, "matters=nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, message) -> None:
+    Settings("digits", seeds=(0, 2), rates=(0.1, 0.2), epochs=1, patience=1, matters=0.0)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Settings("digits", **wrong)

@@ -282,6 +282,16 @@ def memory(*last: nn.Module, data: Any = None, **options: Any) -> FeatureMemory:
 LASTING = Phase(("a", "b"), moves=("own",), lasts=2)
 
 
+def test_why_features_are_not_kept_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    features = memory(Noisy())
+    with caplog.at_level(logging.INFO, "evenhand.training.feature_cache"):
+        features.fill(LASTING)
+        features.fill(LASTING)
+    (record,) = caplog.records
+    said = "features of the resting trunk are not kept: "
+    assert record.getMessage() == said + features.obstacle
+
+
 @pytest.mark.parametrize(
     ("last", "obstacle"),
     [

@@ -129,7 +129,7 @@ def test_what_cannot_be_divided_is_refused(columns, asked, message) -> None:
         _pool(9, strata=torch.zeros(3))
 
 
-@pytest.mark.parametrize("name", ["digits", "quadrants"])
+@pytest.mark.parametrize("name", ["digits", "quadrants", "scans"])
 def test_what_ships_can_be_folded(name) -> None:
     first = problem(name, 0)
     assert first.pool is not None

@@ -362,6 +362,17 @@ OBSTACLES: Mapping[str, tuple[Callable[[], list[Training]], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "other", [partial(torch.optim.SGD, momentum=0.5), torch.optim.Adam], ids=["momentum", "kind"]
+)
+def test_optimizers_that_differ_in_more_than_their_rates_are_no_stack(other) -> None:
+    members = _with()
+    factories = [partial(torch.optim.SGD, momentum=0.9), *[other] * (len(members) - 1)]
+    for member, factory in zip(members, factories, strict=True):
+        member.optimizers = Optimizers(member.network.blocks(), partial(factory, lr=0.1))
+    assert "the members' optimizers differ in more than their rates" in obstacle(members)
+
+
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_what_cannot_be_stacked_says_why(name) -> None:
     make, why = OBSTACLES[name]

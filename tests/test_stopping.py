@@ -47,6 +47,14 @@ def test_stopping_waits_as_long_as_it_is_told() -> None:
     assert (stopping.best, never.best) == (2.0, 2.0)
 
 
+def test_what_is_not_finite_from_the_start_is_waited_for_as_long() -> None:
+    stopping = EarlyStopping(patience=2)
+    assert not stopping.improved(math.nan)
+    assert not stopping.exhausted
+    assert not stopping.improved(math.inf)
+    assert stopping.exhausted
+
+
 def test_counters_go_on_where_they_were_saved() -> None:
     first, again = EarlyStopping(patience=3), EarlyStopping(patience=3)
     for value in (2.0, 1.0, 4.0, 4.0):

@@ -26,13 +26,13 @@ from evenhand.app.cli import app
 from evenhand.comparison import shallow
 from evenhand.comparison.across import over_tables
 from evenhand.comparison.assessment import Assessment, Difference, assess
-from evenhand.comparison.constant import constants
-from evenhand.comparison.facts import Facts, facts
+from evenhand.comparison.constant import constants, evaluated
+from evenhand.comparison.facts import Facts, Target, facts
 from evenhand.comparison.inference import Chances, Estimate, over_splits
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.request import Settings, load_problem
-from evenhand.comparison.resampling import resampled
-from evenhand.comparison.skill import Points, skill
+from evenhand.comparison.resampling import resampled, said
+from evenhand.comparison.skill import Points, skill, spread
 from evenhand.comparison.statistics import Row
 from evenhand.comparison.verdict import percent, signed, verdict
 from evenhand.data import Problem, Source, Split, Task
@@ -211,6 +211,52 @@ def test_rows_are_resampled_alike_for_every_network_and_by_group() -> None:
     assert {round(value, 4) for value in first} == expected
 
 
+def test_what_was_said_is_scored_on_the_rows_of_its_part() -> None:
+    """Validation has 25 rows and test has 15; each part is scored by what was said of it."""
+    made = problem(drawn(0, 100, 2), {"y": drawn(1, 100)}, {"y": NUMBER})
+    order = torch.arange(100)
+    made = made.pool.make(Parts(order[:60], order[60:85], order[85:]))
+    spoken = {"validation": drawn(2, 25), "test": drawn(3, 15)}
+    network, scored = said(made, {"y": (spoken["validation"], spoken["test"])})
+    for part, outputs in spoken.items():
+        found = evaluated(network, scored, getattr(scored, part), ("y",))["y"]
+        truth = getattr(made, part).targets["y"]
+        assert found == pytest.approx(float((outputs - truth).square().mean()))
+
+
+def test_as_many_rows_are_drawn_as_there_are_independent_things() -> None:
+    """Pictures of the same few objects: the spread of a mean is that of so few draws."""
+    made = problem(drawn(0, 1000, 2), {"y": drawn(1, 1000)}, {"y": NUMBER})
+    torch.manual_seed(0)
+    network = made.network(("y",))
+    with torch.no_grad():
+        errors = (network(made.test.inputs)["y"] - made.test.targets["y"]).square()
+    for units, number in ((None, 200), ((800, 50), 50)):
+        found = resampled(network, replace(made, units=units), ("y",), 0)["y"]
+        assert statistics.stdev(found) == pytest.approx(float(errors.std()) / number**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("rarest", "values", "count", "told"),
+    [
+        (41, 2, 1000, "nothing beats a constant (41 positives in 1,000 test rows)"),
+        (1, 2, 48, "nothing beats a constant (1 positive in 48 test rows)"),
+        (45, 10, 800, "nothing beats a constant"),  # ten classes of about equal size
+        (3, 10, 800, "nothing beats a constant (3 of class 7 in 800 test rows)"),
+    ],
+)
+def test_what_is_rare_is_told_where_nothing_is_learned(rarest, values, count, told) -> None:
+    low = made_row("sg", {"up": [0.6, 0.61, 0.62], "down": [4.1, 3.9, 4.05]})
+    made = replace(
+        problem(drawn(0, 20, 2), {t: drawn(1, 20) for t in TASKS}, dict.fromkeys(TASKS, NUMBER)),
+        tasks=TASKS,
+    )
+    target = Target(count, values, rarest, "1" if values == 2 else "7")
+    counted = replace(COUNTED, test={"down": target})
+    found = assess([low], [CONSTANT], made, Settings("-", seeds=(0,), splits=3), [counted] * 3)
+    assert found.unjudged == {"down": told}
+
+
 # scikit-learn's rows --------------------------------------------------------------------------
 
 
@@ -372,6 +418,29 @@ def test_seeds_are_averaged_within_a_split() -> None:
     assert found.headline.points.values == pytest.approx({0: 11.0, 1: 11.0, 2: 11.0})
 
 
+def test_more_seeds_separate_the_sources_of_the_spread() -> None:
+    """By hand: accuracies 0.05 to both sides are skills 10 to both sides, s² = 10² + 10² = 200.
+
+    Without the seeds the splits differ by 20, 18 and 22: S² = 4, less 200 / 2 is below zero. With
+    seeds 0.005 to both sides s² = 2, and 4 − 2 / 2 = 3 is left between splits.
+    """
+
+    def seeds(row: Row, off: float) -> Row:
+        two = tuple(
+            replace(r, job=replace(r.job, seed=seed), test={t: r.test[t] + d for t in r.test})
+            for r in row.chosen
+            for seed, d in ((0, -off), (1, off))
+        )
+        return replace(row, chosen=two)
+
+    only = {"up": YES}
+    found = spread(seeds(SUM, 0.05), seeds(SINGLE, 0.0), CONSTANT, only, 3)
+    assert (found.splits, found.seeds) == pytest.approx((0.0, math.sqrt(200)))
+    found = spread(seeds(SUM, 0.005), seeds(SINGLE, 0.0), CONSTANT, only, 3)
+    assert (found.splits, found.seeds) == pytest.approx((math.sqrt(3), math.sqrt(2)))
+    assert spread(SUM, SINGLE, CONSTANT, only, 3) is None  # one seed
+
+
 def test_a_task_that_nothing_learns_is_left_out_for_all_rows() -> None:
     low = made_row("single-task", {"up": [0.6, 0.61, 0.62], "down": [4.1, 3.9, 4.05]})
     joint = made_row("sg", {"up": [0.7, 0.7, 0.73], "down": [2.0, 4.4, 4.4]})
@@ -421,6 +490,23 @@ def test_enough_is_said_only_where_no_recipe_may_be_better() -> None:
     found = assessed([SINGLE, SUM, good], [CONSTANT], TASKS)
     assert found.against_sum["mgda"].chances.better > 0.05
     assert not any("is enough" in sentence for sentence in verdict(found).sentences)
+
+
+def test_a_balancing_method_that_makes_one_network_as_good_is_advised() -> None:
+    """The sum is behind, four methods are level with single-task, the one behind keeps its name."""
+    poor = made_row("sg", {"up": [0.52, 0.53, 0.52], "down": [3.0, 3.1, 3.0]})
+    level = {"up": [0.6, 0.61, 0.62], "down": [2.0, 2.0, 1.88]}
+    names = ("mgda", "central", "uncertainty", "si")
+    rows = [made_row(name, {**level, "down": [2.0 - k / 50] * 3}) for k, name in enumerate(names)]
+    worse = made_row("ate-sg", {"up": [0.51, 0.52, 0.5], "down": [3.8, 3.9, 3.7]})
+    said = verdict(assessed([SINGLE, poor, *rows, worse], [CONSTANT], TASKS))
+    assert said.word == "APART"
+    assert said.advice == "one network per task, or one balanced by si."
+    leads = [s.split(" ")[0] for s in said.sentences if "is shown to beat the sum" in s]
+    assert leads == ["si", "uncertainty", "central"]
+    assert "1 more is shown to beat it: mgda." in said.sentences
+    assert "ate-sg (over 99 %) looks worse." in said.sentences
+    assert sum("looks worse" in s for s in said.sentences) == 1
 
 
 def test_who_was_still_improving_is_told_before_deciding() -> None:
@@ -501,6 +587,20 @@ def _empty(seed: int) -> Problem:
     return made.pool.problem("hold-out", 1, seed)
 
 
+def _rare(seed: int) -> Problem:
+    """One task is learned; the other has some positives, of which the inputs say nothing."""
+    x = drawn(15, 240, 12)
+    rare = (drawn(16, 240) > 1.7).float()
+    made = problem(
+        x,
+        {"sum": x[:, :2].sum(dim=1), "rare": rare},
+        {"sum": NUMBER, "rare": NUMBER},
+        "rare",
+        strata=rare.long(),
+    )
+    return made.pool.problem("hold-out", 1, seed)
+
+
 def _twins(seed: int) -> Problem:
     """Two noisy targets of few rows: whatever differs between recipes is the split's noise."""
     x = drawn(9, 150, 6)
@@ -519,6 +619,7 @@ def _twins(seed: int) -> Problem:
 TRAPS: Mapping[str, Callable[[int], Problem]] = {
     "noise": _noise,
     "empty": _empty,
+    "rare": _rare,
     "twins": _twins,
 }
 
@@ -546,8 +647,27 @@ def _printed(command: str, folder: Path, monkeypatch) -> str:
     )
 
 
+def _literature(folder: Path, name: str, tasks: Sequence[str]) -> list[float]:
+    """Δm of a row in each split, as the literature has it, whatever single-task has learned.
+
+    Every metric here should be low.
+    """
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for line in csv.DictReader((folder / "out/results.csv").read_text().splitlines()):
+        found.setdefault(line["row"], {})[line["split"], line["task"]] = float(line["metric"])
+    single, own = found["single-task"], found[name]
+    return [
+        statistics.fmean(100 * (1 - own[split, task] / single[split, task]) for task in tasks)
+        for split in sorted({split for split, _ in own})
+    ]
+
+
 def test_an_untrained_network_wins_nothing(tmp_path, monkeypatch) -> None:
-    """Repeated measurements split by subject: the tasks are not learnable from these inputs."""
+    """Repeated measurements split by subject: the tasks are not learnable from these inputs.
+
+    By Δm the untrained sum wins: by 40 % in one split, by the mean over splits, and a constant by
+    as much.
+    """
     words = _printed(
         "compare noise --recipes single-task,sg,mgda --epochs 4", tmp_path, monkeypatch
     )
@@ -555,6 +675,12 @@ def test_an_untrained_network_wins_nothing(tmp_path, monkeypatch) -> None:
     assert "a and b: nothing beats a constant." in words
     assert "No training beat no training: by validation the best epoch is 0 for" in words
     assert "20 independent units" in words
+    runs = csv.DictReader((tmp_path / "out/results.csv").read_text().splitlines())
+    assert {line["epoch"] for line in runs if line["row"] == "sg"} == {"0"}
+    won = _literature(tmp_path, "sg", ("a", "b"))
+    assert max(won) > 19
+    assert statistics.fmean(won) > 5
+    assert statistics.fmean(_literature(tmp_path, "constant", ("a", "b"))) > 5
     table = list(csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines()))
     assert [row["versus"] for row in table] == [""] * len(table)
     assert "TOGETHER" not in words
@@ -576,7 +702,30 @@ def test_a_constant_target_is_not_judged(tmp_path, monkeypatch) -> None:
         )
 
 
+def test_what_a_constant_would_win_is_not_judged(tmp_path, monkeypatch) -> None:
+    """Hardly any positives: by Δm a constant wins against networks by more than any recipe."""
+    words = _printed(
+        "compare rare --recipes single-task,sg --splits 3 --references none --delta",
+        tmp_path,
+        monkeypatch,
+    )
+    assert "rare cannot be judged." in words
+    assert re.search(r"rare: nothing beats a constant \(\d+ positives? in 48 test rows\)\.", words)
+    assert re.search(r"more positives for rare[;.]", words)
+    assert "The rarest class has fewer than 20 test rows for rare (" in words
+    assert min(_literature(tmp_path, "constant", ("rare",))) > 5
+    assert " Δm " in words
+    told = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert told["judged"] == ["sum"]
+    table = {
+        row["row"]: row
+        for row in csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines())
+    }
+    assert table["sg"]["delta_m"] == ""  # a relative gain over nothing
+
+
 def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
+    """From split to split the sign of Δm changes, as far as one would act upon."""
     words = _printed(
         "compare twins --recipes single-task,sg,mgda --references all --epochs 6",
         tmp_path,
@@ -588,6 +737,9 @@ def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
     told = json.loads((tmp_path / "out/verdict.json").read_text())
     headline = told["headline"]
     assert headline["low"] < 0 < headline["high"]
+    won = _literature(tmp_path, "sg", ("$x^2_i$", "_b%\\frac{"))
+    assert min(won) < -5
+    assert max(won) > 5
     again = over_splits(list(headline["by_split"].values()), 0.25)
     assert headline["mean"] == pytest.approx(again.mean)
     assert headline["low"] == pytest.approx(again.interval().low)
@@ -602,6 +754,10 @@ def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
         "sg-own-epochs",
         "sg-tuned",
     ]
+    assert all(len(row["skill_by_split"]) == 5 for row in told["rows"])
+    own = next(row for row in told["rows"] if row["name"] == "sg-own-epochs")
+    joint = next(row for row in told["rows"] if row["name"] == "sg")
+    assert own["operations"] == pytest.approx(joint["operations"])  # as many steps of one network
     sizes = {row["name"]: row["parameters"] for row in told["rows"]}
     assert sizes["single-task-narrow"] == pytest.approx(sizes["sg"], rel=0.25)
     assert sizes["sg-wide"] == pytest.approx(2 * sizes["sg"], rel=0.25)

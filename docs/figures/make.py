@@ -1,21 +1,21 @@
-"""Draw the README's picture from a finished comparison.
+"""Draw the README's picture, that of the verdict, from a finished comparison: that of the demo.
 
-evenhand compare digits --recipes single-task,sg,mgda,mgda-ub,central,gradnorm,ate-sg --out DIR
-python docs/figures/make.py DIR
+make demo
+python docs/figures/make.py evenhand-demo
 """
 
 import sys
 from pathlib import Path
 
 from evenhand import data
-from evenhand.app import figures
+from evenhand.app import figures, intervals
 from evenhand.app.findings import Findings
 from evenhand.comparison.compare import finished
 
 comparison = finished(Path(sys.argv[1]))
 findings = Findings.of(comparison, data.problem(comparison.settings.source))
 with figures.style():
-    figure = figures.trade_offs(findings)
+    figure = intervals.differences(findings)
     if figure is None:
-        sys.exit("one task has no trade-off to draw")
-    figures.save(figure, Path(__file__).parent / f"{comparison.settings.source}.png")
+        sys.exit("nothing was compared with single-task")
+    figures.save(figure, Path(__file__).parent / "verdict.png")

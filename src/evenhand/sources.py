@@ -36,6 +36,13 @@ SOURCES: tuple[Source, ...] = (
         "Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0)",
     ),
     Source(
+        "scans",
+        "evenhand.data.scans",
+        "noisy scans of digits: read them (one of eight is labelled), clean them, measure their "
+        "slant",
+        "Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0)",
+    ),
+    Source(
         "quadrants",
         "evenhand.data.quadrants",
         "points in a square: the quadrant, and inside the unit circle or not",

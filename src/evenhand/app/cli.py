@@ -173,6 +173,9 @@ def compare(
             metavar="POINTS", help="The smallest difference of skill that matters. [default: 1]"
         ),
     ] = None,
+    delta: Annotated[
+        bool | None, typer.Option("--delta", help="Show Δm as well, as the literature has it.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -204,6 +207,7 @@ def compare(
         "jacobian": jacobian,
         "references": references,
         "matters": matters,
+        "delta": delta,
     }
     with _refusing():
         asked = config.read(file, given)
@@ -236,7 +240,7 @@ def compare(
             f"Go on with:\n{again} --workers {asked.processes()} --resume"
         )
         raise typer.Exit(130) from None
-    _present(finished(folder))
+    _present(finished(folder), asked.delta)
 
 
 def _finished(jobs: list[Job], folder: Path) -> int:

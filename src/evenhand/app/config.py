@@ -61,6 +61,7 @@ class Config(BaseModel):
     jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
     references: str | None = None
     matters: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    delta: bool = False
     workers: Count | None = None
 
     @field_validator("recipes")

@@ -40,7 +40,7 @@ def table(findings: Findings) -> str:
         row = findings.rows[line.name]
         versus = _difference(line.versus)
         cells = [line.name, int(line.reference), line.skill.mean, *versus.values()]
-        cells += [_mean(row.delta), line.parameters, line.work, line.processor]
+        cells += [_mean(findings.delta(line.name)), line.parameters, line.work, line.processor]
         cells += [line.tasks[task].mean if task in line.tasks else None for task in tasks]
         cells += [_mean(row.test.get(task, ())) for task in tasks]
         lines.append(cells)
@@ -75,6 +75,7 @@ def verdict(findings: Findings) -> str:
         "judged": found.judged,
         "unjudged": found.unjudged,
         "headline": _told(found.headline),
+        "spread": None if found.spread is None else asdict(found.spread),
         "by_task": {task: _told(d) for task, d in found.by_task.items()},
         "against_sum": {name: _told(d) for name, d in found.against_sum.items()},
         "rows": [_row(line) for line in found.lines],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from evenhand.aggregation import Aggregator
@@ -61,8 +61,12 @@ class Findings:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The same in words."""
-        return verdict(self.assessment)
+        """The same in words; where losses lie far apart, the advice begins with that."""
+        said = verdict(self.assessment)
+        if _apart(self) is None:
+            return said
+        first = "standardise the targets, or divide each loss by the constant's"
+        return replace(said, advice=f"{first}; {said.advice}" if said.advice else f"{first}.")
 
     @property
     def rows(self) -> dict[str, Row]:
@@ -93,6 +97,10 @@ class Findings:
         place = behind or highest
         tasks.sort(key=lambda task: place.get(task, math.inf))
         return tuple(tasks[:WORST])
+
+    def delta(self, name: str) -> tuple[float, ...]:
+        """A row's Δm, per cent by split and seed; empty where it would mean nothing."""
+        return self.rows[name].delta if self.assessment.delta_says else ()
 
     @property
     def epochs(self) -> int:
@@ -306,7 +314,9 @@ def _distribution(found: Assessment) -> list[Column]:
         skills = sorted(line.tasks[t].mean for t in found.judged if t in line.tasks)
         marks = [math.nan] * 4
         if skills:
-            quarter = statistics.quantiles(skills, n=4)[0] if len(skills) > 1 else skills[0]
+            quarter = skills[0]
+            if len(skills) > 1:  # as numpy's quantile: never below the lowest
+                quarter = statistics.quantiles(skills, n=4, method="inclusive")[0]
             marks = [skills[0], quarter, statistics.median(skills), skills[-1]]
         for name, value in zip(texts, marks, strict=True):
             texts[name].append(_number(value, "{:.1f}"))
@@ -367,19 +377,11 @@ def _time(lines: Sequence[Line]) -> list[Column]:
 
 
 def _delta(findings: Findings) -> Column:
-    """Δm, where single-task beats the constant on every task; elsewhere it says nothing."""
-    found, rows = findings.assessment, findings.rows
-    single = found.line(REFERENCE)
-    sound = single is not None and all(
-        task in single.tasks and single.tasks[task].mean > 0 for task in findings.problem.tasks
-    )
-    texts = []
-    for line in found.lines:
-        values = rows[line.name].delta if sound and not line.reference else ()
-        texts.append(signed(statistics.fmean(values)) if values else "–")
+    values = [findings.delta(line.name) for line in findings.assessment.lines]
+    texts = [signed(statistics.fmean(several)) if several else "–" for several in values]
     meaning = (
         f"mean relative gain over {REFERENCE} networks (Maninis et al. 2019); none unless "
-        f"{REFERENCE} beats the constant on every task"
+        f"{REFERENCE} is shown to beat the constant on every task"
     )
     return _texts("Δm", "% ↑", meaning, texts)
 
@@ -438,18 +440,26 @@ APART = 100.0
 """Losses that differ by more than this factor before training are told."""
 
 
-def _scales(findings: Findings) -> Iterator[str]:
+def _apart(findings: Findings) -> tuple[str, str, Mapping[str, float]] | None:
+    """The tasks of the lowest and highest loss before training, where these lie far apart."""
     joint = [
         run
         for runs in findings.runs.values()
         for run in runs
         if len(run.result.tasks) == len(findings.problem.tasks) and run.records
     ]
-    if not joint or len(findings.problem.tasks) < 2:
-        return
+    if not joint:
+        return None
     start = {t: x for t, x in joint[0].records[0].validation.items() if x > 0}
-    if len(start) > 1 and max(start.values()) > APART * min(start.values()):
-        low, high = min(start, key=start.__getitem__), max(start, key=start.__getitem__)
+    if len(start) < 2 or max(start.values()) <= APART * min(start.values()):
+        return None
+    return min(start, key=start.__getitem__), max(start, key=start.__getitem__), start
+
+
+def _scales(findings: Findings) -> Iterator[str]:
+    found = _apart(findings)
+    if found is not None:
+        low, high, start = found
         yield (
             f"Before training the losses differ by a factor of {start[high] / start[low]:,.0f} "
             f"({high} {start[high]:.3g}, {low} {start[low]:.3g}): standardise the targets, or "
@@ -555,8 +565,8 @@ def _starved(findings: Findings) -> Iterator[str]:
     if found:
         told = "; ".join(f"with {name} {joined(tasks, 4)}" for name, tasks in found.items())
         yield (
-            f"Starved, with a validation loss above {STARVED:.0%} of where it began and less skill "
-            f"than a network of its own: {told}."
+            f"Starved, with a validation loss above {100 * STARVED:.0f} % of where it began and "
+            f"less skill than a network of its own: {told}."
         )
 
 

@@ -128,13 +128,17 @@ def told_labels(counts: Mapping[str, Mapping[str, LabelCount]]) -> str:
         return "labels: not counted, the data are read from files"
     lines = []
     for task, found in counts.items():
-        used = "/".join(str(count.used) for count in found.values())
-        out = sum(count.left_out for count in found.values())
-        gaps = sum(count.gaps for count in found.values())
-        also = [f"{out} without a label left out"] if out else []
-        also += [f"{gaps} entries without one"] if gaps else []
+        used = _by_part([count.used for count in found.values()])
+        out = [count.left_out for count in found.values()]
+        gaps = [count.gaps for count in found.values()]
+        also = [f"{_by_part(out)} without a label left out"] if any(out) else []
+        also += [f"{_by_part(gaps)} entries without one"] if any(gaps) else []
         lines.append(f"{task} {used}" + (f" ({', '.join(also)})" if also else ""))
     return f"labels ({'/'.join(parts)}): {'; '.join(lines)}"
+
+
+def _by_part(counts: Sequence[int]) -> str:
+    return "/".join(map(str, counts))
 
 
 def told_memory(state_bytes: Mapping[str, int]) -> str:

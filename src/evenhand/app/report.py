@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from evenhand.app import diagnostics, exports, figures
+from evenhand.app import diagnostics, exports, figures, intervals
 from evenhand.app.config import command
 from evenhand.app.findings import MANY, Cell, Column, Findings, columns, notes, task_table
 from evenhand.app.table import labels, subject
@@ -97,6 +97,14 @@ def plates(findings: Findings) -> Iterator[Plate]:
         else ""
     )
     made = (
+        (
+            "Differences",
+            f"How far every row is from {REFERENCE}, and the plain sum in every judged task: the "
+            "mean and the interval of the table, in colour where it does not reach zero. Thick: "
+            "the declared comparison by itself, as in the sentences. Shaded: no difference that "
+            f"matters.{worst}",
+            intervals.differences,
+        ),
         (
             "Over the tasks",
             f"How much skill each recipe has beyond {REFERENCE}, task by task: the share of the "

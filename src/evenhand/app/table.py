@@ -26,6 +26,8 @@ ROOMY = 120
 """Columns from which on methods are listed in columns."""
 SHOWN = {1: "bold green", 0: "", -1: "bold red"}
 """How a difference is written that is shown to be above zero, is not shown, or is below."""
+DIFFERENT = 4
+"""More different counts of labels than these are told as a range."""
 GAP = 3
 """Columns between two columns of a table."""
 
@@ -99,11 +101,20 @@ def labels(findings: Findings) -> str:
     facts = findings.comparison.facts
     if not facts or not facts[0].training:
         return ""
-    counts: dict[str, list[str]] = {}
+    counts: dict[tuple[int, ...], list[str]] = {}
     for task, train in facts[0].training.items():
-        counts.setdefault(f"{train:,}/{facts[0].test[task].count:,}", []).append(task)
-    told = "; ".join(f"{joined(tasks, 4)} {count}" for count, tasks in counts.items())
-    return f"Labels (train/test) of the first split: {told}."
+        parts = (train, facts[0].validation.get(task, 0), facts[0].test[task].count)
+        counts.setdefault(parts, []).append(task)
+    if len(counts) <= DIFFERENT:
+        told = "; ".join(
+            f"{joined(tasks, 4)} {'/'.join(f'{count:,}' for count in parts)}"
+            for parts, tasks in counts.items()
+        )
+    else:
+        ranges = (f"{min(part):,}–{max(part):,}" for part in zip(*counts, strict=True))
+        told = f"{'/'.join(ranges)} for {len(facts[0].training)} tasks"
+    which = " of the first split" if len(facts) > 1 else ""
+    return f"Labels (train/validation/test){which}: {told}."
 
 
 def _s(number: int) -> str:

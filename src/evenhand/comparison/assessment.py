@@ -16,7 +16,7 @@ from evenhand.comparison.facts import Facts
 from evenhand.comparison.inference import Chances, Estimate, Interval
 from evenhand.comparison.references import CONSTANT, title
 from evenhand.comparison.request import BASELINE, REFERENCE, Settings
-from evenhand.comparison.skill import Design, Points, average, points
+from evenhand.comparison.skill import Design, Points, Spread, average, points, spread
 from evenhand.comparison.statistics import Row
 from evenhand.data.problem import Problem, Task
 
@@ -98,6 +98,8 @@ class Assessment:
         by_task: likewise in each judged task, simultaneous over the tasks.
         against_sum: each balancing recipe, simultaneous over them, and each reference by itself,
             against the plain sum.
+        spread: how much of the headline's comes from splits and how much from seeds; None where
+            there is one seed.
     """
 
     design: Design
@@ -110,6 +112,7 @@ class Assessment:
     headline: Difference | None
     by_task: Mapping[str, Difference]
     against_sum: Mapping[str, Difference]
+    spread: Spread | None = None
 
     def line(self, name: str) -> Line | None:
         """The line of a recipe or reference, if there is one."""
@@ -122,6 +125,14 @@ class Assessment:
             line.name
             for line in self.lines
             if not line.reference and line.name not in (REFERENCE, BASELINE)
+        )
+
+    @property
+    def delta_says(self) -> bool:
+        """Whether Δm means anything: single-task is shown to beat the constant on every task."""
+        single = self.line(REFERENCE)
+        return single is not None and all(
+            _learned(single.tasks.get(task), self.design) for task in self.constant
         )
 
     @property
@@ -169,6 +180,7 @@ def assess(
         headline,
         by_task,
         _against_sum({row.recipe for row in rows}, means, differ),
+        _sources(rows, zero, {task: tasks[task] for task in judged}, design),
     )
 
 
@@ -211,6 +223,16 @@ def _declared(
     by_task = {task: differ(joint[task], single[task], len(judged)) for task in both}
     headline = differ(means[BASELINE], means[REFERENCE], 1)
     return (headline if headline.points.values else None), by_task
+
+
+def _sources(
+    rows: Sequence[Row], zero: Row, judged: Mapping[str, Task], design: Design
+) -> Spread | None:
+    """How much of the declared difference's spread comes from splits, and how much from seeds."""
+    by_name = {row.recipe: row for row in rows}
+    if not judged or not {REFERENCE, BASELINE} <= set(by_name):
+        return None
+    return spread(by_name[BASELINE], by_name[REFERENCE], zero, judged, design.splits)
 
 
 def _against_sum(
@@ -320,15 +342,21 @@ def _learned(skill: Points | None, design: Design) -> bool:
 
 
 RARE = 100
-"""Fewer test rows of the rarest class are worth telling where a task is not judged."""
+"""Fewer test rows of the rarest class are worth telling where a task is not judged, if they are
+also fewer than half of what classes of equal size would have."""
 
 
 def _told(task: str, facts: Sequence[Facts]) -> str:
     """How rare the rarest class of a task's test rows is, where that is worth telling."""
     known = [f.test[task] for f in facts if task in f.test]
-    rare = [(t.rarest, t.count, t.rarest_value) for t in known if t.rarest is not None]
+    rare = [
+        (t.rarest, t.count, t.rarest_value)
+        for t in known
+        if t.rarest is not None and t.values is not None and 2 * t.rarest * t.values < t.count
+    ]
     few, count, value = min(rare, default=(RARE, 0, ""))
     if few >= RARE:
         return ""
-    names = {"1": "positives", "0": "negatives"}
-    return f" ({few:,} {names.get(value, f'rows of class {value}')} in {count:,} test rows)"
+    names = {"1": "positive", "0": "negative"}
+    what = f"{names[value]}{'' if few == 1 else 's'}" if value in names else f"of class {value}"
+    return f" ({few:,} {what} in {count:,} test rows)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -43,12 +43,14 @@ class Facts:
         units: independent things in train and validation together, and in test.
         training: labels of each task in the training part, where that is held in memory.
         test: each task's test targets.
+        validation: labels of each task in the validation part.
     """
 
     rows: tuple[int, int, int]
     units: tuple[int, int]
     training: Mapping[str, int]
     test: Mapping[str, Target]
+    validation: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -73,6 +75,7 @@ class Facts:
             tuple(values["units"]),
             values["training"],
             {task: Target(**target) for task, target in values["test"].items()},
+            values.get("validation", {}),
         )
 
 
@@ -87,8 +90,10 @@ def facts(problem: Problem) -> Facts:
         batches = len(train)  # type: ignore[arg-type]  # `Problem.train`: an iterable with a length
         rows, training = batches * problem.batch_size, {}
     sizes = (rows, len(problem.validation), len(problem.test))
+    validation = {t: len(labels(problem, problem.validation, t, empty[t])) for t in problem.tasks}
     test = {t: _target(labels(problem, problem.test, t, empty[t])) for t in problem.tasks}
-    return Facts(sizes, problem.units or (sizes[0] + sizes[1], sizes[2]), training, test)
+    units = problem.units or (sizes[0] + sizes[1], sizes[2])
+    return Facts(sizes, units, training, test, validation)
 
 
 def _target(found: Tensor) -> Target:

@@ -2,7 +2,8 @@
 
 Which rows are drawn depends on the split alone, so every network of a split is scored on the same
 draws and differences between them are paired. Where test samples share a subject or a picture,
-subjects are drawn instead, with all their rows.
+subjects are drawn instead, with all their rows; where it is only known how many independent things
+they are made of, as many rows are drawn as there are of these.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ def resampled(
     said = MultiTaskNetwork(nn.Identity(), {task: _Said(outputs[task]) for task in tasks})
     apart = problem.with_own_heads()
     found: dict[str, list[float]] = {task: [] for task in tasks}
+    count = len(problem.test)
+    size = min(count, problem.units[1]) if problem.units is not None else count
     for draw in range(DRAWS):
-        rows = _drawn(len(problem.test), problem.test_groups, mixed_seed(split, draw, *b"rows"))
+        rows = _drawn(count, size, problem.test_groups, mixed_seed(split, draw, *b"rows"))
         samples = Split(rows, {task: gathered(targets[task], rows) for task in tasks})
         for task, value in evaluated(said, apart, samples, tasks).items():
             found[task].append(value)
@@ -87,11 +90,11 @@ class _Said(nn.Module):
         return gathered(self.outputs, rows)
 
 
-def _drawn(count: int, groups: Tensor | None, seed: int) -> Tensor:
-    """Rows drawn with replacement, int64; whole groups if there are any."""
+def _drawn(count: int, size: int, groups: Tensor | None, seed: int) -> Tensor:
+    """Rows drawn with replacement, int64: `size` of them, or whole groups if there are any."""
     generator = torch.Generator().manual_seed(seed)
     if groups is None:
-        return torch.randint(count, (count,), generator=generator)
+        return torch.randint(count, (size,), generator=generator)
     names, of_row = torch.unique(groups, return_inverse=True)
     members = torch.split(torch.argsort(of_row, stable=True), torch.bincount(of_row).tolist())
     chosen = torch.randint(len(names), (len(names),), generator=generator).tolist()

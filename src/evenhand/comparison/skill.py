@@ -128,6 +128,52 @@ def _draws(row: Row, task: str) -> dict[int, list[float]]:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Where the spread of a difference is from: standard deviations in points of skill.
+
+    Attributes:
+        splits: between splits, without what the seeds bring into a split's mean.
+        seeds: between the seeds of one split.
+    """
+
+    splits: float
+    seeds: float
+
+
+def spread(
+    first: Row, second: Row, constant: Row, tasks: Mapping[str, Task], splits: int
+) -> Spread | None:
+    """The sources of the difference of mean skill, first − second; None without further seeds.
+
+    One-way analysis of variance with random effects: within a split s² is pooled over the splits,
+    and between them it is max(0, S² − s²/n) of the splits' means over n seeds.
+    """
+    mine, theirs = (_by_seed(row, constant, tasks) for row in (first, second))
+    found: dict[int, list[float]] = {}
+    for split, seed in sorted(mine.keys() & theirs.keys()):
+        found.setdefault(split, []).append(mine[split, seed] - theirs[split, seed])
+    seeds = min(map(len, found.values()), default=0)
+    if len(found) < max(2, splits) or seeds < 2:
+        return None
+    within = statistics.fmean(statistics.variance(several) for several in found.values())
+    means = statistics.variance(statistics.fmean(several) for several in found.values())
+    return Spread(math.sqrt(max(0.0, means - within / seeds)), math.sqrt(within))
+
+
+def _by_seed(row: Row, constant: Row, tasks: Mapping[str, Task]) -> dict[tuple[int, int], float]:
+    """Mean skill over the tasks by split and seed; networks that complete each other together."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for name, task in tasks.items():
+        zero = constant.by_split(name)
+        for result in row.chosen:
+            if name in result.test and result.job.split in zero:
+                at = result.job.split, result.job.seed
+                points_of = skill(result.test[name], zero[result.job.split], task)
+                found.setdefault(at, []).append(points_of)
+    return {at: statistics.fmean(s) for at, s in found.items() if len(s) == len(tasks)}
+
+
+@dataclass(frozen=True)
 class Design:
     """What the splits can say about a difference.
 

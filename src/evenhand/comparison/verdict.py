@@ -22,9 +22,12 @@ from evenhand.comparison.assessment import Assessment, Difference, Line
 from evenhand.comparison.inference import Interval, half_width_with
 from evenhand.comparison.references import LINEAR, NARROW, OWN_EPOCHS, TREES, TUNED, WIDE
 from evenhand.comparison.request import BASELINE, REFERENCE
+from evenhand.comparison.skill import Design
 
 NAMED = 4
 """The most tasks that a sentence names."""
+TOLD = 3
+"""The most recipes that beat the sum and have a sentence each."""
 SURE, LIKELY = 0.95, 0.85
 """Probabilities from which something is said, and said to be probable."""
 
@@ -290,9 +293,9 @@ def _balancing(found: Assessment) -> Iterator[str]:
     names = [name for name in found.balancing if name in found.against_sum]
     if not names or found.design.kind in ("origins", "rows"):
         return
-    better = [name for name in names if found.against_sum[name].shown > 0]
+    better = _beating(found)
     tuned = found.line(TUNED)
-    for name in better:
+    for name in better[:TOLD]:
         difference = found.against_sum[name]
         line = found.line(name)
         beyond = ""
@@ -301,12 +304,16 @@ def _balancing(found: Assessment) -> Iterator[str]:
             beyond = f"; against the tuned sum {signed(ahead)}"
         interval = f" ({spanned(difference.interval)})" if difference.interval else ""
         yield f"{name} is shown to beat the sum: {signed(difference.mean)}{interval}{beyond}."
+    if len(better) > TOLD:
+        others = better[TOLD:]
+        are = "is" if len(others) == 1 else "are"
+        yield f"{len(others)} more {are} shown to beat it: {joined(others)}."
     yield from _closest(found, names)
     if not better:
         whose = f"{names[0]} is not" if len(names) == 1 else "No balancing method is"
         yield f"{whose} shown to beat the sum{_worse(found, names)}."
     elif worse := _worse(found, names):
-        yield f"{worse.removeprefix('; ').capitalize()}."
+        yield f"{worse.removeprefix('; ')}."  # it begins with a recipe's name, which stays as it is
 
 
 def _closest(found: Assessment, names: Sequence[str]) -> Iterator[str]:
@@ -431,26 +438,24 @@ def _beside(line: Line, difference: Difference, found: Assessment) -> str:
 def _advice(word: str, found: Assessment) -> str:
     steps = ["train longer (--epochs) before deciding"] if _improving(found) else []
     if word.startswith(("TOGETHER", "EITHER WAY")):
-        beating = [n for n in found.balancing if n in found.against_sum]
-        beating = [n for n in beating if found.against_sum[n].shown > 0]
+        beating = _beating(found)
         steps.append(f"keep one network, {f'balanced by {beating[0]}' if beating else 'the sum'}")
         if apart := _exceptions(word, found):
             steps.append(f"{joined(list(apart), 6)} in a network of {_its(apart)} own")
     elif word.startswith("APART"):
-        wide = found.line(WIDE)
-        larger = wide is not None and wide.versus is not None and wide.versus.mean > -found.margin
-        steps.append(f"one network per task{', or one as large as all of them' if larger else ''}")
+        instead = list(_instead(found))
+        steps.append(", or one ".join(["one network per task", *instead]))
         if together := _exceptions(word, found):
             steps.append(f"{joined(list(together), 6)} together")
     elif word == "NO VERDICT":
         steps.append(f"put {REFERENCE} and {BASELINE} among the recipes")
     elif word == "ONE SPLIT":
         steps.append("--splits 5 says whether this holds on other splits")
-    for task, reason in found.unjudged.items():
-        if " in " in reason and "test rows" in reason:
-            steps.append(f"more {'positives' if 'positives' in reason else 'rare rows'} for {task}")
-        if len(steps) > 3:
-            break
+    rare = {t: r for t, r in found.unjudged.items() if " in " in r and "test rows" in r}
+    for what in ("positives", "rare rows"):
+        tasks = [task for task, r in rare.items() if (what == "positives") == (" positive" in r)]
+        if tasks:
+            steps.append(f"more {what} for {joined(tasks, NAMED)}")
     if word == "NOTHING TO COMPARE":
         steps.append("see whether the inputs say anything about the targets")
     undecided = word not in ("TOGETHER", "APART", "EITHER WAY")
@@ -463,8 +468,36 @@ def _advice(word: str, found: Assessment) -> str:
     return f"{'; '.join(steps)}." if steps else ""
 
 
+def _instead(found: Assessment) -> Iterator[str]:
+    """What one network could be that is no worse than one per task by what matters, in the mean."""
+
+    def level(name: str) -> bool:
+        line = found.line(name)
+        return line is not None and line.versus is not None and line.versus.mean > -found.margin
+
+    if level(WIDE):
+        yield "as large as all of them"
+    if level(TUNED):
+        yield "with tuned weights"
+    beating = [name for name in _beating(found) if level(name)]
+    if beating:
+        yield f"balanced by {beating[0]}"
+
+
+def _beating(found: Assessment) -> list[str]:
+    """The balancing recipes that are shown to beat the plain sum, the furthest ahead first."""
+    names = [name for name in found.balancing if name in found.against_sum]
+    names = [name for name in names if found.against_sum[name].shown > 0]
+    return sorted(names, key=lambda name: -found.against_sum[name].mean)
+
+
 def _its(names: Sequence[str]) -> str:
     return "its" if len(names) == 1 else "their"
+
+
+def _freedom(design: Design) -> str:
+    number = design.splits - 1
+    return f"{number} degree{'' if number == 1 else 's'} of freedom"
 
 
 def _footnotes(found: Assessment) -> Iterator[str]:
@@ -478,17 +511,22 @@ def _footnotes(found: Assessment) -> Iterator[str]:
     match design.kind:
         case "splits":
             yield (
-                f"Intervals by the corrected resampled t, {design.splits - 1} degrees of freedom, "
-                f"test to rest {design.ratio:.2f}; {matters}."
+                f"Intervals by the corrected resampled t, {_freedom(design)}, test to rest "
+                f"{design.ratio:.2f}; {matters}."
             )
         case "trainings":
             yield (
                 "The test set is fixed. Intervals have the spread over redrawn training parts and "
-                f"over resampled test rows, {design.splits - 1} degrees of freedom; {matters}."
+                f"over resampled test rows, {_freedom(design)}; {matters}."
             )
         case "rows":
             yield "Intervals by a paired bootstrap over the test rows of the one split."
         case _:
             yield "Origins of one history are not draws of anything: there is no interval."
+    if found.spread is not None:
+        yield (
+            f"The declared difference spreads by {found.spread.splits:.1f} points between splits "
+            f"and by {found.spread.seeds:.1f} between seeds of a split (standard deviations)."
+        )
     if math.isfinite(found.visible) and design.kind != "rows":
         yield f"Visible with this design: differences above {found.visible:.1f} points."

@@ -59,7 +59,10 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
 
     file = folder / BEST
     if not file.exists():
-        raise ValueError(f"{folder} has no {BEST}: its run is not finished, or has diverged")
+        raise ValueError(
+            f"{folder} has no {BEST}: its run is not finished, has diverged, or is of a reference "
+            "that is no one network"
+        )
     try:
         with safe_open(file, framework="pt") as opened:
             about: dict[str, Any] = json.loads((opened.metadata() or {}).get("evenhand", "{}"))
