@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import evenhand
 from evenhand import sources
 from evenhand.app import config, progress, table
+from evenhand.app.source_options import keyed, takes_source
 from evenhand.comparison.folder import RESULT, read_manifest
 from evenhand.recipes import recipe
 
@@ -71,11 +72,17 @@ def _options(
 
 
 @app.command()
+@takes_source
 def compare(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SOURCE", help="Data set; `evenhand datasets` lists them."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A table (csv, tsv, parquet, arff; - reads one), a function (mine.py:problem) or "
+            "a data set (`evenhand datasets`).",
+        ),
     ] = None,
+    *,
     recipes: Annotated[
         str | None,
         typer.Option(
@@ -173,12 +180,24 @@ def compare(
             metavar="POINTS", help="The smallest difference of skill that matters. [default: 1]"
         ),
     ] = None,
+    plan: Annotated[
+        bool | None,
+        typer.Option("--plan", help="Show columns, labels and cost, and train nothing."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="As much as can be done in this time (90s, 10m, 1.5h); says what it gives up.",
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             "--config", metavar="FILE", help="YAML file with these options; those given here win."
         ),
     ] = None,
+    told: dict[str, Any],
 ) -> None:
     """Train tasks together and apart, and see which serves them.
 
@@ -204,33 +223,42 @@ def compare(
         "jacobian": jacobian,
         "references": references,
         "matters": matters,
+        "plan": plan,
+        "budget": budget,
     }
+    console = table.console()
+    say = progress.saying(console)
     with _refusing():
-        asked = config.read(file, given)
+        asked = config.read(file, given | keyed(told))
+        from evenhand.app import planning
         from evenhand.comparison.compare import finished, prepare
         from evenhand.comparison.plan import state_bytes
         from evenhand.comparison.pool import run_jobs
 
-        settings, folder = asked.settings(), asked.folder()
-        jobs = prepare(settings, asked.recipes, folder, asked.resume)
+        settings, recipes_asked = planning.planned(asked, say)
+        if asked.plan:
+            console.print(planning.shown(settings, recipes_asked, asked.processes()))
+            return
+        folder = asked.folder()
+        jobs = prepare(settings, recipes_asked, folder, asked.resume)
         problem = settings.problem()
         most = settings.epochs or problem.epochs
-    console = table.console()
-    say = progress.saying(console)
+    for note in planning.notes(settings):
+        say(note)
     rates = ", ".join(f"{rate:g}" for rate in settings.rates)
     say(
         f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
         f"kept in {folder}"
     )
     say(progress.told_labels(problem.label_counts()))
-    say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
-    if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
-        say(told)
+    say(progress.told_memory(state_bytes(recipes_asked, problem, settings)))
+    if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
+        say(stacks)
     try:
         with progress.shown(console, jobs, most) as listener:
             run_jobs(jobs, settings, folder, listener, asked.processes())
     except KeyboardInterrupt:
-        again = config.command(settings, asked.recipes, folder)
+        again = config.command(settings, recipes_asked, folder)
         _complain(
             f"stopped; {_finished(jobs, folder)} of {len(jobs)} runs are finished and kept. "
             f"Go on with:\n{again} --workers {asked.processes()} --resume"

@@ -14,7 +14,7 @@ from evenhand.comparison.plan import jobs, units
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.reference_runs import FACTS
 from evenhand.comparison.references import CONSTANT, reference_jobs, reference_names
-from evenhand.comparison.request import Given, Maker, Settings, load_problem
+from evenhand.comparison.request import Given, Maker, Settings, forget
 from evenhand.comparison.statistics import Row, rows
 from evenhand.data.problem import Problem
 from evenhand.recipes import Recipe
@@ -68,7 +68,7 @@ def compare(
         ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
             worker processes.
     """
-    load_problem.cache_clear()  # the data may be others than those of an earlier comparison
+    forget()  # the data may be others than those of an earlier comparison
     settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
     settings, names = settings.taking(recipes)
     if workers > 1:
@@ -94,7 +94,8 @@ def prepare(
     problem = settings.problem()
     problem.check_labels()
     for split in range(1, settings.splits):
-        if settings.design != "hold-out":  # an impossible division is told before training
+        # An impossible division is told before training.
+        if settings.design != "hold-out" or problem.pool is not None or settings.options:
             settings.problem(split).check_labels()
     todo = jobs(recipes, problem, settings)
     chosen = {

@@ -108,7 +108,7 @@ def output_shapes(problem: Problem) -> dict[str, torch.Size]:
 
 
 def labels(problem: Problem, samples: Samples, task: str, shape: torch.Size) -> Tensor:
-    """The targets of a task that are labels: what its metric gets to see, [n, …].
+    """The targets of a task that are labels: what its metric gets to see, [n, …], without weights.
 
     `shape` is that of the task's output of one sample.
     """
@@ -116,7 +116,10 @@ def labels(problem: Problem, samples: Samples, task: str, shape: torch.Size) -> 
     collecting = replace(problem, tasks={task: replace(problem.tasks[task], metric=lambda: seen)})
     nothing = constant_network({task: torch.zeros(shape)})
     evaluate(nothing, collecting, samples, (task,))
-    return torch.cat(seen.targets) if seen.targets else torch.zeros(0)
+    if not seen.targets:
+        return torch.zeros(0)
+    found, bare = torch.cat(seen.targets), problem.tasks[task].bare
+    return found if bare is None else bare(found)
 
 
 class _Seen:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.recipes import RECIPES, Recipe, recipe
-from evenhand.sources import DESIGNS
+from evenhand.sources import DESIGNS, is_function, is_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +108,8 @@ class Settings:
         references: which rows stand beside the recipes, see `references`: "none" but the
             constant, "cheap" or "all".
         matters: the smallest difference that matters, in points of skill.
+        options: what else the source is told; of a table, its targets and columns
+            (`tables.question.Question.written`).
         given: objects instead of names; no part of what is compared or written down.
     """
 
@@ -125,6 +127,7 @@ class Settings:
     design: str = "hold-out"
     references: str = "none"
     matters: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
     given: Given = field(default_factory=Given, compare=False, repr=False)
 
     @classmethod
@@ -142,15 +145,17 @@ class Settings:
         """
         from evenhand.data.problem import Problem
 
-        problem = _problem_of(source, 0)
+        whole = _resolved(source, given.get("options") or {})
+        problem = whole if isinstance(whole, Problem) else whole(0)
         own: dict[str, Any] = {
             "rates": problem.rates,
             "optimizer": problem.optimizer,
             "seeds": (0,),
             "splits": 3 if problem.official_test else 5,
             "references": "cheap",
+            "design": problem.design,
         }
-        if isinstance(source, Problem) and source.pool is None:
+        if isinstance(whole, Problem) and whole.pool is None:
             own["splits"] = 1
         if not isinstance(source, str):
             own["given"] = Given(source)
@@ -188,6 +193,10 @@ class Settings:
         if not (math.isfinite(self.matters) and self.matters >= 0):
             raise ValueError(f"matters={self.matters}: must be a number of points >= 0")
 
+    def resolved(self) -> Problem | Maker:
+        """What the source stands for: a problem, or a function that divides it for each split."""
+        return self.given.problem or _resolved(self.source, self.options)
+
     def problem(self, split: int = 0) -> Problem:
         """The problem with the parts of one split.
 
@@ -196,10 +205,10 @@ class Settings:
         """
         from evenhand.data.problem import Problem
 
-        source = self.source if self.given.problem is None else self.given.problem
+        source = self.resolved()
         if self.design == "hold-out" and not isinstance(source, Problem):
-            return _problem_of(source, split)
-        whole = _problem_of(source, 0)
+            return load_problem(source, split)
+        whole = source if isinstance(source, Problem) else load_problem(source, 0)
         if self.splits == 1 and self.design == "hold-out":
             return whole
         if whole.pool is None:
@@ -243,22 +252,38 @@ class Settings:
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]  # tuples are lists
 
 
-def _problem_of(source: str | Problem | Maker, split: int) -> Problem:
-    from evenhand.data.problem import Problem
-
-    if isinstance(source, Problem):
+def _resolved(source: str | Problem | Maker, options: Mapping[str, Any]) -> Problem | Maker:
+    """What a source stands for; a table is read, and a function called, once for a comparison."""
+    if not isinstance(source, str):
         return source
-    return load_problem(source, split)
+    if is_table(source) or is_function(source):
+        return _made(source, json.dumps(options))
+    from evenhand import data
+
+    return data.resolved(source, options)
+
+
+@lru_cache(maxsize=4)
+def _made(source: str, options: str) -> Problem | Maker:
+    from evenhand import data
+
+    return data.resolved(source, json.loads(options))
 
 
 @lru_cache(maxsize=4)
 def load_problem(source: str | Maker, split: int = 0) -> Problem:
     """The problem called or made by `source`, divided for the `split`-th time.
 
-    It is kept for the parts of one comparison; `compare` loads it afresh.
+    It is kept for the parts of one comparison; `compare` loads it afresh, see `forget`.
     """
     if not isinstance(source, str):
         return source(split)
     from evenhand import data
 
     return data.problem(source, split)
+
+
+def forget() -> None:
+    """Load the data afresh from now on: they may be others than those of an earlier comparison."""
+    load_problem.cache_clear()
+    _made.cache_clear()

@@ -47,6 +47,8 @@ class Task:
             that counts as 100 points of skill.
         missing: the target that stands for no label, see `Labelling`. NaN always does.
         gaps: what becomes of a sample some of whose entries have no label, see `Labelling`.
+        bare: where the last column of a target is the weight of its sample: target [b, ...] ->
+            what is compared with outputs, without it. Loss and metric get the target with it.
     """
 
     loss: Loss
@@ -57,6 +59,7 @@ class Task:
     unit: float | None = None
     missing: float | None = None
     gaps: Gaps = "sample"
+    bare: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         Labelling(self.missing, self.gaps)
@@ -71,6 +74,18 @@ def gathered(samples: Tensor, index: Tensor) -> Tensor:
     """samples[index], for whole samples, which takes less time than indexing."""
     found = samples.index_select(0, index.flatten().to(samples.device))
     return found.view(*index.shape, *samples.shape[1:])
+
+
+class Preparation(Protocol):
+    """What turns rows of a table into a network's inputs, and its outputs into cells.
+
+    It is fitted to the training part of a problem, and kept beside the weights of the networks that
+    were trained on it.
+    """
+
+    def to_json(self) -> str:
+        """Everything that it knows."""
+        ...
 
 
 class Samples(Protocol):
@@ -147,6 +162,8 @@ class Problem:
         test_groups: which of them each test sample belongs to, int64 [n], if not one each.
         pool: all samples, from which the parts can be drawn in other ways than the loader's own.
         scaled: as `network`, its width multiplied by the number given.
+        design: how the data are divided where nothing is said, see `data/splits.py`.
+        preparation: what was fitted to the training part to make inputs and targets of a table.
     """
 
     name: str
@@ -167,6 +184,8 @@ class Problem:
     test_groups: Tensor | None = None
     pool: Pool | None = None
     scaled: Callable[[Sequence[str], float], MultiTaskNetwork] | None = None
+    design: str = "hold-out"
+    preparation: Preparation | None = None
 
     def losses(
         self, outputs: Mapping[str, Any], targets: Mapping[str, Tensor]
