@@ -4,6 +4,7 @@ from evenhand import aggregation, weighting
 from evenhand.aggregation import *  # noqa: F403
 from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
 from evenhand.balancer import Balance, Balancer
+from evenhand.comparison.door import compare
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
 from evenhand.schedules import (
     Clock,
@@ -31,6 +32,7 @@ __all__ = [
     "alternate_adaptively",
     "alternate_epochs",
     "alternate_steps",
+    "compare",
     "in_groups",
     "jointly",
     "nested",

@@ -6,8 +6,6 @@ help and refusals come at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +13,8 @@ import typer
 
 import evenhand
 from evenhand import sources
-from evenhand.app import config, progress, table
+from evenhand.app import config, progress, starting, table
+from evenhand.app.refusing import complain, refusing
 from evenhand.app.source_options import keyed, takes_source
 from evenhand.comparison.folder import RESULT, read_manifest
 from evenhand.recipes import recipe
@@ -36,23 +35,12 @@ app = typer.Typer(
 )
 
 
+app.add_typer(starting.app, name="new")
+
+
 def main() -> None:
     """The console entry."""
     app()
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """A mistake in what was asked ends the command."""
-    try:
-        yield
-    except ValueError as error:
-        _complain(str(error))
-        raise typer.Exit(2) from error
-
-
-def _complain(message: str) -> None:
-    typer.echo(f"evenhand: {message}", err=True)
 
 
 def _version(asked: bool) -> None:
@@ -228,7 +216,7 @@ def compare(
     }
     console = table.console()
     say = progress.saying(console)
-    with _refusing():
+    with refusing():
         asked = config.read(file, given | keyed(told))
         from evenhand.app import planning
         from evenhand.comparison.compare import finished, prepare
@@ -259,7 +247,7 @@ def compare(
             run_jobs(jobs, settings, folder, listener, asked.processes())
     except KeyboardInterrupt:
         again = config.command(settings, recipes_asked, folder)
-        _complain(
+        complain(
             f"stopped; {_finished(jobs, folder)} of {len(jobs)} runs are finished and kept. "
             f"Go on with:\n{again} --workers {asked.processes()} --resume"
         )
@@ -297,7 +285,7 @@ def methods(
     ] = None,
 ) -> None:
     """List the recipes: what they do, cost and promise."""
-    with _refusing():
+    with refusing():
         names = config.known(config.listed(recipes))
         if figure is not None:
             config.require_figure(figure)
@@ -307,7 +295,7 @@ def methods(
         return
     from evenhand.app import figures, landscape
 
-    with _refusing():
+    with refusing():
         paths = landscape.walk(names, progress.saying(table.console(stderr=True)))
     with figures.style():
         figures.save(landscape.draw(paths), figure)
@@ -331,7 +319,7 @@ def fetch(
     ] = None,
 ) -> None:
     """Download a data set that is not part of a package, and check it."""
-    with _refusing():
+    with refusing():
         if name != "mnist":
             raise ValueError(f"nothing called {name!r} can be downloaded; mnist can")
         from evenhand.data import mnist
@@ -353,7 +341,7 @@ def report(
     held against the plain sum by Wilcoxon's signed-rank test over the tables, with Holm's
     correction.
     """
-    with _refusing():
+    with refusing():
         for folder in folders:
             read_manifest(folder)  # one without it is refused before torch is loaded
         from evenhand.comparison.compare import finished

@@ -115,13 +115,9 @@ class Config(SourceOptions):
         """`out`, or a folder that does not exist yet, named after the data set."""
         if self.out is not None:
             return self.out
-        plain = Path(f"evenhand-{sources.called(self.source)}")
-        number = 1
-        folder = plain
-        while folder.exists():
-            number += 1
-            folder = plain.with_name(f"{plain.name}-{number}")
-        return folder
+        from evenhand.comparison.door import new_folder
+
+        return new_folder(sources.called(self.source))
 
 
 def read_duration(text: str) -> float:

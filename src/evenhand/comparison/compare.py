@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenhand.comparison.assessment import assess
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
 from evenhand.comparison.job import Job, Listener, Result
@@ -16,6 +17,7 @@ from evenhand.comparison.reference_runs import FACTS
 from evenhand.comparison.references import CONSTANT, reference_jobs, reference_names
 from evenhand.comparison.request import Given, Maker, Settings, forget
 from evenhand.comparison.statistics import Row, rows
+from evenhand.comparison.verdict import Verdict, verdict
 from evenhand.data.problem import Problem
 from evenhand.recipes import Recipe
 from evenhand.training.records import Record, RecordFile
@@ -37,6 +39,17 @@ class Comparison:
     out: Path
     references: tuple[Row, ...] = ()
     facts: tuple[Facts, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it comes to, in words."""
+        problem = self.settings.problem()
+        return verdict(assess(self.rows, self.references, problem, self.settings, self.facts))
+
+    def __str__(self) -> str:
+        said = self.verdict
+        advice = [f"Next: {said.advice}"] if said.advice else []
+        return "\n".join([said.headline, *(f"  {line}" for line in said.sentences), *advice])
 
     def records(self, result: Result) -> list[Record]:
         """The records of one of its runs."""

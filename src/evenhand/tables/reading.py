@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -271,6 +271,17 @@ def held(columns: Mapping[str, Iterable[Any]], name: str = "table") -> Table:
     return Table(name, made)
 
 
+def columns_of(frame: Any) -> dict[str, list[Any]] | Mapping[str, Any] | None:
+    """The columns of a mapping or a pandas data frame, by name; None if it is neither."""
+    if isinstance(frame, Mapping):
+        return frame
+    pandas = sys.modules.get("pandas")  # who has a data frame has imported it
+    if pandas is None or not isinstance(frame, pandas.DataFrame):
+        return None
+    names = [str(name) for name in frame.columns]
+    return {name: frame.iloc[:, k].tolist() for k, name in enumerate(_checked("table", names))}
+
+
 def typed(values: Iterable[Any], name: str, blank: frozenset[str] = BLANK) -> Cells:
     """A column of Python's values or of an array, as `Cells`.
 
@@ -348,8 +359,3 @@ def plain(name: str) -> str:
         \ngröße\u202e
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def fingerprint(content: bytes) -> str:
-    """A SHA-256 of what was read, 64 hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
