@@ -16,15 +16,16 @@ from evenhand.app.source_options import SourceOptions, words_of
 from evenhand.comparison.folder import begun
 from evenhand.comparison.request import Settings
 from evenhand.recipes import RECIPES, recipe
+from evenhand.spelling import split_list
 
 EVERYTHING = "all"
 """What asks for every recipe there is."""
 
 
 def listed(value: Any) -> Any:
-    """`a,b,c`, a single value, or a list of values: a list."""
+    """`a,b(c=1,d=2)`, a single value, or a list of values: a list."""
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return split_list(value)
     return [value] if isinstance(value, int | float) else value
 
 

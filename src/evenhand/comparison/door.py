@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evenhand import sources
-from evenhand.comparison import compare as comparing
-from evenhand.comparison.compare import Comparison
-from evenhand.comparison.request import Maker, Settings
-from evenhand.data.problem import Problem
-from evenhand.recipes import Recipe
+
+if TYPE_CHECKING:
+    from evenhand.comparison.compare import Comparison
+    from evenhand.comparison.request import Maker
+    from evenhand.data.problem import Problem
+    from evenhand.recipes import Recipe
 
 RECIPES = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
 """What is compared where nothing is said."""
@@ -55,6 +56,9 @@ def compare(
         >>> [row.recipe for row in found.rows]
         ['single-task', 'sg']
     """
+    from evenhand.comparison import compare as comparing
+    from evenhand.comparison.request import Settings
+
     said = {**({"targets": targets} if len(targets) else {}), **(table or {})}
     source, options = _source(asked, said)
     unknown = [name for name in settings if name not in Settings.__dataclass_fields__]
@@ -67,6 +71,7 @@ def compare(
 
 def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker, dict[str, Any]]:
     """What settings take, and the options that it is told."""
+    from evenhand.data.problem import Problem
     from evenhand.tables.examined import examined
     from evenhand.tables.problem import TableProblem
     from evenhand.tables.question import Question, absolute

@@ -11,13 +11,13 @@ import torch
 from evenhand.balancer import Balancer
 from evenhand.comparison.job import Job, Unit
 from evenhand.comparison.references import REFERENCES, Variant
-from evenhand.comparison.request import OPTIMIZERS, Settings
+from evenhand.comparison.request import OPTIMIZERS, Settings, optimizer
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
 from evenhand.recipes import Composition
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
-from evenhand.training.stopping import EarlyStopping
+from evenhand.training.stopping import EarlyStopping, Plateau
 
 
 def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[Job]:
@@ -111,7 +111,8 @@ def training(
     )
     optimizers = Optimizers(
         network.blocks(),
-        partial(OPTIMIZERS[settings.optimizer], lr=job.rate),
+        partial(optimizer(settings.optimizer), lr=job.rate),
+        partial(optimizer(settings.optimizer), lr=job.rate * parts.own_rate),
         weights=partial(OPTIMIZERS["adam"], lr=settings.weights_rate),
         learned=balancer.parameters(),
         slots=len(parts.schedule.slots(len(parts.tasks))) if parts.own_moments else 1,
@@ -126,6 +127,7 @@ def training(
         epochs=settings.epochs or problem.epochs,
         seed=job.run_seed,
         stopping=EarlyStopping(settings.patience),
+        plateau=Plateau(parts.plateau, factor=parts.factor) if parts.plateau else None,
         replacement=parts.replacement,
         observe_every=settings.observe_every,
         count_work=True,
