@@ -13,7 +13,7 @@ import typer
 
 import evenhand
 from evenhand import sources
-from evenhand.app import config, progress, starting, table
+from evenhand.app import config, progress, starting, table, using
 from evenhand.app.refusing import complain, refusing
 from evenhand.app.source_options import keyed, takes_source
 from evenhand.comparison.folder import RESULT, read_manifest
@@ -36,6 +36,8 @@ app = typer.Typer(
 
 
 app.add_typer(starting.app, name="new")
+for _command in (using.train, using.predict, using.export):
+    app.command()(_command)
 
 
 def main() -> None:
@@ -182,8 +184,17 @@ def compare(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--config", metavar="FILE", help="YAML file with these options; those given here win."
+            "--config",
+            metavar="FILE",
+            help="YAML or TOML file with these options; those given here win.",
         ),
+    ] = None,
+    print_config: Annotated[
+        bool | None,
+        typer.Option("--print-config", help="Print all options as YAML, and train nothing."),
+    ] = None,
+    as_json: Annotated[
+        bool | None, typer.Option("--json", help="Print the verdict as JSON; the rest on stderr.")
     ] = None,
     told: dict[str, Any],
 ) -> None:
@@ -214,10 +225,13 @@ def compare(
         "plan": plan,
         "budget": budget,
     }
-    console = table.console()
+    console = table.console(stderr=bool(as_json))
     say = progress.saying(console)
     with refusing():
         asked = config.read(file, given | keyed(told))
+        if print_config:
+            typer.echo(config.written(asked), nl=False)
+            return
         from evenhand.app import planning
         from evenhand.comparison.compare import finished, prepare
         from evenhand.comparison.plan import state_bytes
@@ -252,19 +266,23 @@ def compare(
             f"Go on with:\n{again} --workers {asked.processes()} --resume"
         )
         raise typer.Exit(130) from None
-    _present(finished(folder))
+    _present(finished(folder), as_json=bool(as_json))
 
 
 def _finished(jobs: list[Job], folder: Path) -> int:
     return sum((folder / job.folder / RESULT).exists() for job in jobs)
 
 
-def _present(comparison: Comparison, delta: bool = False) -> None:
-    """Verdict, table, report, and the report's path on the last line."""
-    from evenhand.app import report
+def _present(comparison: Comparison, delta: bool = False, as_json: bool = False) -> None:
+    """Verdict, table, report, and the report's path on the last line; or verdict.json."""
+    from evenhand.app import exports, report
     from evenhand.app.findings import Findings
 
     findings = Findings.of(comparison, comparison.settings.problem())
+    if as_json:
+        report.write(findings, delta)
+        typer.echo((comparison.out / exports.VERDICT).read_text())
+        return
     console = table.console()
     console.print(table.comparison(findings, console.width, delta))
     typer.echo(report.write(findings, delta))
@@ -334,6 +352,7 @@ def report(
         typer.Argument(metavar="DIR…", help="Folder of a comparison; or of ten or more tables."),
     ],
     delta: Annotated[bool, typer.Option("--delta", help="Show Δm as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Make verdict, table and report of a comparison again; or test over ten tables and more.
 
@@ -350,7 +369,7 @@ def report(
         if len(comparisons) > 1:
             table.console().print(table.over_tables(_across(folders, comparisons)))
             return
-    _present(comparisons[0], delta)
+    _present(comparisons[0], delta, as_json)
 
 
 def _across(folders: list[Path], comparisons: list[Comparison]) -> list[Across]:

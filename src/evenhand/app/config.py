@@ -189,14 +189,21 @@ def require_figure(file: Path) -> None:
         raise ValueError(f"{file}: there is no folder {file.parent}")
 
 
-def read(file: Path | None, options: Mapping[str, Any]) -> Config:
+def read(
+    file: Path | None, options: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+) -> Config:
     """The file's values, and over them the options that were given (those that are not None).
+
+    Args:
+        file: YAML or TOML.
+        options: by key.
+        usual: what stands where neither says anything.
 
     Raises:
         ValueError: in one line, what is wrong and what would be right.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    values = {**({} if file is None else _mapping(file)), **given}
+    values = {**(usual or {}), **({} if file is None else _mapping(file)), **given}
     try:
         config = Config.model_validate(values)
         config.check()
@@ -207,13 +214,33 @@ def read(file: Path | None, options: Mapping[str, Any]) -> Config:
     return config
 
 
+def written(asked: Config) -> str:
+    """All options as YAML: a configuration file that asks for the same."""
+    import yaml
+
+    values = asked.model_dump(mode="json")
+    rest = {key: value for key, value in values.items() if key not in ("plan", "print_config")}
+    kept = {key: value for key, value in rest.items() if value not in (None, [], {})}
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+
+
 def _mapping(file: Path) -> dict[str, Any]:
+    import tomllib
+
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text())
+        text = file.read_text(encoding="utf-8")
+        if file.suffix.lower() == ".toml":
+            content: Any = tomllib.loads(text)
+        else:
+            content = yaml.safe_load(text)
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file} is not TOML: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -72,11 +72,13 @@ class Reading:
         values: numeric, boolean: float64, NaN where blank; date: seconds since 1970, float64;
             category: text, None where blank; labels: tuples of names, None where blank.
         told: what was decided in reading it; "" if nothing.
+        words: boolean: how no and yes are written.
     """
 
     kind: Kind
     values: Cells
     told: str = ""
+    words: tuple[str, str] = ("0", "1")
 
 
 def found(name: str, cells: Cells) -> Reading:
@@ -94,7 +96,7 @@ def found(name: str, cells: Cells) -> Reading:
         return _numbers(name, cells)
     texts = Counter(cell for cell in cells if cell is not None)
     if _truths(texts):
-        return Reading("boolean", _mapped(cells, _truth))
+        return Reading("boolean", _mapped(cells, _truth), words=_words(texts))
     numeric = sum(count for text, count in texts.items() if _number(text) is not None)
     if numeric == sum(texts.values()):
         return read_as("numeric", name, cells)
@@ -197,7 +199,7 @@ def _boolean(name: str, cells: Cells) -> Reading:
             f"column {shown(name)} is no yes or no: {_short(wrong)} is none of 0/1, true/false, "
             "yes/no, t/f, y/n"
         )
-    return Reading("boolean", _mapped(as_text(cells), _truth))
+    return Reading("boolean", _mapped(as_text(cells), _truth), words=_words(texts))
 
 
 def _category(name: str, cells: Cells) -> Reading:
@@ -297,6 +299,13 @@ HUGE = 1e100
 
 def _truths(texts: Counter[str]) -> bool:
     return bool(texts) and all(_truth(text) is not None for text in texts)
+
+
+def _words(texts: Counter[str]) -> tuple[str, str]:
+    """How no and yes are written most often."""
+    ranked = sorted(texts, key=lambda text: (-texts[text], text))
+    no, yes = (next((t for t in ranked if _truth(t) == value), "") for value in (0.0, 1.0))
+    return no or "0", yes or "1"
 
 
 def _truth(text: str) -> float | None:

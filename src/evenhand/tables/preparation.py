@@ -184,6 +184,17 @@ class Column:
         """What each of the columns it becomes is called."""
         return self.fitted.titles(plain(self.name))
 
+    @property
+    def fitted_blanks(self) -> bool:
+        """Whether training rows had blanks."""
+        match self.fitted:
+            case OneHot(values=values):
+                return None in values
+            case Moments(days=days):
+                return days.blanks
+            case Scaled(blanks=blanks):
+                return blanks
+
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, **asdict(self.fitted)}
 

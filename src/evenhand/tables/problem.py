@@ -53,11 +53,13 @@ class Prepared:
         columns: of the inputs.
         targets: by the name of their task.
         shape: of the network, with its widths.
+        missing: cells that mean "blank", besides the usual ones.
     """
 
     columns: tuple[Column, ...]
     targets: Mapping[str, Target]
     shape: Shape
+    missing: tuple[str, ...] = ()
 
     def titles(self) -> list[str]:
         """What each of the network's inputs is."""
@@ -78,6 +80,7 @@ class Prepared:
             "format": FORMAT,
             "inputs": [column.to_dict() for column in self.columns],
             "targets": [target.to_dict() for target in self.targets.values()],
+            "missing": list(self.missing),
             "network": str(self.shape),
             "network_inputs": self.titles(),
         }
@@ -96,7 +99,8 @@ class Prepared:
                 raise ValueError(f"it has the format {said['format']!r}, not {FORMAT}")
             columns = tuple(Column.from_dict(entry) for entry in said["inputs"])
             made = [Target.from_dict(entry) for entry in said["targets"]]
-            return cls(columns, {t.title: t for t in made}, Shape.of(said["network"]))
+            targets, shape = {t.title: t for t in made}, Shape.of(said["network"])
+            return cls(columns, targets, shape, tuple(said["missing"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is no preparation of a table: {error!r}") from error
 
@@ -175,7 +179,8 @@ class TableProblem:
             target.title: (target.fitted(reading, rows, question.balance), reading)
             for target, reading in table.targets.values()
         }
-        prepared = Prepared(columns, {t: target for t, (target, _) in fitted.items()}, shape)
+        targets = {t: target for t, (target, _) in fitted.items()}
+        prepared = Prepared(columns, targets, shape, question.missing)
         weights = None if table.weights is None else _relative(table.weights, rows)
         inputs = prepared.inputs(table.inputs)
         encoded = {t: target.encoded(r, weights) for t, (target, r) in fitted.items()}

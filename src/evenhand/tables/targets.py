@@ -270,7 +270,7 @@ def asked(name: str, reading: Reading, metric: str) -> Target:
             "no classes; group them, or say --kind NAME=numeric where they are numbers"
         )
     if reading.kind == "boolean" or (reading.kind == "category" and len(counts) == 2):
-        return Target(name, "boolean", metric, _yes_last(counts, reading.kind))
+        return Target(name, "boolean", metric, _yes_last(counts, reading))
     return Target(
         name, "labels" if reading.kind == "labels" else "category", metric, _sorted(counts)
     )
@@ -284,16 +284,16 @@ def counted(reading: Reading) -> Counter[str]:
     """How often each class or label of a target comes."""
     if reading.kind == "boolean":
         known = reading.values[~np.isnan(reading.values)]
-        return Counter(str(int(value)) for value in known)
+        return Counter(reading.words[int(value)] for value in known.tolist())
     if reading.kind == "labels":
         return Counter(label for cell in reading.values if cell is not None for label in cell)
     return Counter(cell for cell in reading.values if cell is not None)
 
 
-def _yes_last(counts: Counter[str], kind: str) -> tuple[str, ...]:
-    """No and yes: 0 and 1, else the commoner and the rarer."""
-    if kind == "boolean":
-        return ("0", "1")
+def _yes_last(counts: Counter[str], reading: Reading) -> tuple[str, ...]:
+    """No and yes; of other words, the commoner and the rarer."""
+    if reading.kind == "boolean":
+        return reading.words
     no, yes = sorted(counts, key=lambda name: (-counts[name], name))
     return no, yes
 
