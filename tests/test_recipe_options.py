@@ -6,14 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+from torchmetrics import MeanSquaredError
 from typer.testing import CliRunner
 
+from evenhand import MultiTaskNetwork
 from evenhand.app.cli import app
 from evenhand.comparison.compare import compare
 from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.job import Job
 from evenhand.comparison.plan import training
-from evenhand.comparison.request import Settings, optimizer
+from evenhand.comparison.request import Given, Settings, optimizer
+from evenhand.data import Problem, Split, Task
 from evenhand.recipes import RECIPES, recipe
 from evenhand.spelling import Spelled, split_list
 
@@ -130,8 +135,25 @@ def test_whatever_is_typed_is_read_or_refused(text) -> None:
 # Trained --------------------------------------------------------------------------------------
 
 
+def tiny() -> Problem:
+    x = torch.randn(120, 2, generator=torch.Generator().manual_seed(0))
+    targets = {"sum": x.sum(1, keepdim=True), "gap": x[:, :1] - x[:, 1:]}
+    parts = [
+        Split(x[k : k + 40], {task: y[k : k + 40] for task, y in targets.items()})
+        for k in (0, 40, 80)
+    ]
+    tasks = dict.fromkeys(targets, Task(functional.mse_loss, MeanSquaredError, "MSE", False))
+    return Problem("tiny", "", "", tasks, network, *parts, epochs=2, rates=(0.1,))
+
+
+def network(tasks) -> MultiTaskNetwork:
+    trunk = nn.Sequential(nn.Linear(2, 4), nn.Tanh())
+    return MultiTaskNetwork(trunk, {task: nn.Linear(4, 1) for task in tasks})
+
+
 def settings(**asked) -> Settings:
-    return Settings("quadrants", seeds=(0,), rates=(0.1,), epochs=2, stack="never", **asked)
+    given = Given(tiny())
+    return Settings("tiny", seeds=(0,), rates=(0.1,), epochs=2, stack="never", given=given, **asked)
 
 
 def test_two_rates_and_a_plateau_are_the_trainings() -> None:
@@ -149,7 +171,8 @@ def test_two_rates_and_a_plateau_are_the_trainings() -> None:
 
 def test_options_are_in_manifest_folder_and_table(tmp_path) -> None:
     names = ["sg", "ate-sg(shared=2,own=1)"]
-    found = compare(settings(), names, tmp_path)
+    made = settings()
+    found = compare(made, names, tmp_path)
     assert [row.recipe for row in found.rows] == names
     assert read_manifest(tmp_path)["recipes"] == names
     moved = [record.moves for record in found.records(found.rows[1].chosen[0])[1:]]

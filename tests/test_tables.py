@@ -849,7 +849,7 @@ OPTIONS = st.fixed_dictionaries(
 
 @given(tables(), OPTIONS)
 @example(b"y,x\n" + b"".join(b"%d,%d\n" % (k % 2, k) for k in range(12)), {"targets": ["y"]})
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_no_table_and_no_option_is_more_than_a_refusal(tmp_path_factory, content, options) -> None:
     file = tmp_path_factory.mktemp("fuzz") / "t.csv"
     file.write_bytes(content)

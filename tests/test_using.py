@@ -56,6 +56,13 @@ def run(*words: str, code: int = 0) -> Result:
     return result
 
 
+def mine(folder: Path) -> Path:
+    """The starting file."""
+    file = folder / "mine.py"
+    run("new", "problem", file)
+    return file
+
+
 TRAINED = ["--epochs", "12", "--lr", "0.01,0.03", "--recipe", "mgda"]
 WORDS = [word for name in TARGETS for word in ("--target", name)]
 
@@ -175,9 +182,8 @@ def test_predictions_as_json_and_in_a_file(folder, tmp_path) -> None:
 def test_what_is_no_run_of_a_table_is_refused(folder, tmp_path) -> None:
     table = folder.parent / "garden.csv"
     assert "has no best.safetensors" in run("predict", tmp_path, table, code=2).stderr
-    out = tmp_path / "quadrants"
-    quick = ["--epochs", "1", "--lr", "0.1"]
-    run("train", "quadrants", *quick, "--out", out)
+    out = tmp_path / "mine"
+    run("train", f"{mine(tmp_path)}:problem", "--epochs", "1", "--out", out)
     assert "was not trained on a table" in run("predict", out, table, code=2).stderr
     result = run("train", table, *WORDS[:4], "--recipe", "single-task", code=2)
     assert "makes 2 networks, one for each task" in result.stderr
@@ -248,9 +254,9 @@ def test_an_export_that_gives_other_numbers_is_refused(folder, tmp_path, monkeyp
     assert "gives other numbers than the network" in result.stderr
 
 
-def test_a_network_of_a_data_set_is_exported_with_its_outputs(tmp_path) -> None:
+def test_a_network_of_a_function_is_exported_with_its_outputs(tmp_path) -> None:
     out = tmp_path / "run"
-    run("train", "quadrants", "--epochs", "1", "--lr", "0.1", "--out", out)
+    run("train", f"{mine(tmp_path)}:problem", "--epochs", "1", "--out", out)
     (file,) = run("export", out, "--format", "torch").stdout.split()
     module = torch.export.load(file).module()
-    assert len(module(torch.zeros(3, 2))) == 2
+    assert [list(said.shape) for said in module(torch.zeros(3, 8))] == [[3, 2], [3, 1]]

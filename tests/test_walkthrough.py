@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from evenhand.app import report
 from evenhand.app.cli import app
 from evenhand.comparison.request import forget
 
@@ -31,13 +32,15 @@ def test_the_walk_through_runs(tmp_path, monkeypatch) -> None:
     assert {words[0] for words in COMMANDS} == {"evenhand"}
     assert {words[1] for words in COMMANDS} == {"compare", "train", "predict", "export", "new"}
     said = {}
-    for words in COMMANDS:
+    for words in sorted(COMMANDS, key=lambda words: "linnerud.csv" not in words):
         trees = "linnerud.csv" in words
         taken = {
             "compare": LESS | ({} if trees else NO_TREES),
             "train": {k: v for k, v in LESS.items() if k != "--splits"},
         }
         less = [w for o, v in taken.get(words[1], {}).items() if o not in words for w in (o, v)]
+        if "linnerud.csv" not in words:  # one report is drawn, the others have no figures
+            monkeypatch.setattr(report, "plates", lambda findings: iter(()))
         forget()
         result = CliRunner().invoke(app, [*words[1:], *less])
         assert result.exit_code == 0, (words, result.output, result.exception)
