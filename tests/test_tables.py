@@ -30,7 +30,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from typer.testing import CliRunner
 
+from evenhand.app import config
 from evenhand.app.cli import app
+from evenhand.comparison.budget import Cost, fitted
 from evenhand.comparison.constant import constants
 from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.request import Settings, forget
@@ -808,6 +810,62 @@ def test_hostile_names_are_harmless(tmp_path, monkeypatch) -> None:
     assert plain("\x1b[31mred") == "\\x1b[31mred"
 
 
+# A budget -------------------------------------------------------------------------------------
+
+MEASURED = Cost(
+    runs=0,
+    each={"single-task": 4.0, "sg": 2.0, "mgda": 3.0, "ate-sg": 1.0, "trees": 2.0, "constant": 0.0},
+    splits=5,
+    workers=2,
+    epochs=40,
+)
+ASKED = Settings("t.csv", seeds=(0,), splits=5, references="cheap")
+NAMES = ("single-task", "sg", "mgda", "ate-sg")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "held", "splits", "recipes", "epochs", "references"),
+    [
+        # A split takes 12 processor seconds, 6 of wall time by two workers; starting takes 5.
+        (1e6, (), 20, NAMES, None, "cheap"),
+        (47.5, (), 7, NAMES, None, "cheap"),
+        (23.5, (), 3, NAMES, None, "cheap"),
+        (22.9, (), 3, NAMES[:3], None, "cheap"),
+        (17.5, (), 3, NAMES[:2], None, "cheap"),
+        (14.5, (), 3, NAMES[:2], None, "none"),
+        # Three splits of the two take 9 s; 5.0 s are left for them, so 22 of 40 epochs.
+        (10.0, (), 3, NAMES[:2], 22, "none"),
+        (1e6, ("splits",), 5, NAMES, None, "cheap"),
+        (33.0, ("splits",), 5, NAMES[:3], None, "cheap"),
+        (20.5, ("recipes", "references"), 3, NAMES, 34, "cheap"),
+    ],
+)
+def test_a_budget_is_kept(seconds, held, splits, recipes, epochs, references) -> None:
+    made = fitted(seconds, NAMES, ASKED, MEASURED, frozenset(held))
+    assert made.settings.splits == splits
+    assert made.recipes == recipes
+    assert made.settings.epochs == epochs
+    assert made.settings.references == references
+    assert made.seconds <= seconds
+    told = ", ".join(made.given_up)
+    assert (", ".join(name for name in NAMES if name not in recipes)) in told
+    assert ("epochs" in told) == (epochs is not None)
+    assert ("reference rows" in told) == (references == "none")
+    assert ("of 5 splits" in told) == (splits < 5)
+
+
+def test_a_budget_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 splits of single-task, sg take about 7.2 s"):
+        fitted(6.0, NAMES, ASKED, MEASURED)
+    assert [config.read_duration(text) for text in ("90s", "10m", "1.5 h", "2", "3min")] == [
+        90,
+        600,
+        5400,
+        120,
+        180,
+    ]
+
+
 # Whatever comes -------------------------------------------------------------------------------
 
 CELLS = st.one_of(
@@ -816,12 +874,12 @@ CELLS = st.one_of(
     st.floats().map(str),
     st.text(max_size=12),
 )
-NAMES = st.one_of(st.sampled_from(["y", "x", "", "y ", "\u202e", "a\nb"]), st.text(max_size=6))
+TITLES = st.one_of(st.sampled_from(["y", "x", "", "y ", "\u202e", "a\nb"]), st.text(max_size=6))
 
 
 @st.composite
 def tables(draw) -> bytes:
-    names = draw(st.lists(NAMES, min_size=1, max_size=4))
+    names = draw(st.lists(TITLES, min_size=1, max_size=4))
     kind = draw(st.sampled_from([CELLS, st.integers(0, 3).map(str), st.floats(-5, 5).map(str)]))
     rows = draw(st.lists(st.lists(kind, min_size=len(names), max_size=len(names)), max_size=24))
     text = io.StringIO(newline="")
