@@ -382,7 +382,9 @@ def test_options_win_over_the_file(tmp_path) -> None:
 def test_the_file_has_the_options_of_the_command() -> None:
     words = _run("compare --help").stdout
     options = set(re.findall(r"^  --([a-z]+)", words, re.MULTILINE)) - {"config", "help"}
-    assert options | {"source"} == set(config.Config.model_fields)
+    several = {"target": "targets", "input": "inputs", "kind": "kinds", "metric": "metrics"}
+    keys = {several.get(option, option) for option in options}
+    assert keys | {"source"} == set(config.Config.model_fields)
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path) -> None:

@@ -48,6 +48,7 @@ TITLES = {
     "ensemble": "Ensembles: `ensemble`",
     "recipes": "Recipes",
     "data": "Problems and data: `data`",
+    "tables": "Tables: `tables`",
     "comparison": "Comparisons: `comparison`",
 }
 

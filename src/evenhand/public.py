@@ -5,6 +5,7 @@ from evenhand.aggregation import *  # noqa: F403
 from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
 from evenhand.balancer import Balancer
 from evenhand.balancing.balance import Balance
+from evenhand.comparison.door import compare
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
 from evenhand.schedules import (
     Clock,
@@ -32,6 +33,7 @@ __all__ = [
     "alternate_adaptively",
     "alternate_epochs",
     "alternate_steps",
+    "compare",
     "in_groups",
     "jointly",
     "nested",

@@ -1,15 +1,22 @@
-"""The data sets that can be asked for by name: what they are, and where their loaders are.
+"""Where problems come from: data sets by name, tables by file, functions by module.
 
-Nothing is imported until a data set is loaded, so that lists and refusals come at once.
+Nothing is imported until a problem is loaded, so that lists and refusals come at once.
 """
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 DESIGNS = ("hold-out", "k-fold", "time")
 """How data can be divided into train, validation and test, see `data/splits.py`."""
+
+
+TABLES = (".csv", ".tsv", ".txt", ".parquet", ".arff")
+"""What a table's file name ends in, each also with `.gz`; see `tables/reading.py`."""
+KINDS = ("numeric", "boolean", "category", "date", "labels")
+"""What a column of a table can be, see `tables/kinds.py`."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,40 @@ SOURCES: tuple[Source, ...] = (
 )
 
 
+def is_table(text: str) -> bool:
+    """Whether it names a table's file; whether there is one, reading it tells."""
+    return text.lower().removesuffix(".gz").endswith(TABLES) and not is_function(text)
+
+
+def is_function(text: str) -> bool:
+    """Whether it names a function: `package.module:function` or `file.py:function`."""
+    module, colon, function = text.rpartition(":")
+    return bool(colon and module) and function.isidentifier()
+
+
+def checked(text: str) -> str:
+    """What a source is called, wherever one works: paths are made whole.
+
+    Raises:
+        ValueError: it is neither table nor function nor a data set's name.
+    """
+    if is_table(text):
+        return str(Path(text).absolute())
+    if is_function(text):
+        module, _, function = text.rpartition(":")
+        return f"{Path(module).absolute()}:{function}" if module.endswith(".py") else text
+    return source(text).name
+
+
+def called(text: str) -> str:
+    """A short name for folders: that of the data set, the file or the function."""
+    if is_function(text):
+        module, _, function = text.rpartition(":")
+        stem = Path(module).stem if module.endswith(".py") else module.rpartition(".")[2]
+        return f"{stem}-{function}"
+    return Path(text.removesuffix(".gz")).stem if is_table(text) else text
+
+
 def source(name: str) -> Source:
     """The data set called `name`.
 
@@ -146,4 +187,9 @@ def source(name: str) -> Source:
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-    raise ValueError(f"no data set is called {name!r}; did you mean {', '.join(near)}?")
+    other = (
+        ""
+        if name.isidentifier()
+        else (f"; a table's file ends in {', '.join(TABLES)}, a function is module:function")
+    )
+    raise ValueError(f"no data set is called {name!r}; did you mean {', '.join(near)}?{other}")

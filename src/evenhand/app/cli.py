@@ -6,16 +6,16 @@ help and refusals come at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import evenhand
 from evenhand import sources
-from evenhand.app import config, progress, table
+from evenhand.app import config, progress, starting, table, using
+from evenhand.app.refusing import complain, refusing
+from evenhand.app.source_options import keyed, takes_source
 from evenhand.comparison.folder import RESULT, read_manifest
 from evenhand.recipes import recipe
 
@@ -35,23 +35,14 @@ app = typer.Typer(
 )
 
 
+app.add_typer(starting.app, name="new")
+for _command in (using.train, using.predict, using.export):
+    app.command()(_command)
+
+
 def main() -> None:
     """The console entry."""
     app()
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """A mistake in what was asked ends the command."""
-    try:
-        yield
-    except ValueError as error:
-        _complain(str(error))
-        raise typer.Exit(2) from error
-
-
-def _complain(message: str) -> None:
-    typer.echo(f"evenhand: {message}", err=True)
 
 
 def _version(asked: bool) -> None:
@@ -71,11 +62,17 @@ def _options(
 
 
 @app.command()
+@takes_source
 def compare(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SOURCE", help="Data set; `evenhand datasets` lists them."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A table (csv, tsv, parquet, arff; - reads one), a function (mine.py:problem) or "
+            "a data set (`evenhand datasets`).",
+        ),
     ] = None,
+    *,
     recipes: Annotated[
         str | None,
         typer.Option(
@@ -176,12 +173,33 @@ def compare(
     delta: Annotated[
         bool | None, typer.Option("--delta", help="Show Δm as well, as the literature has it.")
     ] = None,
+    plan: Annotated[
+        bool | None,
+        typer.Option("--plan", help="Show columns, labels and cost, and train nothing."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="As much as can be done in this time (90s, 10m, 1.5h); says what it gives up.",
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            "--config", metavar="FILE", help="YAML file with these options; those given here win."
+            "--config",
+            metavar="FILE",
+            help="YAML or TOML file with these options; those given here win.",
         ),
     ] = None,
+    print_config: Annotated[
+        bool | None,
+        typer.Option("--print-config", help="Print all options as YAML, and train nothing."),
+    ] = None,
+    as_json: Annotated[
+        bool | None, typer.Option("--json", help="Print the verdict as JSON; the rest on stderr.")
+    ] = None,
+    told: dict[str, Any],
 ) -> None:
     """Train tasks together and apart, and see which serves them.
 
@@ -208,51 +226,67 @@ def compare(
         "references": references,
         "matters": matters,
         "delta": delta,
+        "plan": plan,
+        "budget": budget,
     }
-    with _refusing():
-        asked = config.read(file, given)
+    console = table.console(stderr=bool(as_json))
+    say = progress.saying(console)
+    with refusing():
+        asked = config.read(file, given | keyed(told))
+        if print_config:
+            typer.echo(config.written(asked), nl=False)
+            return
+        from evenhand.app import planning
         from evenhand.comparison.compare import finished, prepare
         from evenhand.comparison.plan import state_bytes
         from evenhand.comparison.pool import run_jobs
 
-        settings, folder = asked.settings(), asked.folder()
-        jobs = prepare(settings, asked.recipes, folder, asked.resume)
+        settings, recipes_asked = planning.planned(asked, say)
+        if asked.plan:
+            console.print(planning.shown(settings, recipes_asked, asked.processes()))
+            return
+        folder = asked.folder()
+        jobs = prepare(settings, recipes_asked, folder, asked.resume)
         problem = settings.problem()
         most = settings.epochs or problem.epochs
-    console = table.console()
-    say = progress.saying(console)
+    for note in planning.notes(settings):
+        say(note)
     rates = ", ".join(f"{rate:g}" for rate in settings.rates)
     say(
         f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
         f"kept in {folder}"
     )
     say(progress.told_labels(problem.label_counts()))
-    say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
-    if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
-        say(told)
+    say(progress.told_memory(state_bytes(recipes_asked, problem, settings)))
+    if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
+        say(stacks)
     try:
         with progress.shown(console, jobs, most) as listener:
             run_jobs(jobs, settings, folder, listener, asked.processes())
     except KeyboardInterrupt:
-        again = config.command(settings, asked.recipes, folder)
-        _complain(
+        again = config.command(settings, recipes_asked, folder)
+        complain(
             f"stopped; {_finished(jobs, folder)} of {len(jobs)} runs are finished and kept. "
             f"Go on with:\n{again} --workers {asked.processes()} --resume"
         )
         raise typer.Exit(130) from None
-    _present(finished(folder), asked.delta)
+    _present(finished(folder), asked.delta, as_json=bool(as_json))
 
 
 def _finished(jobs: list[Job], folder: Path) -> int:
     return sum((folder / job.folder / RESULT).exists() for job in jobs)
 
 
-def _present(comparison: Comparison, delta: bool = False) -> None:
-    """Verdict, table, report, and the report's path on the last line."""
-    from evenhand.app import report
+def _present(comparison: Comparison, delta: bool = False, as_json: bool = False) -> None:
+    """Verdict, table, report, and the report's path on the last line; or verdict.json."""
+    from evenhand.app import exports, report
     from evenhand.app.findings import Findings
 
     findings = Findings.of(comparison, comparison.settings.problem())
+    if as_json:
+        report.write(findings, delta)
+        typer.echo((comparison.out / exports.VERDICT).read_text())
+        return
     console = table.console()
     console.print(table.comparison(findings, console.width, delta))
     typer.echo(report.write(findings, delta))
@@ -273,7 +307,7 @@ def methods(
     ] = None,
 ) -> None:
     """List the recipes: what they do, cost and promise."""
-    with _refusing():
+    with refusing():
         names = config.known(config.listed(recipes))
         if figure is not None:
             config.require_figure(figure)
@@ -283,7 +317,7 @@ def methods(
         return
     from evenhand.app import figures, landscape
 
-    with _refusing():
+    with refusing():
         paths = landscape.walk(names, progress.saying(table.console(stderr=True)))
     with figures.style():
         figures.save(landscape.draw(paths), figure)
@@ -307,7 +341,7 @@ def fetch(
     ] = None,
 ) -> None:
     """Download a data set that is not part of a package, and check it."""
-    with _refusing():
+    with refusing():
         if name != "mnist":
             raise ValueError(f"nothing called {name!r} can be downloaded; mnist can")
         from evenhand.data import mnist
@@ -322,6 +356,7 @@ def report(
         typer.Argument(metavar="DIR…", help="Folder of a comparison; or of ten or more tables."),
     ],
     delta: Annotated[bool, typer.Option("--delta", help="Show Δm as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
     """Make verdict, table and report of a comparison again; or test over ten tables and more.
 
@@ -329,7 +364,7 @@ def report(
     held against the plain sum by Wilcoxon's signed-rank test over the tables, with Holm's
     correction.
     """
-    with _refusing():
+    with refusing():
         for folder in folders:
             read_manifest(folder)  # one without it is refused before torch is loaded
         from evenhand.comparison.compare import finished
@@ -338,7 +373,7 @@ def report(
         if len(comparisons) > 1:
             table.console().print(table.over_tables(_across(folders, comparisons)))
             return
-    _present(comparisons[0], delta)
+    _present(comparisons[0], delta, as_json)
 
 
 def _across(folders: list[Path], comparisons: list[Comparison]) -> list[Across]:

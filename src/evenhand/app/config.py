@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from evenhand import sources
+from evenhand.app.source_options import SourceOptions, words_of
 from evenhand.comparison.folder import begun
 from evenhand.comparison.request import Settings
 from evenhand.recipes import RECIPES, recipe
+from evenhand.spelling import split_list
 
 EVERYTHING = "all"
 """What asks for every recipe there is."""
 
 
 def listed(value: Any) -> Any:
-    """`a,b,c`, a single value, or a list of values: a list."""
+    """`a,b(c=1,d=2)`, a single value, or a list of values: a list."""
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return split_list(value)
     return [value] if isinstance(value, int | float) else value
 
 
@@ -37,19 +40,16 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Config(BaseModel):
+class Config(SourceOptions):
     """A comparison as the user asks for it. Options and keys of the YAML file have these names.
 
     Raises:
         ValidationError: something is unknown or out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str
     recipes: Listed[str] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
     splits: Count | None = None
-    design: str = "hold-out"
+    design: str | None = None
     seeds: Count | None = None
     lr: Listed[Rate] | None = None
     epochs: Count | None = None
@@ -63,16 +63,13 @@ class Config(BaseModel):
     matters: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     delta: bool = False
     workers: Count | None = None
+    plan: bool = False
+    budget: str | None = None
 
     @field_validator("recipes")
     @classmethod
     def _known_recipes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return known(names)
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, name: str) -> str:
-        return sources.source(name).name
 
     def settings(self) -> Settings:
         """What the library is told. The data set is loaded for what it suggests."""
@@ -84,12 +81,17 @@ class Config(BaseModel):
         Raises:
             ValueError: a setting is out of range, or `out` holds something else.
         """
+        if self.budget is not None:
+            read_duration(self.budget)
+            if self.resume:
+                raise ValueError("--budget plans a comparison anew: leave it out with --resume")
         if self.out is not None:
             begun(self.out, self.resume)
         Settings(self.source, **{k: v for k, v in self._given().items() if v is not None})
 
     def _given(self) -> dict[str, Any]:
         return {
+            "options": self.options(),
             "seeds": None if self.seeds is None else tuple(range(self.seeds)),
             "splits": self.splits,
             "design": self.design,
@@ -115,13 +117,21 @@ class Config(BaseModel):
         """`out`, or a folder that does not exist yet, named after the data set."""
         if self.out is not None:
             return self.out
-        plain = Path(f"evenhand-{self.source}")
-        number = 1
-        folder = plain
-        while folder.exists():
-            number += 1
-            folder = plain.with_name(f"{plain.name}-{number}")
-        return folder
+        from evenhand.comparison.door import new_folder
+
+        return new_folder(sources.called(self.source))
+
+
+def read_duration(text: str) -> float:
+    """`90s`, `10m`, `1.5h` -> seconds; a number by itself is minutes.
+
+    Raises:
+        ValueError: it is none of these, or not positive.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(s|m|min|h)?", text.strip().lower())
+    if found is None or not float(found[1]) > 0:
+        raise ValueError(f"budget={text!r}: write a time, such as 90s, 10m or 1.5h")
+    return float(found[1]) * {"s": 1.0, "h": 3600.0}.get(found[2] or "m", 60.0)
 
 
 def known(names: Sequence[str]) -> tuple[str, ...]:
@@ -144,6 +154,7 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
         what = repr(settings.source) if settings.given.problem is None else settings.source
         return f"compare({what}, {list(recipes)}, {str(out)!r})  # in Python, with its objects"
     words = ["evenhand", "compare", settings.source, "--recipes", ",".join(recipes)]
+    words += words_of(settings.options)
     words += ["--splits", str(settings.splits), "--design", settings.design]
     words += ["--seeds", str(len(settings.seeds))]
     words += ["--references", settings.references, "--matters", f"{settings.matters:g}"]
@@ -152,7 +163,15 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
     words += [] if settings.patience is None else ["--patience", str(settings.patience)]
     words += ["--optimizer", settings.optimizer, "--stack", settings.stack]
     words += ["--jacobian", str(settings.jacobian)]
-    return shlex.join([*words, "--out", str(out)])
+    return " ".join(quoted(word) for word in [*words, "--out", str(out)])
+
+
+def quoted(word: str) -> str:
+    """A word for a shell; with characters that no terminal should be sent, as bash's $'…'."""
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = (c if c.isprintable() and c not in "'\\" else f"\\U{ord(c):08x}" for c in word)
+    return f"$'{''.join(letters)}'"
 
 
 FIGURES = (".pdf", ".png", ".svg")
@@ -171,14 +190,21 @@ def require_figure(file: Path) -> None:
         raise ValueError(f"{file}: there is no folder {file.parent}")
 
 
-def read(file: Path | None, options: Mapping[str, Any]) -> Config:
+def read(
+    file: Path | None, options: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+) -> Config:
     """The file's values, and over them the options that were given (those that are not None).
+
+    Args:
+        file: YAML or TOML.
+        options: by key.
+        usual: what stands where neither says anything.
 
     Raises:
         ValueError: in one line, what is wrong and what would be right.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    values = {**({} if file is None else _mapping(file)), **given}
+    values = {**(usual or {}), **({} if file is None else _mapping(file)), **given}
     try:
         config = Config.model_validate(values)
         config.check()
@@ -189,13 +215,33 @@ def read(file: Path | None, options: Mapping[str, Any]) -> Config:
     return config
 
 
+def written(asked: Config) -> str:
+    """All options as YAML: a configuration file that asks for the same."""
+    import yaml
+
+    values = asked.model_dump(mode="json")
+    rest = {key: value for key, value in values.items() if key not in ("plan", "print_config")}
+    kept = {key: value for key, value in rest.items() if value not in (None, [], {})}
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+
+
 def _mapping(file: Path) -> dict[str, Any]:
+    import tomllib
+
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text())
+        text = file.read_text(encoding="utf-8")
+        if file.suffix.lower() == ".toml":
+            content: Any = tomllib.loads(text)
+        else:
+            content = yaml.safe_load(text)
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file} is not TOML: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -208,7 +254,9 @@ def _complaint(error: Mapping[str, Any]) -> str:
     key = str(error["loc"][0])
     match error["type"]:
         case "missing":
-            return f"name a data set: one of {', '.join(entry.name for entry in sources.SOURCES)}"
+            names = ", ".join(entry.name for entry in sources.SOURCES)
+            other = "name a table (table.csv) or a function (mine.py:problem)"
+            return f"{other}, or name a data set: one of {names}"
         case "extra_forbidden":
             near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.4)
             known = near or list(Config.model_fields)

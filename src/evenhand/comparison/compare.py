@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenhand.comparison.assessment import assess
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
 from evenhand.comparison.job import Job, Listener, Result
@@ -14,8 +15,9 @@ from evenhand.comparison.plan import jobs, units
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.reference_runs import FACTS
 from evenhand.comparison.references import CONSTANT, reference_jobs, reference_names
-from evenhand.comparison.request import Given, Maker, Settings, load_problem
+from evenhand.comparison.request import Given, Maker, Settings, forget
 from evenhand.comparison.statistics import Row, rows
+from evenhand.comparison.verdict import Verdict, verdict
 from evenhand.data.problem import Problem
 from evenhand.recipes import Recipe
 from evenhand.training.records import Record, RecordFile
@@ -37,6 +39,17 @@ class Comparison:
     out: Path
     references: tuple[Row, ...] = ()
     facts: tuple[Facts, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it comes to, in words."""
+        problem = self.settings.problem()
+        return verdict(assess(self.rows, self.references, problem, self.settings, self.facts))
+
+    def __str__(self) -> str:
+        said = self.verdict
+        advice = [f"Next: {said.advice}"] if said.advice else []
+        return "\n".join([said.headline, *(f"  {line}" for line in said.sentences), *advice])
 
     def records(self, result: Result) -> list[Record]:
         """The records of one of its runs."""
@@ -68,7 +81,7 @@ def compare(
         ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
             worker processes.
     """
-    load_problem.cache_clear()  # the data may be others than those of an earlier comparison
+    forget()  # the data may be others than those of an earlier comparison
     settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
     settings, names = settings.taking(recipes)
     if workers > 1:
@@ -94,7 +107,8 @@ def prepare(
     problem = settings.problem()
     problem.check_labels()
     for split in range(1, settings.splits):
-        if settings.design != "hold-out":  # an impossible division is told before training
+        # An impossible division is told before training.
+        if settings.design != "hold-out" or problem.pool is not None or settings.options:
             settings.problem(split).check_labels()
     todo = jobs(recipes, problem, settings)
     chosen = {

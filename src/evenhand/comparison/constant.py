@@ -120,7 +120,7 @@ def _emptied(output: Tensor) -> Tensor:
 
 
 def labels(problem: Problem, samples: Samples, task: str, empty: Nest) -> Tensor:
-    """The targets of a task that are labels: what its metric gets to see, [n, …].
+    """The targets of a task that are labels: what its metric gets to see, [n, …], without weights.
 
     `empty` is of `empty_outputs`.
     """
@@ -129,7 +129,10 @@ def labels(problem: Problem, samples: Samples, task: str, empty: Nest) -> Tensor
     collecting = replace(problem, tasks={task: counting})
     nothing = constant_network({task: empty})
     evaluate(nothing, collecting, samples, (task,))
-    return torch.cat(seen.targets) if seen.targets else torch.zeros(0)
+    if not seen.targets:
+        return torch.zeros(0)
+    found, bare = torch.cat(seen.targets), problem.tasks[task].bare
+    return found if bare is None else bare(found)
 
 
 class _Seen:

@@ -34,6 +34,7 @@ LATER: Mapping[str, Any] = {
     "design": "hold-out",
     "references": "none",
     "matters": 1.0,
+    "options": {},
 }
 """Settings that came later, and what there was before."""
 

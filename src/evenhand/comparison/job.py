@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from evenhand.training.records import Record
 
+LONGEST = 100
+"""Letters of a label in the name of a folder."""
 APART = 1_000_003
 """Between the seeds of one split and those of the next: more than anybody asks for."""
 
@@ -27,7 +31,7 @@ class Job:
     @property
     def network(self) -> str:
         """The recipe, and which of its networks; a folder inside the comparison's."""
-        return f"{self.recipe}-{self.label}" if self.label else self.recipe
+        return f"{self.recipe}-{_as_folder(self.label)}" if self.label else self.recipe
 
     @property
     def group(self) -> str:
@@ -43,6 +47,14 @@ class Job:
     def run_seed(self) -> int:
         """Of initial weights and all chance in training: another one in every split."""
         return self.seed + APART * self.split
+
+
+def _as_folder(label: str) -> str:
+    """A label in letters that any file system takes, no two labels alike; `%` writes the others."""
+    quoted = quote(label, safe=" +(),=")
+    if len(quoted) <= LONGEST:
+        return quoted
+    return f"{quoted[: LONGEST - 17]}-{hashlib.sha256(label.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import torch
 from evenhand.balancer import Balancer
 from evenhand.comparison.job import Job, Unit
 from evenhand.comparison.references import REFERENCES, Variant
-from evenhand.comparison.request import OPTIMIZERS, Settings
+from evenhand.comparison.request import OPTIMIZERS, Settings, optimizer
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
 from evenhand.recipes import Composition
 from evenhand.schedules import as_schedule
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
-from evenhand.training.stopping import EarlyStopping
+from evenhand.training.stopping import EarlyStopping, Plateau
 
 
 def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[Job]:
@@ -112,7 +112,8 @@ def training(
     )
     optimizers = Optimizers(
         network.blocks(),
-        partial(OPTIMIZERS[settings.optimizer], lr=job.rate),
+        partial(optimizer(settings.optimizer), lr=job.rate),
+        partial(optimizer(settings.optimizer), lr=job.rate * parts.own_rate),
         weights=partial(OPTIMIZERS["adam"], lr=settings.weights_rate),
         learned=balancer.parameters(),
         slots=len(as_schedule(parts.schedule).slots(len(parts.tasks))) if parts.own_moments else 1,
@@ -127,6 +128,7 @@ def training(
         epochs=settings.epochs or problem.epochs,
         seed=job.run_seed,
         stopping=EarlyStopping(settings.patience),
+        plateau=Plateau(parts.plateau, factor=parts.factor) if parts.plateau else None,
         replacement=parts.replacement,
         observe_every=settings.observe_every,
         count_work=True,

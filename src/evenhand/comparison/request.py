@@ -5,17 +5,19 @@ Nothing here loads torch before it is needed, so that the tool refuses a mistake
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.recipes import RECIPES, Recipe, recipe
-from evenhand.sources import DESIGNS
+from evenhand.sources import DESIGNS, is_function, is_table
+from evenhand.spelling import Spelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,18 +41,73 @@ def sgd(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
     """SGD with momentum 0.9."""
     from torch.optim import SGD
 
-    return SGD(parameters, momentum=0.9, fused=True, **options)
+    return SGD(parameters, **{"momentum": 0.9, "fused": True, **options})
 
 
 def adam(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
     """Adam with torch's defaults."""
     from torch.optim import Adam
 
-    return Adam(parameters, fused=True, **options)
+    return Adam(parameters, **{"fused": True, **options})
 
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"sgd": sgd, "adam": adam}
 """Fused: one pass over the memory instead of several; ``benchmarks/alternation.py`` has both."""
+
+
+def optimizer(spelled: str) -> Callable[..., Optimizer]:
+    """What `adamw(weight_decay=0.01)` makes: one of torch.optim by name, in small letters.
+
+    "sgd" has momentum 0.9 unless it is told otherwise; the learning rate is the run's own.
+
+    Raises:
+        ValueError: torch has no such optimizer, it needs more than gradients, it has no such
+            option, or the option is out of range.
+    """
+    from inspect import signature
+
+    import torch
+
+    asked = _require_optimizer(spelled)
+    name = asked.name.lower()
+    kind: Any = getattr(torch.optim, TORCH[name], None)
+    if kind is None:
+        raise ValueError(f"optimizer={asked.name}: this version of torch has none")
+    known = [p for p in signature(kind).parameters if p not in ("params", "lr")]
+    if unknown := [option for option in asked.options if option not in known]:
+        raise ValueError(
+            f"optimizer={spelled}: {asked.name} has no option {unknown[0]!r}; there are "
+            f"{', '.join(known)}, and the rate is --lr"
+        )
+    make = partial(OPTIMIZERS.get(name, kind), **asked.options)
+    try:
+        make([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"optimizer={spelled}: {error}") from error
+    return make
+
+
+def _require_optimizer(spelled: str) -> Spelled:
+    """The name, and the options to be looked at when torch is loaded.
+
+    Raises:
+        ValueError: torch has no such optimizer.
+    """
+    asked = Spelled.of(spelled)
+    if asked.name.lower() not in TORCH:
+        near = difflib.get_close_matches(asked.name.lower(), TORCH, n=3) or list(TORCH)
+        raise ValueError(f"optimizer={asked.name!r}: must be one of torch's: {', '.join(near)}")
+    return asked
+
+
+TORCH = {
+    name.lower(): name
+    for name in (
+        *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax"),
+        *("ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+    )
+}
+"""The optimizers of torch that step on dense gradients alone."""
 
 
 Maker = Callable[[int], "Problem"]
@@ -95,7 +152,8 @@ class Settings:
         rates: learning rates to choose from.
         epochs: the most epochs of one run; None takes the problem's own.
         patience: epochs without improvement after which a run stops; None never stops.
-        optimizer: "sgd" (momentum 0.9) or "adam".
+        optimizer: "sgd" (momentum 0.9), "adam", or another one of torch with or without options,
+            see `optimizer`.
         weights_rate: learning rate of learned task weights (Adam).
         observe_every: steps between looks at the tasks' gradients.
         stack: train the runs of a recipe as one (`ensemble/training.py`): "auto" where it can be
@@ -108,6 +166,8 @@ class Settings:
         references: which rows stand beside the recipes, see `references`: "none" but the
             constant, "cheap" or "all".
         matters: the smallest difference that matters, in points of skill.
+        options: what else the source is told; of a table, its targets and columns
+            (`tables.question.Question.written`).
         given: objects instead of names; no part of what is compared or written down.
     """
 
@@ -125,6 +185,7 @@ class Settings:
     design: str = "hold-out"
     references: str = "none"
     matters: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
     given: Given = field(default_factory=Given, compare=False, repr=False)
 
     @classmethod
@@ -142,15 +203,17 @@ class Settings:
         """
         from evenhand.data.problem import Problem
 
-        problem = _problem_of(source, 0)
+        whole = _resolved(source, given.get("options") or {})
+        problem = whole if isinstance(whole, Problem) else whole(0)
         own: dict[str, Any] = {
             "rates": problem.rates,
             "optimizer": problem.optimizer,
             "seeds": (0,),
             "splits": 3 if problem.official_test else 5,
             "references": "cheap",
+            "design": problem.design,
         }
-        if isinstance(source, Problem) and source.pool is None:
+        if isinstance(whole, Problem) and whole.pool is None:
             own["splits"] = 1
         if not isinstance(source, str):
             own["given"] = Given(source)
@@ -164,10 +227,7 @@ class Settings:
             raise ValueError(f"rates={self.rates}: must be positive numbers")
         if len({f"{rate:g}" for rate in self.rates}) != len(self.rates):
             raise ValueError(f"rates={self.rates}: must differ within six digits")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}"
-            )
+        _require_optimizer(self.optimizer)
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}: must be at least 1")
         if self.patience is not None and self.patience < 1:
@@ -188,6 +248,10 @@ class Settings:
         if not (math.isfinite(self.matters) and self.matters >= 0):
             raise ValueError(f"matters={self.matters}: must be a number of points >= 0")
 
+    def resolved(self) -> Problem | Maker:
+        """What the source stands for: a problem, or a function that divides it for each split."""
+        return self.given.problem or _resolved(self.source, self.options)
+
     def problem(self, split: int = 0) -> Problem:
         """The problem with the parts of one split.
 
@@ -196,10 +260,10 @@ class Settings:
         """
         from evenhand.data.problem import Problem
 
-        source = self.source if self.given.problem is None else self.given.problem
+        source = self.resolved()
         if self.design == "hold-out" and not isinstance(source, Problem):
-            return _problem_of(source, split)
-        whole = _problem_of(source, 0)
+            return load_problem(source, split)
+        whole = source if isinstance(source, Problem) else load_problem(source, 0)
         if self.splits == 1 and self.design == "hold-out":
             return whole
         if whole.pool is None:
@@ -243,22 +307,38 @@ class Settings:
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]  # tuples are lists
 
 
-def _problem_of(source: str | Problem | Maker, split: int) -> Problem:
-    from evenhand.data.problem import Problem
-
-    if isinstance(source, Problem):
+def _resolved(source: str | Problem | Maker, options: Mapping[str, Any]) -> Problem | Maker:
+    """What a source stands for; a table is read, and a function called, once for a comparison."""
+    if not isinstance(source, str):
         return source
-    return load_problem(source, split)
+    if is_table(source) or is_function(source):
+        return _made(source, json.dumps(options))
+    from evenhand import data
+
+    return data.resolved(source, options)
+
+
+@lru_cache(maxsize=4)
+def _made(source: str, options: str) -> Problem | Maker:
+    from evenhand import data
+
+    return data.resolved(source, json.loads(options))
 
 
 @lru_cache(maxsize=4)
 def load_problem(source: str | Maker, split: int = 0) -> Problem:
     """The problem called or made by `source`, divided for the `split`-th time.
 
-    It is kept for the parts of one comparison; `compare` loads it afresh.
+    It is kept for the parts of one comparison; `compare` loads it afresh, see `forget`.
     """
     if not isinstance(source, str):
         return source(split)
     from evenhand import data
 
     return data.problem(source, split)
+
+
+def forget() -> None:
+    """Load the data afresh from now on: they may be others than those of an earlier comparison."""
+    load_problem.cache_clear()
+    _made.cache_clear()

@@ -42,12 +42,14 @@ class Flat:
         targets: [n] of classes, or [n, c] of numbers.
         shape: of a sample's output.
         kind: "numbers", "classes" or "yes or no".
+        weights: of the rows [n], where they have some.
     """
 
     inputs: Array
     targets: Array
     shape: tuple[int, ...]
     kind: str
+    weights: Array | None = None
 
 
 Predict = Callable[[Array], Tensor]
@@ -91,9 +93,10 @@ def linear_models(flat: Flat, seed: int) -> Iterator[Predict]:
         else:
             model = LogisticRegression(C=1 / strength, max_iter=1000)
         pipeline = make_pipeline(StandardScaler(), model)
+        weighed = {f"{pipeline.steps[-1][0]}__sample_weight": flat.weights}
         with warnings.catch_warnings():  # not converged is a poorer model, and validation sees it
             warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
-            pipeline.fit(flat.inputs, flat.targets)
+            pipeline.fit(flat.inputs, flat.targets, **weighed)
         yield _answering(flat, pipeline)
 
 
@@ -117,7 +120,9 @@ def tree_models(flat: Flat, seed: int) -> Iterator[Predict]:
     )
     targets = flat.targets.T if flat.kind == "numbers" else [flat.targets]
     fitted = [
-        kind(max_iter=TREES[-1], early_stopping=False, random_state=seed).fit(flat.inputs, column)
+        kind(max_iter=TREES[-1], early_stopping=False, random_state=seed).fit(
+            flat.inputs, column, flat.weights
+        )
         for column in targets
     ]
     for number in TREES:
@@ -166,14 +171,19 @@ def _flat(problem: Problem, task: str, shape: tuple[int, ...]) -> Flat | None:
     if not isinstance(problem.train, Split) or not len(rows):
         return None
     inputs = _array(problem.train.inputs[rows])
+    weights = None
+    if (bare := problem.tasks[task].bare) is not None:
+        weights, targets = targets[:, -1].double().numpy(), bare(targets)
     inner = tuple(targets.shape[1:])
     values = set(torch.unique(targets)[:3].tolist())
     if shape == inner and math.prod(inner) == 1 and values == {0, 1}:
-        return Flat(inputs, targets.reshape(-1).long().numpy(), shape, "yes or no")
+        return Flat(inputs, targets.reshape(-1).long().numpy(), shape, "yes or no", weights)
     if shape == inner and len(values) > 1:
-        return Flat(inputs, targets.reshape(len(targets), -1).double().numpy(), shape, "numbers")
+        return Flat(
+            inputs, targets.reshape(len(targets), -1).double().numpy(), shape, "numbers", weights
+        )
     if not targets.is_floating_point() and inner == () and len(shape) == 1 and len(values) > 1:
-        return Flat(inputs, targets.numpy(), shape, "classes")
+        return Flat(inputs, targets.numpy(), shape, "classes", weights)
     return None
 
 

@@ -19,6 +19,8 @@ from evenhand.training.records import write_atomically
 
 BEST = "best.safetensors"
 """In the folder of a finished run: the weights of its best epoch."""
+PREPARED = "preparation.json"
+"""Beside it, where the data are a table: what turns its rows into inputs and outputs into cells."""
 FORMAT = "evenhand-weights-1"
 
 
@@ -45,6 +47,8 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
         name: value.detach().cpu().contiguous().clone()  # a file does not share memory
         for name, value in run.best_weights.items()
     }
+    if run.problem.preparation is not None:
+        write_atomically(folder / PREPARED, run.problem.preparation.to_json())
     content = save(tensors, metadata={"evenhand": json.dumps(about)})
     write_atomically(folder / BEST, content)
 

@@ -52,6 +52,8 @@ class Task:
             The name of a head, which other tasks may read too: the loss gets its output. Several
             names: the loss gets a mapping {head: output}. An output is what the head returns, a
             tensor [b, ...] or a mapping or sequence of such tensors.
+        bare: where the last column of a target is the weight of its sample: target [b, ...] ->
+            what is compared with outputs, without it. Loss and metric get the target with it.
 
     Raises:
         ValueError: `heads` is empty, or names a head twice; or see `Labelling`.
@@ -66,6 +68,7 @@ class Task:
     missing: float | None = None
     gaps: Gaps = "sample"
     heads: str | Sequence[str] | None = None
+    bare: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         Labelling(self.missing, self.gaps)
@@ -85,6 +88,18 @@ def gathered(samples: Tensor, index: Tensor) -> Tensor:
     """samples[index], for whole samples, which takes less time than indexing."""
     found = samples.index_select(0, index.flatten().to(samples.device))
     return found.view(*index.shape, *samples.shape[1:])
+
+
+class Preparation(Protocol):
+    """What turns rows of a table into a network's inputs, and its outputs into cells.
+
+    It is fitted to the training part of a problem, and kept beside the weights of the networks that
+    were trained on it.
+    """
+
+    def to_json(self) -> str:
+        """Everything that it knows."""
+        ...
 
 
 class Samples(Protocol):
@@ -161,6 +176,8 @@ class Problem:
         test_groups: which of them each test sample belongs to, int64 [n], if not one each.
         pool: all samples, from which the parts can be drawn in other ways than the loader's own.
         scaled: as `network`, its width multiplied by the number given.
+        design: how the data are divided where nothing is said, see `data/splits.py`.
+        preparation: what was fitted to the training part to make inputs and targets of a table.
     """
 
     name: str
@@ -181,6 +198,8 @@ class Problem:
     test_groups: Tensor | None = None
     pool: Pool | None = None
     scaled: Callable[[Sequence[str], float], MultiTaskNetwork] | None = None
+    design: str = "hold-out"
+    preparation: Preparation | None = None
 
     def heads(self, tasks: Iterable[str]) -> tuple[str, ...]:
         """The heads that these tasks read, each once, in their order."""

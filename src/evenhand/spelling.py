@@ -1,0 +1,97 @@
+"""Names with options, as they are typed: `ate-sg(shared=10,own=10)`.
+
+The same spelling serves recipes, optimizers and networks. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Value = int | float | bool | str | None
+WORDS: Mapping[str, Value] = {"true": True, "false": False, "none": None}
+SPELLED = re.compile(r"\s*([^\s()=,][^()=,]*?)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A name and its options.
+
+    `str` writes it as it was typed, without spaces and with the options in the order given, so
+    that one spelling stands for one thing in folders, manifests and tables.
+
+    Example:
+        >>> str(Spelled.of("ate-sg( shared = 10, own=10 )"))
+        'ate-sg(shared=10,own=10)'
+        >>> Spelled.of("adam(lr=1e-3)").options
+        {'lr': 0.001}
+    """
+
+    name: str
+    options: Mapping[str, Value] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str) -> Spelled:
+        """Read `name` or `name(key=value,…)`.
+
+        Raises:
+            ValueError: it is neither, or an option stands twice.
+        """
+        found = SPELLED.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text!r}: write name, or name(option=value,…)")
+        name, inside = found.groups()
+        options: dict[str, Value] = {}
+        for pair in split_list(inside or ""):
+            key, equals, value = (part.strip() for part in pair.partition("="))
+            if not equals or not key.isidentifier() or not value:
+                raise ValueError(f"{text!r}: {pair!r} must be option=value")
+            if key in options:
+                raise ValueError(f"{text!r}: the option {key!r} is given twice")
+            options[key] = _value(value)
+        return cls(name, options)
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        return f"{self.name}({','.join(f'{k}={_text(v)}' for k, v in self.options.items())})"
+
+
+def split_list(text: str) -> list[str]:
+    """The items of `a,b(c=1,d=2),e`; commas in parentheses divide nothing, empty items are dropped.
+
+    Raises:
+        ValueError: a parenthesis is not closed, or closed without being open.
+
+    Example:
+        >>> split_list("sg, ate-sg(shared=10,own=10),mgda")
+        ['sg', 'ate-sg(shared=10,own=10)', 'mgda']
+    """
+    items, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            break
+        if letter == "," and depth == 0:
+            items.append(text[start:place])
+            start = place + 1
+    if depth:
+        raise ValueError(f"{text!r}: its parentheses do not match")
+    items.append(text[start:])
+    return [item.strip() for item in items if item.strip()]
+
+
+def _value(text: str) -> Value:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _text(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else f"{value}"

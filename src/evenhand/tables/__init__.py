@@ -1,0 +1,1 @@
+"""Tables: from a file with named columns to a problem, and from outputs back to units."""

@@ -1,0 +1,277 @@
+"""From a table and a question to a problem; the preparation is fitted anew for every split.
+
+`TableProblem` is what a comparison is given: a function from the number of a split to a `Problem`.
+It reads and examines the table once. The rows are divided by a `Pool`, whose `make` is told the
+parts; there the preparation of inputs and targets is fitted to the training rows of that split, and
+to no others. The `Problem` carries what was fitted (`Problem.preparation`), so that whoever keeps
+its network keeps with it what turns new rows into inputs and outputs into units.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from evenhand.data.problem import Problem, Split
+from evenhand.data.splits import SHARE, Parts, Pool
+from evenhand.network import MultiTaskNetwork
+from evenhand.schedules import mixed_seed
+from evenhand.tables import preparation
+from evenhand.tables.examined import Examined, opened
+from evenhand.tables.kinds import Reading, present
+from evenhand.tables.network import network
+from evenhand.tables.preparation import Column
+from evenhand.tables.question import Question
+from evenhand.tables.reading import plain
+from evenhand.tables.scores import SCORES
+from evenhand.tables.shape import Shape
+from evenhand.tables.targets import Target
+
+FORMAT = "evenhand-table-1"
+RATES = (1e-3, 3e-3, 1e-2)
+"""Of Adam."""
+STEPS = 1_000
+"""About so many steps are trained at most by default; no fewer than `EPOCHS[0]` epochs."""
+EPOCHS = (15, 100)
+BATCHES = (16, 256)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What turns rows of a table into inputs, and a network's outputs into cells.
+
+    Attributes:
+        columns: of the inputs.
+        targets: by the name of their task.
+        shape: of the network, with its widths.
+        missing: cells that mean "blank", besides the usual ones.
+    """
+
+    columns: tuple[Column, ...]
+    targets: Mapping[str, Target]
+    shape: Shape
+    missing: tuple[str, ...] = ()
+
+    def titles(self) -> list[str]:
+        """What each of the network's inputs is."""
+        return [title for column in self.columns for title in column.titles()]
+
+    def network(self, tasks: Sequence[str], width: float = 1.0) -> MultiTaskNetwork:
+        """A network for some of the tasks; its weights are drawn from torch's global stream."""
+        outputs = {name: target.outputs for name, target in self.targets.items()}
+        return network(self.shape, len(self.titles()), outputs, tasks, width)
+
+    def inputs(self, readings: Mapping[str, Reading]) -> Tensor:
+        """Columns that were read -> float [n, d]."""
+        return torch.from_numpy(preparation.applied(self.columns, readings))
+
+    def to_json(self) -> str:
+        """Everything, in a form that other programs can read."""
+        said = {
+            "format": FORMAT,
+            "inputs": [column.to_dict() for column in self.columns],
+            "targets": [target.to_dict() for target in self.targets.values()],
+            "missing": list(self.missing),
+            "network": str(self.shape),
+            "network_inputs": self.titles(),
+        }
+        return json.dumps(said, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Prepared:
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            said: dict[str, Any] = json.loads(text)
+            if said["format"] != FORMAT:
+                raise ValueError(f"it has the format {said['format']!r}, not {FORMAT}")
+            columns = tuple(Column.from_dict(entry) for entry in said["inputs"])
+            made = [Target.from_dict(entry) for entry in said["targets"]]
+            targets, shape = {t.title: t for t in made}, Shape.of(said["network"])
+            return cls(columns, targets, shape, tuple(said["missing"]))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"this is no preparation of a table: {error!r}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class TableProblem:
+    """The number of a split -> the problem of a table, divided for that split.
+
+    Args:
+        file: of the table.
+        question: what is asked of it.
+        held: the table as it was examined already, where there is no file.
+    """
+
+    file: str
+    question: Question
+    held: Examined | None = field(default=None, repr=False)
+
+    @cached_property
+    def examined(self) -> Examined:
+        """The table, looked at.
+
+        Raises:
+            ValueError: see `examined.examined`.
+        """
+        return opened(self.file, self.question) if self.held is None else self.held
+
+    def __call__(self, split: int) -> Problem:
+        """The problem with the parts of a split; other designs are the pool's.
+
+        Raises:
+            ValueError: see `examined.examined`; or the rows are too few.
+        """
+        table = self.examined
+        if table.test:
+            return self.made(self._beside_test(split))
+        return self.pool.problem("hold-out", 1, split)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """All rows, and what divides them."""
+        table = self.examined
+        return Pool(
+            table.rows,
+            self.made,
+            strata=_strata(table),
+            groups=None if table.groups is None else torch.from_numpy(table.groups),
+            times=None if table.times is None else torch.from_numpy(table.times),
+        )
+
+    def _beside_test(self, split: int) -> Parts:
+        """The official test rows, and the others divided into training and validation."""
+        table = self.examined
+        count = table.rows - table.test
+        units = torch.arange(count) if table.groups is None else _units(table.groups[:count])
+        number = int(units.max()) + 1
+        generator = torch.Generator().manual_seed(mixed_seed(split, *b"beside test"))
+        order = torch.randperm(number, generator=generator)
+        validate = torch.isin(units, order[: max(1, round(SHARE * number))])
+        rows = torch.arange(count)
+        return Parts(rows[~validate], rows[validate], torch.arange(count, table.rows))
+
+    def made(self, parts: Parts) -> Problem:
+        """The problem with these parts, everything fitted to the training rows."""
+        table, question = self.examined, self.question
+        rows = parts.train.numpy()
+        shape = Shape.of(question.network).sized(len(rows))
+        columns = tuple(
+            Column.of(name, reading, rows)
+            for name, reading in table.inputs.items()
+            if preparation.varies(reading, rows)
+        )
+        if not columns:
+            raise ValueError(f"{table.name}: no input varies in the training part")
+        fitted = {
+            target.title: (target.fitted(reading, rows, question.balance), reading)
+            for target, reading in table.targets.values()
+        }
+        targets = {t: target for t, (target, _) in fitted.items()}
+        prepared = Prepared(columns, targets, shape, question.missing)
+        weights = None if table.weights is None else _relative(table.weights, rows)
+        inputs = prepared.inputs(table.inputs)
+        encoded = {t: target.encoded(r, weights) for t, (target, r) in fitted.items()}
+        train, validation, test = (
+            Split(inputs[part], {t: labels[part] for t, labels in encoded.items()})
+            for part in (parts.train, parts.validation, parts.test)
+        )
+        batch = question.batch or batch_for(len(rows))
+        return Problem(
+            name=plain(table.name),
+            summary=summary(table),
+            citation="a table of one's own",
+            tasks={
+                t: target.task(SCORES[target.metric], weights is not None)
+                for t, (target, _) in fitted.items()
+            },
+            network=prepared.network,
+            train=train,
+            validation=validation,
+            test=test,
+            batch_size=batch,
+            epochs=epochs_for(len(rows), batch),
+            optimizer="adam",
+            rates=RATES,
+            official_test=bool(table.test),
+            scaled=prepared.network,
+            design="hold-out" if table.times is None else "time",
+            preparation=prepared,
+        )
+
+
+def summary(table: Examined) -> str:
+    """One line: how many rows, inputs and targets."""
+    test = f" and {table.test:,} of the test set" if table.test else ""
+    inputs, targets = len(table.inputs), len(table.targets)
+    return (
+        f"{table.rows - table.test:,} rows{test}, {inputs} input{'s' * (inputs != 1)}, "
+        f"{targets} target{'s' * (targets != 1)}"
+    )
+
+
+def batch_for(rows: int) -> int:
+    """The power of two nearest to a 25th of the training rows, from 16 to 256."""
+    least, most = BATCHES
+    return min(most, max(least, int(2 ** round(math.log2(max(1.0, rows / 25))))))
+
+
+def epochs_for(rows: int, batch: int) -> int:
+    """So many that about `STEPS` steps are made."""
+    least, most = EPOCHS
+    return min(most, max(least, round(STEPS / math.ceil(rows / batch))))
+
+
+def _relative(weights: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> Any:
+    """Weights of which the mean over the training rows is 1.
+
+    Raises:
+        ValueError: every training row weighs nothing.
+    """
+    mean = weights[rows].mean()
+    if not mean > 0:
+        raise ValueError("--weight: every row of a training part weighs nothing")
+    return weights / mean
+
+
+def _units(groups: npt.NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
+
+
+def _strata(table: Examined) -> Tensor:
+    """A number per row: which of its targets have a label, and of which class.
+
+    Targets are taken in one after the other as long as strata have ten rows in the mean.
+    """
+    codes = np.zeros(table.rows, dtype=np.int64)
+    for target, reading in table.targets.values():
+        there = present(reading.values)
+        own = there.astype(np.int64)
+        if target.kind in ("boolean", "category"):
+            cells = np.array(
+                ["" if not t else str(v) for t, v in zip(there, reading.values, strict=True)]
+            )
+            own = np.unique(cells, return_inverse=True)[1].reshape(-1)
+        joint = np.unique(np.stack([codes, own], axis=1), axis=0, return_inverse=True)[1]
+        joint = joint.reshape(-1)
+        if joint.max() + 1 > max(2, table.rows / 10):
+            continue
+        codes = joint.astype(np.int64)
+    return torch.from_numpy(codes)
+
+
+def table_problem(file: str, options: Mapping[str, Any]) -> TableProblem:
+    """The problem of a file, with the options that a command or a manifest has."""
+    return TableProblem(file, Question.of(options))

@@ -1,0 +1,123 @@
+"""What is asked of a table: its targets, and what is known of its other columns.
+
+Nothing here loads torch or reads a file, so that the tool refuses a mistake at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from evenhand.sources import KINDS
+from evenhand.tables.shape import Shape
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a table.
+
+    Attributes:
+        targets: the columns to be predicted, each a task.
+        test: a file with the official test set, of the same columns.
+        kinds: the kind of a column, where it is not the one its cells show, see `kinds`.
+        inputs: the columns to predict from; all others than targets if empty.
+        drop: columns to leave out.
+        group: the column that says which rows belong together; a group is never divided.
+        time: the column that says when a row was taken; what comes later tests.
+        weight: the column that says how much a row counts, in losses and metrics.
+        metrics: the metric of a target, where it is not the usual one, see `scores`.
+        missing: cells that mean "blank", besides the usual ones.
+        encoding: of text files.
+        balance: whether classes count equally in the loss, whatever their numbers.
+        network: its shape, `mlp(width=64,depth=2,head=32,dropout=0,activation=relu)`; what is left
+            out follows from the data's size.
+        batch: rows per training batch; None: from the data's size.
+    """
+
+    targets: tuple[str, ...] = ()
+    test: str | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    group: str | None = None
+    time: str | None = None
+    weight: str | None = None
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    encoding: str = "utf-8"
+    balance: bool = False
+    network: str = "mlp"
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if twice := [name for k, name in enumerate(self.targets) if name in self.targets[:k]]:
+            raise ValueError(f"the target {twice[0]!r} is named twice")
+        taken: dict[str, tuple[str | None, ...]] = {"--drop": self.drop, "--input": self.inputs}
+        taken |= {"--group": (self.group,), "--time": (self.time,), "--weight": (self.weight,)}
+        for option, names in taken.items():
+            if both := [name for name in names if name in self.targets]:
+                raise ValueError(f"{both[0]!r} is a target: it cannot be {option} too")
+        if both := [name for name in self.inputs if name in self.drop]:
+            raise ValueError(f"{both[0]!r} is both --input and --drop")
+        if self.group is not None and self.time is not None:
+            raise ValueError(
+                "--group and --time: a group may reach over the time at which past and future are "
+                "divided; have one of the two"
+            )
+        if self.test is not None and self.time is not None:
+            raise ValueError("--test and --time: the test set is fixed, so no time divides")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch={self.batch}: must be at least 1")
+        for name, kind in self.kinds.items():
+            if kind not in KINDS:
+                near = difflib.get_close_matches(kind, KINDS, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(
+                    f"kind of {name!r}: {kind!r} must be one of {', '.join(KINDS)}{hint}"
+                )
+        Shape.of(self.network)
+
+    def written(self) -> dict[str, Any]:
+        """What a manifest keeps: what differs from the defaults, in JSON's types."""
+        plain = {e.name: e.default for e in fields(self)}
+        said = asdict(self)
+        kept = {key: value for key, value in said.items() if value and value != plain[key]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Question:
+        """What `written` said, or options with these names.
+
+        Raises:
+            ValueError: there is no such option, or one is out of range.
+        """
+        known = {entry.name for entry in fields(cls)}
+        if unknown := [key for key in said if key not in known]:
+            raise ValueError(f"a table has no option {unknown[0]!r}; there are {', '.join(known)}")
+        lists = {"targets", "inputs", "drop", "missing"}
+        made: dict[str, Any] = {k: _listed(v) if k in lists else v for k, v in said.items()}
+        return cls(**made)
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def absolute(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the test file's whole path, so that they hold wherever one works."""
+    test = said.get("test")
+    return {**said, **({} if test is None else {"test": str(Path(test).absolute())})}
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """What may have been meant by the name of a column that is not there."""
+    from evenhand.tables.reading import shown
+
+    lower = {other.lower(): other for other in names}
+    near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    told = near or list(names)[:20]
+    more = "" if near or len(names) <= 20 else f", … ({len(names)} in all)"
+    return ("did you mean " if near else "there are ") + ", ".join(map(shown, told)) + more

@@ -1,0 +1,361 @@
+"""Reading a table: CSV, TSV, Parquet, ARFF, or what Python holds already.
+
+A column is kept as text until its kind is known (`kinds`), so that nothing is guessed on the way
+in: a postcode keeps its zeros, and a cell that is no number can be shown with its row. Columns that
+come with a type (Parquet, data frames) keep it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Cells = npt.NDArray[Any]
+"""One column: text (objects, None where blank), float64 (NaN where blank), or datetime64."""
+
+BLANK = frozenset({"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A"})
+"""What a cell says that says nothing."""
+SEPARATORS = (",", ";", "\t", "|")
+LINES = 50
+"""Of which the separator is told."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length, by name.
+
+    Attributes:
+        name: of the file, for people.
+        columns: in their order.
+
+    Raises:
+        ValueError: there is no column or no row.
+    """
+
+    name: str
+    columns: Mapping[str, Cells]
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise ValueError(f"{self.name} has no column")
+        if not len(self):
+            raise ValueError(f"{self.name} has a header and no row")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def rows(self, index: npt.NDArray[np.int64]) -> Table:
+        """The rows at `index`."""
+        return Table(self.name, {name: cells[index] for name, cells in self.columns.items()})
+
+
+def read(file: Path, missing: Sequence[str] = (), encoding: str = "utf-8") -> Table:
+    """The table in a file; its kind is told by the name's ending.
+
+    `.csv`, `.tsv`, `.txt` (each also with `.gz`), `.parquet` (needs pyarrow) and `.arff` are known.
+    The separator of text is the one of comma, semicolon, tab and bar that divides the first lines
+    alike.
+
+    Args:
+        file: what to read.
+        missing: cells that mean "blank", besides `BLANK`.
+        encoding: of text.
+
+    Raises:
+        ValueError: the file cannot be read, its text is in another encoding, a line has more or
+            fewer cells than the header, a name stands twice in the header, or there is no row.
+    """
+    try:
+        stamp = file.stat()
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror}") from error
+    if not file.is_file():
+        raise ValueError(f"{file} is no file")
+    return _read(file, tuple(missing), encoding, (stamp.st_mtime_ns, stamp.st_size))
+
+
+@lru_cache(maxsize=4)
+def _read(file: Path, missing: tuple[str, ...], encoding: str, stamp: tuple[int, int]) -> Table:
+    endings = [ending.lower() for ending in file.suffixes]
+    packed = bool(endings) and endings[-1] == ".gz"
+    ending = (endings[:-1] if packed else endings)[-1:]
+    reader = READERS.get("".join(ending))
+    if reader is None:
+        known = ", ".join(READERS)
+        raise ValueError(f"{file}: a table's name must end in one of {known} (or .gz after it)")
+    try:
+        content = file.read_bytes()
+        if packed:
+            content = gzip.decompress(content)
+    except (OSError, EOFError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    return reader(file.name, content, frozenset(missing) | BLANK, encoding)
+
+
+# Text -------------------------------------------------------------------------------------------
+
+
+def _separated(
+    name: str, content: bytes, blank: frozenset[str], encoding: str, separator: str | None = None
+) -> Table:
+    text = _decoded(name, content, encoding)
+    try:
+        # Line ends are left to the csv module: a quoted cell may hold some.
+        lines = csv.reader(
+            io.StringIO(text, newline=""), delimiter=separator or _separator(text), strict=True
+        )
+        header, rows, numbers = _table_lines(name, lines)
+    except csv.Error as error:
+        raise ValueError(f"{name}: {error}") from error
+    for number, row in zip(numbers, rows, strict=True):
+        if len(row) != len(header):
+            raise ValueError(
+                f"{name}, line {number}: {len(row)} cells, but the header has {len(header)}"
+            )
+    columns = zip(*rows, strict=True) if rows else [() for _ in header]
+    kept = {
+        title: _text_cells(cells, blank)
+        for title, cells in zip(_checked(name, header), columns, strict=True)
+    }
+    return Table(name, kept)
+
+
+def _table_lines(name: str, lines: Any) -> tuple[list[str], list[list[str]], list[int]]:
+    """Header, rows, and the line on which each row ends; empty lines are no rows."""
+    header: list[str] | None = None
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    for row in lines:
+        if not row:
+            continue
+        if header is None:
+            header = row
+            continue
+        rows.append(row)
+        numbers.append(lines.line_num)
+    if header is None:
+        raise ValueError(f"{name} is empty")
+    return header, rows, numbers
+
+
+def _decoded(name: str, content: bytes, encoding: str) -> str:
+    try:
+        text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+    except LookupError as error:
+        raise ValueError(f"encoding={encoding!r}: there is no such encoding") from error
+    except UnicodeError as error:
+        line = content[: getattr(error, "start", 0)].count(b"\n") + 1
+        raise ValueError(
+            f"{name}, line {line}: this is not {encoding}; name the encoding (latin-1, cp1252, "
+            "utf-16, …)"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"{name} holds zero bytes: it is no text, or in another encoding")
+    return text
+
+
+def _separator(text: str) -> str:
+    """The one that divides the first lines into equally many cells, the most of them."""
+    first = list(itertools.islice(io.StringIO(text, newline=""), LINES))
+    best, most = ",", 1
+    for separator in SEPARATORS:
+        try:
+            counts = [len(row) for row in csv.reader(first, delimiter=separator) if row]
+        except csv.Error:
+            continue
+        if counts and counts.count(counts[0]) > 0.8 * len(counts) and counts[0] > most:
+            best, most = separator, counts[0]
+    return best
+
+
+def _checked(name: str, header: Sequence[str]) -> list[str]:
+    """The names of the columns; one without a name, such as a data frame's index, is numbered.
+
+    Raises:
+        ValueError: one stands twice.
+    """
+    titles = [title.strip() or f"column {k + 1}" for k, title in enumerate(header)]
+    twice = [title for k, title in enumerate(titles) if title in titles[:k]]
+    if twice:
+        raise ValueError(f"{name}: two columns are called {shown(twice[0])}")
+    return titles
+
+
+def _text_cells(cells: Iterable[str], blank: frozenset[str]) -> Cells:
+    stripped = (cell.strip() for cell in cells)
+    return _objects([None if cell in blank else cell for cell in stripped])
+
+
+def _objects(values: Sequence[Any]) -> Cells:
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
+
+
+# Other files ------------------------------------------------------------------------------------
+
+
+def _tabbed(name: str, content: bytes, blank: frozenset[str], encoding: str) -> Table:
+    return _separated(name, content, blank, encoding, "\t")
+
+
+def _parquet(name: str, content: bytes, blank: frozenset[str], encoding: str) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError("reading Parquet needs pyarrow: pip install 'evenhand[tables]'") from error
+    try:
+        found = parquet.read_table(pyarrow.BufferReader(content))
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{name} is no Parquet file: {error}") from error
+    names = _checked(name, found.column_names)
+    columns = [column.to_pylist() for column in found.columns]
+    return Table(name, {n: typed(c, n, blank) for n, c in zip(names, columns, strict=True)})
+
+
+def _arff(name: str, content: bytes, blank: frozenset[str], encoding: str) -> Table:
+    from scipy.io import arff
+
+    text = _decoded(name, content, encoding)
+    try:
+        values, about = arff.loadarff(io.StringIO(text))
+    except (arff.ArffError, ValueError, StopIteration, NotImplementedError, IndexError) as error:
+        raise ValueError(f"{name} is no ARFF file that can be read: {error}") from error
+    columns = {}
+    for title in _checked(name, about.names()):
+        cells = values[title]
+        if cells.dtype.kind == "S":
+            said = [cell.decode(encoding) for cell in cells.tolist()]
+            cells = _text_cells(said, blank | {"?"})
+        columns[title] = cells if cells.dtype.kind in "OM" else cells.astype(np.float64)
+    return Table(name, columns)
+
+
+Reader = Callable[[str, bytes, frozenset[str], str], Table]
+READERS: Mapping[str, Reader] = {
+    ".csv": _separated,
+    ".tsv": _tabbed,
+    ".txt": _separated,
+    ".parquet": _parquet,
+    ".arff": _arff,
+}
+
+
+# What Python holds ------------------------------------------------------------------------------
+
+
+def held(columns: Mapping[str, Iterable[Any]], name: str = "table") -> Table:
+    """A table of columns in memory: lists, arrays or a data frame's columns, by name.
+
+    Raises:
+        ValueError: they are not equally long, a name stands twice, or there is no row.
+        TypeError: a column holds something that is neither number, text, date nor blank.
+    """
+    names = _checked(name, [str(title) for title in columns])
+    made = {n: typed(c, n, BLANK) for n, c in zip(names, columns.values(), strict=True)}
+    lengths = {title: len(cells) for title, cells in made.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name}: its columns are not equally long: {lengths}")
+    return Table(name, made)
+
+
+def columns_of(frame: Any) -> dict[str, list[Any]] | Mapping[str, Any] | None:
+    """The columns of a mapping or a pandas data frame, by name; None if it is neither."""
+    if isinstance(frame, Mapping):
+        return frame
+    pandas = sys.modules.get("pandas")  # who has a data frame has imported it
+    if pandas is None or not isinstance(frame, pandas.DataFrame):
+        return None
+    names = [str(name) for name in frame.columns]
+    return {name: frame.iloc[:, k].tolist() for k, name in enumerate(_checked("table", names))}
+
+
+def typed(values: Iterable[Any], name: str, blank: frozenset[str] = BLANK) -> Cells:
+    """A column of Python's values or of an array, as `Cells`.
+
+    Raises:
+        ValueError: it has more than one dimension.
+        TypeError: a value is neither number, text, date nor blank.
+    """
+    cells = np.asarray(values) if isinstance(values, np.ndarray) else None
+    if cells is not None and cells.ndim != 1:
+        raise ValueError(f"column {shown(name)} has {cells.ndim} dimensions, not one")
+    if cells is not None and cells.dtype.kind in "fiub":
+        return cells.astype(np.float64) if cells.dtype.kind != "b" else _truths(cells.tolist())
+    if cells is not None and cells.dtype.kind == "M":
+        return cells.astype("datetime64[s]")
+    return _of_objects(list(values), name, blank)
+
+
+def _truths(values: Sequence[Any]) -> Cells:
+    return _objects([None if value is None else str(bool(value)).lower() for value in values])
+
+
+def _of_objects(values: list[Any], name: str, blank: frozenset[str]) -> Cells:
+    import datetime
+
+    plain = [None if _nothing(value) else value for value in values]
+    present = [value for value in plain if value is not None]
+    if all(isinstance(value, bool | np.bool_) for value in present):
+        return _truths(plain)
+    if all(isinstance(value, int | float | np.number) for value in present):
+        return np.array([np.nan if v is None else float(v) for v in plain], dtype=np.float64)
+    if all(isinstance(value, datetime.date | np.datetime64) for value in present):
+        # A moment with a zone is told in UTC; numpy knows no zones.
+        utc = [_utc(value) for value in plain]
+        return np.array(utc, dtype="datetime64[s]")
+    wrong = [v for v in present if not isinstance(v, str | int | float | np.number | bool)]
+    if wrong:
+        raise TypeError(
+            f"column {shown(name)} holds a {type(wrong[0]).__name__}: cells must be numbers, text, "
+            "dates or blank"
+        )
+    return _text_cells(["" if value is None else str(value) for value in plain], blank)
+
+
+def _utc(value: Any) -> Any:
+    import datetime
+
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        return value.astimezone(datetime.UTC).replace(tzinfo=None)
+    return value
+
+
+def _nothing(value: Any) -> bool:
+    """None, and what is not equal to itself: NaN, NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | np.floating | np.datetime64) and value != value
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+def shown(name: str) -> str:
+    """A column's name in quotes, as it can be printed anywhere: see `plain`."""
+    return f"'{plain(name)}'"
+
+
+def plain(name: str) -> str:
+    r"""A name in which what moves a terminal or turns writing round is spelled out.
+
+    Line ends, control characters and marks of direction become `\n`, `\x1b`, `\u202e`; letters
+    of all scripts stay.
+
+    Example:
+        >>> print(plain(chr(10) + "größe" + chr(0x202E)))
+        \ngröße\u202e
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
