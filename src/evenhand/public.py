@@ -4,6 +4,7 @@ from evenhand import aggregation, weighting
 from evenhand.aggregation import *  # noqa: F403
 from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
 from evenhand.balancer import Balance, Balancer
+from evenhand.doctor.diagnose import Diagnosis, diagnose
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
 from evenhand.schedules import (
     Clock,
@@ -23,6 +24,7 @@ __all__ = [
     "Balancer",
     "Blocks",
     "Clock",
+    "Diagnosis",
     "MultiTaskNetwork",
     "NonFiniteError",
     "Outputs",
@@ -31,6 +33,7 @@ __all__ = [
     "alternate_adaptively",
     "alternate_epochs",
     "alternate_steps",
+    "diagnose",
     "in_groups",
     "jointly",
     "nested",

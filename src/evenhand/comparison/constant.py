@@ -54,6 +54,17 @@ def constants(problem: Problem) -> dict[str, Tensor]:
     return found
 
 
+def lowest_losses(problem: Problem) -> dict[str, Tensor]:
+    """Each task's constant output of the lowest training loss, of the shape of a sample's output.
+
+    Raises:
+        ValueError: an output is no tensor.
+    """
+    train = _first(problem.train, MOST)
+    shapes = output_shapes(problem)
+    return {name: _fitted(problem, name, shapes[name], train) for name in problem.tasks}
+
+
 def constant_network(values: Mapping[str, Tensor]) -> MultiTaskNetwork:
     """A network whose head of each task says the same of every sample."""
     return MultiTaskNetwork(_Size(), {task: _Same(value) for task, value in values.items()})
