@@ -16,6 +16,7 @@ import typer
 import evenhand
 from evenhand import sources
 from evenhand.app import config, progress, table
+from evenhand.app.doctor import doctor
 from evenhand.comparison.folder import RESULT, read_manifest
 from evenhand.recipes import recipe
 
@@ -284,6 +285,9 @@ def methods(
     with figures.style():
         figures.save(landscape.draw(paths), figure)
     typer.echo(figure)
+
+
+app.command()(doctor)
 
 
 @app.command()

@@ -279,7 +279,7 @@ class _Experiments:
         self.constant = {
             split: tuple(_constant_losses(problem)) for split, problem in self.problems.items()
         }
-        per_epoch = max(1, _samples(self.problem) // self.problem.batch_size)
+        per_epoch = max(1, samples(self.problem) // self.problem.batch_size)
         self.steps = effort.epochs * per_epoch
         self.curves: dict[Trial, Curves] = {}
 
@@ -361,9 +361,8 @@ class _Experiments:
         drawn: list[Weights] = [ones, standard]
         drawn += [self._drawn(k) for k in range(self.effort.tries)]
         longer, share, own = False, 1.0, False
-        joint: dict[str, list[Weights]] = dict.fromkeys(
-            (TOGETHER, OWN, LONGER, WIDER, HALF), [ones]
-        )
+        plain = (TOGETHER, OWN, LONGER, WIDER, HALF)
+        joint: dict[str, list[Weights]] = {rung: [ones] for rung in plain}
         joint |= {STANDARDISED: [standard], TUNED: drawn, ALL: [ones, standard]}
         widths = [1.0]
         if name in (WIDER, ALL):
@@ -460,7 +459,8 @@ def _of_mean_one(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(f"{value / mean:.6g}") for value in values)
 
 
-def _samples(problem: Problem) -> int:
+def samples(problem: Problem) -> int:
+    """How many training samples there are, about."""
     if isinstance(problem.train, Split):
         return len(problem.train)
     return len(problem.train) * problem.batch_size  # type: ignore[arg-type]
