@@ -201,6 +201,36 @@ def page_table(results: Lines) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def page(results: Lines) -> str:
+    """The table, and the counts below it."""
+    found = score(results)
+    counts = [
+        f"{found['draws']} draws of the scoring family, {found['clear']} of them clear.",
+        f"Conflict said of harmless draws: {found['conflict said of them']} of "
+        f"{found['harmless draws']}; of all clear draws without conflict: "
+        f"{found['conflict said of those']} of {found['clear draws without conflict']}.",
+        f"Strong conflicts (harm of {STRONG:g} points or more) found: "
+        f"{found['strong conflicts found']} of {found['strong conflicts']}.",
+        f"Cannot tell: {found['cannot tell, of clear draws']} of {found['clear']} clear draws.",
+    ]
+    rivals = ["| rival | strong conflicts found | conflict said without one |", "|---|---|---|"]
+    for name, title in RIVALS.items():
+        one = found[name]
+        rivals.append(
+            f"| {title} | {one['strong conflicts found']} of {found['strong conflicts']} | "
+            f"{one['conflict said of clear draws without']} of "
+            f"{found['clear draws without conflict']} |"
+        )
+    return "\n".join([page_table(results), "", " ".join(counts), "", *rivals])
+
+
+RIVALS = {
+    "one_batch_cosine": "cosine on one batch below 0",
+    "corrected_cosine": "corrected cosine surely below 0",
+    "always no": "always no",
+}
+
+
 def score(results: Lines) -> dict[str, Any]:
     """The promises, and how the cheap doctors do."""
     clear = [one for one in results if one["truth"] != "unclear"]
@@ -220,6 +250,9 @@ def score(results: Lines) -> dict[str, Any]:
         "strong conflicts found": sum(o["said"] == "conflict" for o in strong),
         "conflicts": len(conflict),
         "conflicts found": sum(o["said"] == "conflict" for o in conflict),
+        "conflict said of unclear draws": sum(
+            o["said"] == "conflict" for o in results if o["truth"] == "unclear"
+        ),
         "cannot tell, of clear draws": sum(o["said"] == "cannot tell" for o in clear),
     }
     for name in ("one_batch_cosine", "corrected_cosine"):
@@ -252,7 +285,7 @@ def main() -> None:
     if asked.table:
         for family in FAMILIES:
             print(family, json.dumps(score(lines(family)), indent=1))
-            print(page_table(lines(family)))
+            print(page(lines(family)))
         return
     torch.set_num_threads(1)
     stated = asked.stated or commit()

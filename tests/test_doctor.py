@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -520,3 +521,15 @@ def test_three_problems_of_known_cause(problems, kind, seed, cause) -> None:
         ratio=0.25,
     )
     assert found.cause == cause
+
+
+# What the page says of the benchmark ----------------------------------------------------------
+
+
+def test_the_page_has_the_table_of_the_results(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "doctor.py"))
+    results = script["lines"]("rough")
+    block = f"{script['BEGIN']}\n{script['page'](results)}\n{script['END']}"
+    assert block in (ROOT / "docs" / "doctor.md").read_text()
+    assert script["score"](results)["conflict said of those"] == 0
