@@ -3,6 +3,7 @@
     python benchmarks/doctor.py --family smooth           # on which thresholds were chosen
     python benchmarks/doctor.py --family rough            # on which they are scored
     python benchmarks/doctor.py --table                   # the page's, from the results so far
+    python benchmarks/doctor.py --time conflict           # what an examination takes
 
 Each draw of `doctor_problems.py` is judged twice by `evenhand.doctor.ladder.climb`. The *truth*
 comes from ten fresh tables of the same size, each with its own 5,000 fresh test rows and its own
@@ -30,18 +31,19 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from doctor_problems import FAMILIES, FAMILY, KINDS, Draw, draw
+from doctor_problems import FAMILIES, FAMILY, KINDS, Draw, Numbers, draw, smooth_unit, summed
 
 from evenhand.comparison.folder import environment
 from evenhand.comparison.request import OPTIMIZERS
 from evenhand.data.problem import Problem, Stream
 from evenhand.doctor.diagnose import Diagnosis, diagnose
+from evenhand.doctor.examine import examine
 from evenhand.doctor.ladder import TOGETHER, Effort, Ladder, Thresholds, climb
 
 RESULTS = Path(__file__).parent / "results" / "doctor.jsonl"
@@ -264,6 +266,30 @@ def score(results: Lines) -> dict[str, Any]:
     return found
 
 
+# What an examination takes --------------------------------------------------------------------
+
+
+def timed(kind: str) -> dict[str, Any]:
+    """Processor seconds on 5,000 rows of 30 columns with 3 targets, three rates, five splits."""
+    numbers = Numbers(0, *kind.encode())
+    drawn = replace(draw("smooth", kind, 1), rows=5000, columns=30, width=64, layers=2, epochs=20)
+    units = [smooth_unit(numbers, 30) for _ in range(9)]
+    targets = {
+        f"t{k}": replace(
+            target, signal=summed(units[3 * k : 3 * k + 3], numbers.normal(3)), labels=None
+        )
+        for k, target in enumerate([*drawn.targets.values()][:3])
+    }
+    problem = replace(replace(drawn, targets=targets).table(), rates=(1e-3, 3e-3, 1e-2))
+    found: dict[str, Any] = {"tasks": len(problem.tasks)}
+    for verify in (False, True):
+        start = time.process_time()
+        said = examine(problem, verify=verify)
+        found["with --verify" if verify else "without"] = time.process_time() - start
+    found["cause"] = None if said.ladder is None else said.ladder.cause
+    return found
+
+
 # The command ----------------------------------------------------------------------------------
 
 
@@ -280,6 +306,7 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="rough")
     parser.add_argument("--stated", help="seeds come from this string [default: the commit]")
     parser.add_argument("--most", type=int, default=ROUNDS * len(ROUND), help="draws in all")
+    parser.add_argument("--time", choices=KINDS, help="time an examination, and stop")
     parser.add_argument("--table", action="store_true", help="print what there is, and stop")
     asked = parser.parse_args()
     if asked.table:
@@ -288,6 +315,9 @@ def main() -> None:
             print(page(lines(family)))
         return
     torch.set_num_threads(1)
+    if asked.time:
+        print(json.dumps(timed(asked.time)))
+        return
     stated = asked.stated or commit()
     done = {(one["family"], one["seed"]) for one in lines(asked.family)}
     for kind, seed in list(schedule(asked.family, stated))[: asked.most]:

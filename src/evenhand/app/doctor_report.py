@@ -124,6 +124,7 @@ def as_json(found: Examination) -> dict[str, Any]:
         "looks": [] if found.diagnosis is None else [_look(at) for at in found.diagnosis.looks],
         "costs": [asdict(cost) for cost in found.costs],
         "ladder": None if found.ladder is None else _ladder(found.ladder),
+        "splittings": [asdict(one) for one in found.splittings],
         "effort": None if found.effort is None else asdict(found.effort),
         "made": environment(),
     }

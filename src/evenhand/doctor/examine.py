@@ -16,7 +16,8 @@ from evenhand.data.problem import Batch, Problem, Stream
 from evenhand.doctor.costs import Cost, costs
 from evenhand.doctor.describe import Description, describe
 from evenhand.doctor.diagnose import BATCHES, Diagnosis, diagnose
-from evenhand.doctor.ladder import Effort, Ladder, climb, samples
+from evenhand.doctor.ladder import Effort, Experiments, Ladder, climbed, samples
+from evenhand.doctor.splitting import Splitting, splittings
 
 STEPS = 600
 """The most steps that the plain sum is trained between the first look and the last."""
@@ -37,6 +38,7 @@ class Examination:
         costs: of each kind of method on this model.
         ladder: the small experiments; None unless they were asked for.
         effort: what these took.
+        splittings: ways of sharing less, tried where there is a conflict.
     """
 
     source: str
@@ -46,6 +48,7 @@ class Examination:
     costs: tuple[Cost, ...]
     ladder: Ladder | None
     effort: Effort | None
+    splittings: tuple[Splitting, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -83,17 +86,24 @@ def examine(
     say("measuring what methods cost")
     measured = costs(problem)
     ladder, effort = None, None
+    split: tuple[Splitting, ...] = ()
     if verify:
         effort = _effort(settings, problem)
         ratio = _ratio(settings, problem)
         again = settings.splits > 1
-        ladder = climb(
-            (lambda split: settings.problem(split)) if again else (lambda split: problem),
-            effort,
-            ratio=ratio,
-            say=lambda rung: say(f"training: {rung}"),
+        experiments = Experiments(
+            settings.problem if again else lambda split: problem, effort, ratio
         )
-    return Examination(problem.name, description, diagnosis, unseen, measured, ladder, effort)
+
+        def training(what: str) -> None:
+            say(f"training: {what}")
+
+        ladder = climbed(experiments, say=training)
+        if ladder.cause == "conflict" and diagnosis is not None:
+            split = splittings(experiments, diagnosis, training)
+    return Examination(
+        problem.name, description, diagnosis, unseen, measured, ladder, effort, split
+    )
 
 
 def _effort(settings: Settings, problem: Problem) -> Effort:

@@ -244,7 +244,15 @@ def climb(
     Raises:
         ValueError: there are fewer than two tasks, or a task has no label in a part.
     """
-    experiments = _Experiments(problem_of, effort, ratio)
+    return climbed(Experiments(problem_of, effort, ratio), thresholds, say)
+
+
+def climbed(
+    experiments: Experiments,
+    thresholds: Thresholds | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Ladder:
+    """As `climb`, with experiments that may be asked for more afterwards."""
     say("together and apart")
     ladder = Ladder(
         {TOGETHER: experiments.rung(TOGETHER)},
@@ -263,8 +271,23 @@ def climb(
     return Ladder(rungs, ladder.learned, untested, ladder.thresholds)
 
 
-class _Experiments:
-    """The trials of one ladder; each is trained when a rung first asks for it."""
+@dataclass(frozen=True)
+class _Change:
+    """What a rung changes about the joint network, and what is changed apart as well."""
+
+    weights: Sequence[Weights]
+    widths: tuple[float, ...] = (1.0,)
+    own: bool = False
+    longer: bool = False
+    share: float = 1.0
+
+
+class Experiments:
+    """The trials of one ladder; each is trained when a rung first asks for it.
+
+    Args:
+        problem_of, effort, ratio: as for `climb`.
+    """
 
     def __init__(self, problem_of: Maker, effort: Effort, ratio: float | None) -> None:
         self.problems = {split: problem_of(split) for split in range(effort.splits)}
@@ -282,10 +305,18 @@ class _Experiments:
         per_epoch = max(1, samples(self.problem) // self.problem.batch_size)
         self.steps = effort.epochs * per_epoch
         self.curves: dict[Trial, Curves] = {}
+        self.wide = self._width() if self.problem.scaled is not None else 1.0
+
+    def _width(self) -> float:
+        """At which the joint network is `larger` times as large as all networks apart."""
+        with torch.random.fork_rng(devices=[]):
+            size = sum(parameters(self.problem.network((task,))) for task in self.tasks)
+        wanted = round(self.effort.larger * size)
+        return float(f"{width_for(self.problem, self.tasks, wanted):.3g}")
 
     # What is trained --------------------------------------------------------------------------
 
-    def _trained(self, trials: Sequence[Trial], longer: bool) -> None:
+    def trained(self, trials: Sequence[Trial], longer: bool) -> None:
         """See that there are curves; a longer training begins as a normal one."""
         times = self._times(longer)
         missing = [
@@ -304,11 +335,13 @@ class _Experiments:
         after = times_until(more, self.effort.looks * (self.effort.longer - 1))
         return normal + [self.steps + time for time in after]
 
-    def _of(self, trial: Trial, longer: bool) -> Curves:
+    def of(self, trial: Trial, longer: bool) -> Curves:
+        """The curves of a trained trial, of the normal or of the longer training."""
         curves, until = self.curves[trial], len(self._times(longer))
         return Curves(curves.validation[:until], curves.test[:until])
 
-    def _ones(self, split: int) -> tuple[float, ...]:
+    def ones(self, split: int) -> tuple[float, ...]:
+        """The plain sum's weights."""
         return (1.0,) * len(self.tasks)
 
     def _standard(self, split: int) -> tuple[float, ...]:
@@ -326,17 +359,20 @@ class _Experiments:
 
         return weights
 
-    def _only(self, task: int) -> Weights:
-        return lambda split: tuple(float(k == task) for k in range(len(self.tasks)))
+    def only(self, *kept: int) -> Weights:
+        """Weights of a network for these tasks alone."""
+        return lambda split: tuple(float(k in kept) for k in range(len(self.tasks)))
 
-    def _each(
+    def each(
         self,
         kinds: Sequence[Weights],
         width: float = 1.0,
         share: float = 1.0,
+        own: tuple[int, ...] = (),
     ) -> list[Trial]:
+        """A trial for each split, kind of weights and rate."""
         return [
-            Trial(split, weights(split), rate, width, share)
+            Trial(split, weights(split), rate, width, share, own)
             for split in self.problems
             for weights in kinds
             for rate in self.effort.rates
@@ -357,93 +393,111 @@ class _Experiments:
 
     def rung(self, name: str) -> Rung:
         """Train what a rung takes, and estimate the harm that it leaves."""
-        ones, standard = self._ones, self._standard
-        drawn: list[Weights] = [ones, standard]
-        drawn += [self._drawn(k) for k in range(self.effort.tries)]
-        longer, share, own = False, 1.0, False
-        plain = (TOGETHER, OWN, LONGER, WIDER, HALF)
-        joint: dict[str, list[Weights]] = {rung: [ones] for rung in plain}
-        joint |= {STANDARDISED: [standard], TUNED: drawn, ALL: [ones, standard]}
-        widths = [1.0]
-        if name in (WIDER, ALL):
-            widths = [self.width] if name == WIDER else [1.0, self.width]
-        if name in (LONGER, ALL):
-            longer = True
-        if name in (OWN, ALL):
-            own = True
-        if name == HALF:
-            share = 0.5
-        together = [t for width in widths for t in self._each(joint[name], width, share)]
-        apart = self._each([self._only(k) for k in range(len(self.tasks))], share=share)
+        change = self._change(name)
+        together = [
+            trial
+            for width in change.widths
+            for trial in self.each(change.weights, width, change.share)
+        ]
         # All that the last rung needs of a wider network is trained when it is first met.
-        ahead = self._each([ones, standard], self.width) if name == WIDER else []
-        self._trained([*together, *apart, *ahead], longer or name == WIDER)
+        ahead = self.each(self._change(ALL).weights, self.wide) if name == WIDER else []
+        self.trained([*together, *ahead], change.longer or name == WIDER)
         values = {}
         for split in self.problems:
-            said = self._chosen(split, [t for t in together if t.split == split], longer, own)
-            alone = self._apart(split, [t for t in apart if t.split == split], longer)
-            constant = torch.tensor(self.constant[split][1], dtype=torch.float64)
-            values[split] = 100 * (said - alone) / constant
-        average = self._estimate(torch.stack(list(values.values())).mean(-1))
+            of_split = [trial for trial in together if trial.split == split]
+            said = self.chosen(split, of_split, longer=change.longer, own=change.own)
+            values[split] = self.points(split, said, longer=change.longer, share=change.share)
+        average = self.estimate(torch.stack(list(values.values())).mean(-1))
         return Rung(name, self._estimates(values), average)
+
+    def _change(self, name: str) -> _Change:
+        """What a rung changes about the joint network."""
+        ones, standard = self.ones, self._standard
+        drawn = [self._drawn(number) for number in range(self.effort.tries)]
+        changes = {
+            TOGETHER: _Change([ones]),
+            STANDARDISED: _Change([standard]),
+            TUNED: _Change([ones, standard, *drawn]),
+            OWN: _Change([ones], own=True),
+            LONGER: _Change([ones], longer=True),
+            WIDER: _Change([ones], widths=(self.wide,)),
+            ALL: _Change([ones, standard], widths=(1.0, self.wide), longer=True, own=True),
+            HALF: _Change([ones], share=0.5),
+        }
+        return changes[name]
 
     def learned(self) -> dict[str, Estimate]:
         """Points of the constant's loss that the networks apart take away."""
-        apart = self._each([self._only(k) for k in range(len(self.tasks))])
-        self._trained(apart, False)
-        values = {}
-        for split in self.problems:
-            constant = torch.tensor(self.constant[split][1], dtype=torch.float64)
-            alone = self._apart(split, [t for t in apart if t.split == split], False)
-            values[split] = 100 * (1 - alone / constant)
-        return self._estimates(values)
+        return self._estimates(
+            {
+                split: 100 * (1 - self.apart(split) / self._constant_of(split))
+                for split in self.problems
+            }
+        )
 
-    @property
-    def width(self) -> float:
-        """At which the joint network is `larger` times as large as all networks apart."""
-        with torch.random.fork_rng(devices=[]):
-            size = sum(parameters(self.problem.network((task,))) for task in self.tasks)
-        wanted = round(self.effort.larger * size)
-        return float(f"{width_for(self.problem, self.tasks, wanted):.3g}")
+    def points(
+        self, split: int, said: Tensor, *, longer: bool = False, share: float = 1.0
+    ) -> Tensor:
+        """How many points of the constant's loss test losses lie above those apart, [blocks, m]."""
+        return 100 * (said - self.apart(split, longer, share)) / self._constant_of(split)
+
+    def _constant_of(self, split: int) -> Tensor:
+        return torch.tensor(self.constant[split][1], dtype=torch.float64)
 
     # What is chosen ---------------------------------------------------------------------------
 
-    def _chosen(self, split: int, trials: Sequence[Trial], longer: bool, own: bool) -> Tensor:
-        """Test losses [blocks, m] of one joint network at its best epoch (or each task's own)."""
+    def chosen(
+        self,
+        split: int,
+        trials: Sequence[Trial],
+        *,
+        longer: bool = False,
+        own: bool = False,
+        tasks: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Test losses [blocks, m] of one joint network at its best epoch, by its tasks' mean.
+
+        Args:
+            split: the trials'.
+            trials: trained ones.
+            longer: look at the longer training.
+            own: take each task at the epoch that is best for it.
+            tasks: that the network is for; all by default.
+        """
+        asked = list(range(len(self.tasks))) if tasks is None else list(tasks)
         constant = torch.tensor(self.constant[split][0], dtype=torch.float64)
-        best, found = math.inf, None
+        found: list[tuple[float, Tensor]] = []
         for trial in trials:
-            curves = self._of(trial, longer)
+            curves = self.of(trial, longer)
             relative = (curves.validation / constant).nan_to_num(nan=math.inf)
             if own:
+                value = float(relative.min(0).values[asked].mean())
                 at = relative.argmin(0)
-                value = float(relative.min(0).values.mean())
-                test = curves.test[at, :, torch.arange(len(self.tasks))].mT
+                found.append((value, curves.test[at, :, torch.arange(len(at))].mT))
             else:
-                mean = relative.mean(1)
-                value, test = float(mean.min()), curves.test[mean.argmin()]
-            if found is None or value < best:
-                best, found = value, test
-        if found is None:
-            raise ValueError("no joint network to choose from")
-        return found
+                mean = relative[:, asked].mean(1)
+                found.append((float(mean.min()), curves.test[mean.argmin()]))
+        return min(found, key=lambda pair: pair[0])[1]
 
-    def _apart(self, split: int, trials: Sequence[Trial], longer: bool) -> Tensor:
+    def apart(self, split: int, longer: bool = False, share: float = 1.0) -> Tensor:
         """Test losses [blocks, m], each task's from its own network at its best rate and epoch."""
+        singles = [self.only(k) for k in range(len(self.tasks))]
+        self.trained(self.each(singles, share=share), longer)
         columns = []
         for k in range(len(self.tasks)):
-            own = [t for t in trials if t.weights == self._only(k)(split)]
-            held = [self._of(t, longer).validation[:, k].nan_to_num(nan=math.inf) for t in own]
-            best = min(range(len(own)), key=lambda n: float(held[n].min()))
-            columns.append(self._of(own[best], longer).test[held[best].argmin(), :, k])
+            of_task = [t for t in self.each([singles[k]], share=share) if t.split == split]
+            curves = [self.of(trial, longer) for trial in of_task]
+            held = [one.validation[:, k].nan_to_num(nan=math.inf) for one in curves]
+            best = min(range(len(held)), key=lambda n: float(held[n].min()))
+            columns.append(curves[best].test[held[best].argmin(), :, k])
         return torch.stack(columns, -1)
 
     def _estimates(self, values: Mapping[int, Tensor]) -> dict[str, Estimate]:
         """From points [blocks, m] of each split."""
         stacked = torch.stack(list(values.values()))
-        return {task: self._estimate(stacked[..., k]) for k, task in enumerate(self.tasks)}
+        return {task: self.estimate(stacked[..., k]) for k, task in enumerate(self.tasks)}
 
-    def _estimate(self, points: Tensor) -> Estimate:
+    def estimate(self, points: Tensor) -> Estimate:
         """From points [splits, blocks]; infinite where a joint network has diverged."""
         means = points.nanmean(1).tolist()
         if not all(map(math.isfinite, means)):

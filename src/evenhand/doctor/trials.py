@@ -14,12 +14,13 @@ rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evenhand.comparison.request import OPTIMIZERS
 from evenhand.data.problem import Problem, Samples, Split, Stream, Task
@@ -45,6 +46,8 @@ class Trial:
         rate: learning rate.
         width: of the hidden layers, relative to the problem's network.
         share: of the training rows, in (0, 1].
+        own: the positions in the trunk, a `torch.nn.Sequential`, of the layers that every task has
+            a copy of; the others are shared.
     """
 
     split: int
@@ -52,6 +55,7 @@ class Trial:
     rate: float
     width: float = 1.0
     share: float = 1.0
+    own: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,13 @@ def run(
 
 def _groups(problems: Mapping[int, Problem], trials: Sequence[Trial]) -> list[list[Trial]]:
     """Those of one architecture and size of batch."""
-    found: dict[tuple[float, int], list[Trial]] = {}
+    found: dict[tuple[float, int, tuple[int, ...]], list[Trial]] = {}
     for trial in dict.fromkeys(trials):
         source = problems[trial.split].train
         size = problems[trial.split].batch_size
         if isinstance(source, Split):
             size = min(size, _rows(len(source), trial.share))
-        found.setdefault((trial.width, size), []).append(trial)
+        found.setdefault((trial.width, size, trial.own), []).append(trial)
     return list(found.values())
 
 
@@ -143,10 +147,46 @@ def _network(problem: Problem, trial: Trial) -> MultiTaskNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixed_seed(trial.split, *b"doctor"))
         if trial.width == 1:
-            return problem.network(tuple(problem.tasks))
-        if problem.scaled is None:
+            network = problem.network(tuple(problem.tasks))
+        elif problem.scaled is None:
             raise ValueError(f"{problem.name}: its network has no width (Problem.scaled)")
-        return problem.scaled(tuple(problem.tasks), trial.width)
+        else:
+            network = problem.scaled(tuple(problem.tasks), trial.width)
+    return with_own_layers(network, trial.own) if trial.own else network
+
+
+def layers(network: MultiTaskNetwork) -> dict[int, str]:
+    """The parts of a trunk that can be split: positions and names of those with parameters.
+
+    Empty where the trunk is no `torch.nn.Sequential`.
+    """
+    if type(network.trunk) is not nn.Sequential:
+        return {}
+    return {
+        position: f"trunk.{name}"
+        for position, (name, part) in enumerate(network.trunk.named_children())
+        if any(True for _ in part.parameters())
+    }
+
+
+def with_own_layers(network: MultiTaskNetwork, own: Sequence[int]) -> MultiTaskNetwork:
+    """The same network, in which every task has a copy of the trunk's parts at these positions.
+
+    Raises:
+        ValueError: the trunk is no `torch.nn.Sequential`, or has no such part.
+    """
+    known = layers(network)
+    if any(position not in known for position in own):
+        raise ValueError(f"own={tuple(own)}: the trunk's layers stand at {sorted(known)}")
+    parts = list(network.trunk.children())
+
+    def trunk_of_a_task() -> nn.Sequential:
+        return nn.Sequential(*(deepcopy(p) if k in own else p for k, p in enumerate(parts)))
+
+    return MultiTaskNetwork(
+        nn.Identity(),
+        {task: nn.Sequential(trunk_of_a_task(), network.head(task)) for task in network.tasks},
+    )
 
 
 def _optimizer(problem: Problem, rate: float) -> Callable[..., torch.optim.Optimizer]:

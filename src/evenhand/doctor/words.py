@@ -21,6 +21,7 @@ from evenhand.doctor.ladder import (
     Ladder,
 )
 from evenhand.doctor.looks import Look
+from evenhand.doctor.splitting import Splitting
 
 APART = 10.0
 """Losses or gradients whose sizes differ by more than this factor are of different scales."""
@@ -133,8 +134,24 @@ def _of_ladder(found: Examination) -> Iterator[str]:
     if HALF in ladder.rungs:
         said = "It fades with more labels" if ladder.fades else "It does not fade with more labels"
         yield f"On half of the training rows: {_harms(ladder, HALF)}. {said}."
+    for one in found.splittings:
+        yield _splitting(one)
     for name, why in ladder.untested.items():
         yield f"Not tested: {name}, since {why}. Conflict is not claimed without it."
+
+
+def _splitting(one: Splitting) -> str:
+    what = {"layer": "A copy per task of the layer", "groups": "Trained in the groups"}[one.kind]
+    others = f"the others that were tried ({'; '.join(one.others)})"
+    verdict = (
+        "the choice by gradients is better than chance"
+        if one.pays
+        else "the choice by gradients is not shown to be better than chance"
+    )
+    return (
+        f"{what} {one.chosen} leaves {_spanned(one.left, 1)} points on average; {others} leave "
+        f"{_spanned(one.left_by_others, 1)}: {verdict}."
+    )
 
 
 QUESTION = {
