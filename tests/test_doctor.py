@@ -458,7 +458,31 @@ def test_report_and_json_are_written_and_names_do_no_harm(examined, tmp_path) ->
     assert written["ladder"]["rungs"]["together"]["b"]["freedom"] == 4
 
 
-def test_counts(tmp_path) -> None:
+def test_the_command_prints_the_verdict_and_leaves_a_report(tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    from evenhand.app.cli import app
+
+    out = tmp_path / "examined"
+    asked = ["doctor", "digits", "--epochs", "1", "--lr", "0.01", "--out", str(out)]
+    ended = CliRunner().invoke(app, asked)
+    assert ended.exit_code == 0, ended.output
+    assert "NO VERDICT YET" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == str(out / "report.html")
+    page = (out / "report.html").read_text()
+    assert "evenhand doctor digits --epochs 1 --lr 0.01" in page
+    written = json.loads((out / "doctor.json").read_text())
+    assert written["cause"] is None
+    assert [at["step"] for at in written["looks"]] == [0, 12, 25]
+    assert [at["metric"] is None for at in written["looks"]] == [True, False, False]
+
+
+def test_groups_that_are_kept_on_one_side_are_told() -> None:
+    pool = Pool(200, made, groups=torch.arange(200) // 10)
+    assert describe(pool.problem("hold-out", 1, 0)).groups == 20
+
+
+def test_counts() -> None:
     problem = small()
     train, test = problem.train, problem.test
     inputs = torch.cat([test.inputs[:-2], train.inputs[:2]])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from evenhand.comparison.inference import Estimate
 from evenhand.comparison.verdict import joined, signed, spanned
+from evenhand.doctor.agreement import Agreement
 from evenhand.doctor.diagnose import Diagnosis
 from evenhand.doctor.examine import Examination
 from evenhand.doctor.ladder import (
@@ -95,6 +96,7 @@ def words(found: Examination) -> Words:
     if cause == "cannot tell":
         headline = _unclear(found.ladder)
     advice = ADVICE[cause] or _advice_unclear(found.ladder)
+    advice += "".join(_enough(one, found.ladder) for one in found.splittings)
     return Words(headline, tuple(evidence), advice, CHANGE[cause])
 
 
@@ -122,9 +124,11 @@ def _of_ladder(found: Examination) -> Iterator[str]:
         f"Harm is how much more of the best constant's loss is left on test rows together than "
         f"apart, in points; {margin:g} points matter. {found.effort.splits} splits."
     )
-    for task, estimate in ladder.learned.items():
-        little = " It has learned next to nothing." if estimate.mean < LITTLE else ""
-        yield f"Apart, {task} takes away {estimate.mean:.0f} points of 100.{little}"
+    taken = [f"{task} {estimate.mean:.0f}" for task, estimate in ladder.learned.items()]
+    yield f"Of 100 points, networks apart take away: {joined(taken)}."
+    idle = [task for task, estimate in ladder.learned.items() if estimate.mean < LITTLE]
+    if idle:
+        yield f"Apart as well, next to nothing is learned of {joined(idle)}."
     yield f"Together: {_harms(ladder, TOGETHER)}."
     if ladder.harmful and not ladder.harmed:
         yield "Which task bears it differs from split to split; on average it is sure."
@@ -138,6 +142,16 @@ def _of_ladder(found: Examination) -> Iterator[str]:
         yield _splitting(one)
     for name, why in ladder.untested.items():
         yield f"Not tested: {name}, since {why}. Conflict is not claimed without it."
+
+
+def _enough(one: Splitting, ladder: Ladder) -> str:
+    """What to do about a way of sharing less that surely leaves too little to matter."""
+    if one.left.interval().high >= ladder.thresholds.margin:
+        return ""
+    if one.kind == "layer":
+        which = one.chosen if one.pays else f"{one.chosen}, or of another,"
+        return f" A copy per task of the layer {which} leaves too little to matter."
+    return f" Two networks, for {one.chosen}, leave too little to matter."
 
 
 def _splitting(one: Splitting) -> str:
@@ -190,15 +204,17 @@ def gradient_sentences(found: Diagnosis) -> Iterator[str]:
     yield from _scales(first)
     for at in found.looks:
         when = "as it is" if len(found.looks) == 1 else f"after {at.step} steps"
-        yield f"Gradients between different batches, {when}: {_agreements(at)}."
+        yield f"Gradients between different batches, {when}: {_agreements(at.whole)}."
+    if last.metric is not None:
+        yield f"In the optimizer's metric at the last look: {_agreements(last.metric)}."
     if found.without_signal:
         yield f"No signal at any look: {joined(found.without_signal)}."
     noisy = [pair for pair, r in last.whole.shared_noise.items() if abs(r) > 0.3]
     for a, b in noisy:
         r = last.whole.shared_noise[a, b]
         yield (
-            f"The noise of {a} and {b} on one batch is correlated ({signed(r, 2)}): cosines on one "
-            f"batch ({signed(last.whole.same_batch[a, b], 2)}) show that, and not the tasks."
+            f"The noise of {a} and {b} on one batch is correlated ({signed(r, 2)}), and is part of "
+            f"their cosine on one batch ({signed(last.whole.same_batch[a, b], 2)})."
         )
     worst = _worst_layer(last)
     if worst:
@@ -222,17 +238,16 @@ def _scales(at: Look) -> Iterator[str]:
             yield f"At the start {what} differ by a factor of {ratio:.3g} ({large} over {small})."
 
 
-def _agreements(at: Look) -> str:
+def _agreements(at: Agreement) -> str:
     parts = []
-    if at.whole.aligned:
-        parts.append(f"{_pairs(at.whole.aligned)} agree")
-    if at.whole.opposed:
-        parts.append(f"{_pairs(at.whole.opposed)} oppose each other")
-    seen = {*at.whole.aligned, *at.whole.opposed}
-    rest = [pair for pair in at.whole.cosines if pair not in seen]
+    if at.aligned:
+        parts.append(f"{_pairs(at.aligned)} agree")
+    if at.opposed:
+        parts.append(f"{_pairs(at.opposed)} oppose each other")
+    rest = [pair for pair in at.cosines if pair not in {*at.aligned, *at.opposed}]
     if rest:
         parts.append(f"{_pairs(rest)} neither surely agree nor oppose")
-    silent = [t for t, s in zip(at.whole.tasks, at.whole.signal, strict=True) if not s]
+    silent = [task for task, told in zip(at.tasks, at.signal, strict=True) if not told]
     if silent:
         parts.append(f"no signal of {joined(silent)}")
     return "; ".join(parts)
@@ -279,6 +294,8 @@ def _of_counts(found: Examination) -> Iterator[str]:
     if used and max(used.values()) > 2 * min(used.values()):
         counts = joined([f"{task} {count}" for task, count in used.items()])
         yield f"Training labels differ in number: {counts}."
+    if found.description.groups is not None:
+        yield f"{found.description.groups} groups; none of them stands on two sides."
     for (first, second), count in found.description.duplicates.items():
         if count:
             yield (
