@@ -101,6 +101,7 @@ print(result.output, file=sys.stderr)
         ("datasets --help", 0),
         ("data --help", 0),
         ("report --help", 0),
+        ("doctor --help", 0),
         ("datasets", 0),
         ("compare", 2),
         ("compare digit", 2),
@@ -117,6 +118,10 @@ print(result.output, file=sys.stderr)
         ("methods --recipes mgd", 2),
         ("methods --figure picture", 2),
         ("data digits", 2),
+        ("doctor", 2),
+        ("doctor digit", 2),
+        ("doctor digits --splits 0", 2),
+        ("doctor digits --out .", 2),
         ("report .", 2),
     ],
 )

@@ -6,6 +6,7 @@ from evenhand.autodiff.gradients import NonFiniteError, TaskGradients
 from evenhand.balancer import Balancer
 from evenhand.balancing.balance import Balance
 from evenhand.comparison.door import compare
+from evenhand.doctor.diagnose import Diagnosis, diagnose
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
 from evenhand.schedules import (
     Clock,
@@ -25,6 +26,7 @@ __all__ = [
     "Balancer",
     "Blocks",
     "Clock",
+    "Diagnosis",
     "MultiTaskNetwork",
     "NonFiniteError",
     "Outputs",
@@ -34,6 +36,7 @@ __all__ = [
     "alternate_epochs",
     "alternate_steps",
     "compare",
+    "diagnose",
     "in_groups",
     "jointly",
     "nested",

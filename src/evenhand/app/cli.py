@@ -14,6 +14,7 @@ import typer
 import evenhand
 from evenhand import sources
 from evenhand.app import config, progress, starting, table, using
+from evenhand.app.doctor import doctor
 from evenhand.app.refusing import complain, refusing
 from evenhand.app.source_options import keyed, takes_source
 from evenhand.comparison.folder import RESULT, read_manifest
@@ -322,6 +323,9 @@ def methods(
     with figures.style():
         figures.save(landscape.draw(paths), figure)
     typer.echo(figure)
+
+
+app.command()(doctor)
 
 
 @app.command()

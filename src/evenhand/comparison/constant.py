@@ -61,6 +61,16 @@ def constants(problem: Problem) -> dict[str, Nest]:
     return found
 
 
+def lowest_losses(problem: Problem) -> dict[str, Nest]:
+    """Each task's constant output of the lowest training loss, of the form of a sample's output.
+
+    `Problem.with_own_heads` reads it.
+    """
+    train = _first(problem.train, MOST)
+    empty, apart = empty_outputs(problem), problem.with_own_heads()
+    return {name: _fitted(apart, name, empty[name], train) for name in apart.tasks}
+
+
 def constant_network(values: Mapping[str, Nest]) -> MultiTaskNetwork:
     """A network with a head of each task's name, which says the same of every sample."""
     return MultiTaskNetwork(_Size(), {task: _Same(value) for task, value in values.items()})

@@ -1,0 +1,1 @@
+"""Do these tasks conflict, where, and what would help."""
