@@ -27,6 +27,7 @@ class Deferred:
         stands: takes over the state of a step that is taken.
         step: the step.
         leaves: what the scalar delivers to, in order.
+        closing: to be done when the whole backward pass has ended, with what it queues itself.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class Deferred:
         stands: Callable[[Solved], object],
         step: Step,
         leaves: Sequence[Tensor],
+        closing: Callable[[], None] | None = None,
     ) -> None:
         self._solve = solve
         self._stands = stands
         self._step: Step | None = step
         self._places = {id(leaf): k for k, leaf in enumerate(leaves)}
+        self._closing = closing
         self._given: list[Tensor | None] | None = None
         self._scale = 1.0
 
@@ -50,6 +53,8 @@ class Deferred:
             RuntimeError: the graph of the losses is gone.
         """
         scale = float(gradient)
+        if self._closing is not None:
+            _after_all(self._closing)
         if self._given is not None:  # a second backward of the same scalar
             ratio = scale / self._scale
             return [None if g is None else g * ratio for g in self._given]
@@ -80,3 +85,12 @@ class Deferred:
         if keep:
             self._given, self._scale = found, scale
         return found
+
+
+def _after_all(what: Callable[[], None]) -> None:
+    """Do something when the backward pass that is under way has ended.
+
+    A wrapper queues its own end when the last gradient has come; what is queued then is done later.
+    """
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    queue(lambda: queue(what))

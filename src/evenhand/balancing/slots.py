@@ -162,6 +162,7 @@ class Slots:
             else:
                 trunk = merged if weights is None else merged * weights
                 update = source.in_span(trunk, weights)
+        update = source.settled(update)
         source.require_finite(update)
         heads = torch.ones_like(view.losses) if weights is None else weights
         if not balanced:

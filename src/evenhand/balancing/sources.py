@@ -70,7 +70,7 @@ class Sources:
 
     def of(self, step: Step, slots: Slots) -> tuple[Differentiated, TaskGradients]:
         """Where the update of a step comes from, and the view that methods get of it."""
-        if self._sums is not None or step.counts is not None:
+        if self._sums is not None:
             return self._of_sums(step, self._with(step, slots))
         samples = [self._sampled(step, slots, sample) for sample in _further(step, slots)]
         # Losses on further batches may share a part of the graph.
@@ -91,7 +91,7 @@ class Sources:
         """What methods see of a call; `total` is the number of all tasks."""
         return TaskGradients(
             source,
-            self.reducer.mean(call.stacked),
+            call.stacked,
             tasks=call.tasks,
             index=torch.tensor(call.index, device=call.stacked.device),
             total=total,
@@ -99,12 +99,14 @@ class Sources:
             samples=samples,
         )
 
-    def _passes(self, call: Call, sharing: Sharing, slots: Slots) -> Passes:
+    def _passes(
+        self, call: Call, sharing: Sharing, slots: Slots, reducer: Reducer | None = None
+    ) -> Passes:
         carries = bool(sharing.carried) and isinstance(slots.aggregator, Aggregator)
         return Passes(
             call,
             sharing,
-            reducer=self.reducer,
+            reducer=reducer or self.reducer,
             chunk=self.chunking,
             factored=self._factored,
             retain_trunk=slots.merges_features or carries,
@@ -112,7 +114,13 @@ class Sources:
             names=self._ownership.names,
         )
 
-    def _sampled(self, step: Step, slots: Slots, sample: Mapping[str, Tensor]) -> Passes:
+    def _sampled(
+        self,
+        step: Step,
+        slots: Slots,
+        sample: Mapping[str, Tensor],
+        reducer: Reducer | None = None,
+    ) -> Passes:
         """The passes of a further batch; its losses are looked at, and nothing else."""
         losses = {task: sample[task] for task in step.call.tasks}
         call = replace(
@@ -125,22 +133,34 @@ class Sources:
         known = step.sharing
         alone: list[list[Tensor]] = [[] for _ in call.tasks]
         looked_at = Sharing(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
-        return self._passes(call, looked_at, slots)
+        return self._passes(call, looked_at, slots, reducer)
 
     # Micro-batches ----------------------------------------------------------------------------
 
     def _with(self, step: Step, slots: Slots) -> list[Sums]:
-        """The sums of the micro-batches so far and of this one; those kept stay as they are."""
+        """The sums of the micro-batches so far and of this one; those kept stay as they are.
+
+        They are this rank's own: ranks speak to each other when the last one is there.
+        """
         further = _further(step, slots)
         before = self._sums or [Sums(len(step.tasks)) for _ in range(1 + len(further))]
         if len(before) != 1 + len(further):
             raise ValueError("samples= must have as many batches in every micro-batch")
-        passes = [self._passes(step.call, step.sharing, slots)]
-        passes += [self._sampled(step, slots, sample) for sample in further]
+        here = Reducer()
+        passes = [self._passes(step.call, step.sharing, slots, here)]
+        passes += [self._sampled(step, slots, sample, here) for sample in further]
         found = []
-        for sums, there in zip(before, passes, strict=True):
-            found.append(sums.copied())
-            found[-1].add(there, step.counts, slots.looks_at_features, slots.keeps_features)
+        guilty: tuple[str, ...] = ()
+        try:
+            for sums, there in zip(before, passes, strict=True):
+                found.append(sums.copied())
+                found[-1].add(there, step.counts, slots.looks_at_features, slots.keeps_features)
+        except NonFiniteError as error:
+            guilty = error.tasks
+        flags = self.reducer.anywhere([task in guilty for task in step.tasks])
+        if any(flags):
+            named = [task for task, flag in zip(step.tasks, flags, strict=True) if flag]
+            raise NonFiniteError("gradient", named)
         return found
 
     def _of_sums(self, step: Step, found: list[Sums]) -> tuple[Accumulated, TaskGradients]:
@@ -160,7 +180,7 @@ class Sources:
             )
             sharing = self._ownership.of_sums(call, step.tasks, sums.masks())
             names = self._ownership.names
-            sources.append(Accumulated(sums, call, sharing, self.coordinates, names))
+            sources.append(Accumulated(sums, call, sharing, self.coordinates, names, self.reducer))
         main, *further = sources
         total = len(step.tasks)
         views = [self.view(other, main.call, step.clock, total) for other in further]

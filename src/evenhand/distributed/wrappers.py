@@ -1,0 +1,241 @@
+"""What a model is wrapped in, so that its gradients are reduced by somebody else."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from evenhand.autodiff.walk import edge_of
+from evenhand.network import leaves, unwrapped
+
+
+@dataclass(frozen=True)
+class Managed:
+    """The leaves, by identity, whose gradients a wrapper reduces when they are handed over.
+
+    Attributes:
+        all: all of them.
+        waiting: those that it waits for in this step on this rank.
+        partly: whether ranks may wait for different ones.
+    """
+
+    all: frozenset[int] = frozenset()
+    waiting: frozenset[int] = frozenset()
+    partly: bool = False
+
+
+class Wrappers:
+    """The `DistributedDataParallel` around a model, seen when its forward pass runs inside.
+
+    A model is often wrapped after the balancer was made, so the wrapper is not asked for: a hook on
+    the model notes what its forward pass runs in. One that was wrapped before the first step of
+    several ranks, with no hook on it yet, is looked for among all objects, once.
+    """
+
+    def __init__(self) -> None:
+        self._watched: weakref.ref[nn.Module] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._note = _Note()
+        self._looked_for: set[int] = set()
+
+    @property
+    def found(self) -> DistributedDataParallel | None:
+        """What the last forward pass of the model ran in."""
+        return self._note.wrapper
+
+    def watch(self, model: nn.Module) -> None:
+        """Note from now on what the forward passes of `model` run in."""
+        require_known(model)
+        inner = unwrapped(model)
+        if self._watched is not None and self._watched() is inner:
+            return
+        for handle in self._handles:
+            handle.remove()
+        note = self._note = _Note()
+        if isinstance(model, DistributedDataParallel):
+            note.saw(model)
+        self._watched = weakref.ref(inner)
+        self._handles = [
+            inner.register_forward_pre_hook(note.before),
+            inner.register_forward_hook(note.after),
+        ]
+
+    def look(
+        self, losses: Sequence[Tensor], reached: Iterable[Tensor]
+    ) -> DistributedDataParallel | None:
+        """The wrapper of leaves that these losses reach, where no forward pass has told.
+
+        Each leaf is looked for once. The model is watched from then on.
+        """
+        if self._note.heard:
+            return None
+        wanted = {id(leaf) for leaf in reached} - self._looked_for
+        if not wanted:
+            return None
+        self._looked_for |= wanted
+        for other in gc.get_objects():
+            if issubclass(type(other), DistributedDataParallel) and any(
+                id(parameter) in wanted for parameter in other.parameters()
+            ):
+                self.watch(other)
+                self._note.used = _behind(losses)
+                return other
+        return None
+
+    @property
+    def heard(self) -> bool:
+        """Whether a forward pass of the model has told what it runs in."""
+        return self._note.heard
+
+    @property
+    def waiting(self) -> list[Tensor]:
+        """The leaves whose gradients the wrapper waits for in this step, and then reduces."""
+        wrapper = self.found
+        if wrapper is None:
+            return []
+        waiting = [p for p in _reduced_by(wrapper) if p.requires_grad]
+        used = self._note.used
+        if wrapper.find_unused_parameters and used is not None:
+            waiting = [p for p in waiting if id(p) in used]
+        return waiting
+
+    @property
+    def managed(self) -> Managed:
+        """The leaves that the wrapper reduces."""
+        wrapper = self.found
+        if wrapper is None:
+            return Managed()
+        return Managed(
+            frozenset(map(id, _reduced_by(wrapper))),
+            frozenset(map(id, self.waiting)),
+            wrapper.find_unused_parameters,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Wrappers:
+        return Wrappers()
+
+    def __reduce__(self) -> tuple[type[Wrappers], tuple[()]]:
+        return Wrappers, ()
+
+
+def _reduced_by(wrapper: DistributedDataParallel) -> list[Tensor]:
+    ignored = wrapper.parameters_to_ignore
+    return [p for name, p in wrapper.module.named_parameters() if name not in ignored]
+
+
+class _Note:
+    """The hooks, and what they saw."""
+
+    def __init__(self) -> None:
+        self._wrapper: weakref.ref[DistributedDataParallel] | None = None
+        self.used: set[int] | None = None
+        self.heard = False
+
+    @property
+    def wrapper(self) -> DistributedDataParallel | None:
+        return None if self._wrapper is None else self._wrapper()
+
+    def saw(self, wrapper: DistributedDataParallel | None) -> None:
+        self._wrapper = None if wrapper is None else weakref.ref(wrapper)
+
+    def before(self, module: nn.Module, inputs: Any) -> None:
+        if not _differentiates():
+            return
+        wrapper: DistributedDataParallel | None = DistributedDataParallel._active_ddp_module
+        if wrapper is not None and wrapper is not self.wrapper:
+            require_known(wrapper)
+        self.saw(wrapper)
+        self.heard = True
+
+    def after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        wrapper = self.wrapper
+        if wrapper is None or not wrapper.find_unused_parameters or not _differentiates():
+            return
+        self.used = _behind(output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Note:
+        return _Note()
+
+    def __reduce__(self) -> tuple[type[_Note], tuple[()]]:
+        return _Note, ()
+
+
+def _differentiates() -> bool:
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _behind(output: Any) -> set[int] | None:
+    """The identities of all leaves behind an output, as the wrapper itself finds them."""
+    try:
+        tensors = [t for t in leaves(output) if t.requires_grad]
+    except TypeError:
+        return None
+    stack = [edge_of(t)[0] for t in tensors]
+    seen: set[Any] = set(stack)
+    found: set[int] = set()
+    while stack:
+        node = stack.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return found
+
+
+def require_known(model: nn.Module) -> None:
+    """Raise ValueError if some ranks' gradients of `model` would come out wrong."""
+    for module in model.modules():
+        kind = type(module)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if isinstance(module, DistributedDataParallel):
+            if module.static_graph:
+                raise ValueError(
+                    "DistributedDataParallel(static_graph=True) delays its reduction by a count of "
+                    "the first backward pass, and gets that of a balanced one wrong: wrap the "
+                    "model without it, or give Balancer(group=False) to balance every rank alone"
+                )
+            if module.mixed_precision is not None:
+                raise ValueError(
+                    "DistributedDataParallel(mixed_precision=) puts other tensors in place of the "
+                    "parameters: wrap the model without it, and use torch.autocast"
+                )
+        elif name.startswith(REFUSED):
+            raise ValueError(
+                f"{name} shards or exchanges gradients in a way that a balancer does not know: "
+                "wrap the model in DistributedDataParallel, or give its plain parameters to "
+                "`backward` with group= the ranks to speak to"
+            )
+
+
+REFUSED = (
+    "torch.distributed.fsdp.fully_sharded_data_parallel",
+    "torch.distributed.pipelining",
+    "deepspeed.",
+    "horovod.",
+    "fairscale.",
+    "apex.parallel",
+    "megatron.",
+)
+"""Modules that exchange gradients themselves, by the beginning of their names."""
+
+
+def require_plain(leaf: Tensor, name: str | None = None) -> None:
+    """Raise ValueError if a leaf is a part of a tensor that ranks share out."""
+    if type(leaf).__module__.startswith("torch.distributed.tensor"):
+        what = "a parameter" if name is None else f"the parameter {name!r}"
+        raise ValueError(
+            f"{what} of shape {tuple(leaf.shape)} is a DTensor (fully_shard, tensor parallelism): "
+            "its gradient per task is not supported yet. Wrap the model in "
+            "DistributedDataParallel, or keep it plain and give Balancer(group=)"
+        )
