@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
+import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cases import CASES
-from evenhand import Balancer, MultiTaskNetwork, NonFiniteError
+from cases import CASES, Case
+from evenhand import Aggregator, Balancer, Clock, MultiTaskNetwork, NonFiniteError
 from evenhand.weighting.base import Method
 
-TASKS = ("a", "b", "c")
 STEPS = 3
 DEADLINE = datetime.timedelta(seconds=60)
 """Of every collective: a rank that does not come is an error and no hang."""
@@ -51,7 +52,21 @@ class Variation:
     route: str
 
     def __str__(self) -> str:
-        return " ".join((self.method, self.slot, self.at or "own", self.share, self.route))
+        return ", ".join((self.method, self.slot, self.at or "own", self.share, self.route))
+
+    @property
+    def case(self) -> Case:
+        return next(case for case in CASES if case.name == self.method)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple("abcdefgh"[: 3 if 3 in self.case.tasks else 8])
+
+    @property
+    def alone(self) -> Variation:
+        """The same training in one process."""
+        call = "backward" if self.route.endswith("backward") else "loss"
+        return replace(self, route=f"plain {call}")
 
 
 @dataclass
@@ -65,14 +80,11 @@ class Trained:
     errors: list[str]
 
 
-def network() -> MultiTaskNetwork:
+def network(tasks: Sequence[str]) -> MultiTaskNetwork:
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh())
-    heads = {
-        "a": nn.Linear(3, 1),
-        "b": nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)),
-        "c": nn.Linear(3, 1),
-    }
+    heads: dict[str, nn.Module] = {task: nn.Linear(3, 1) for task in tasks}
+    heads["b"] = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
     return MultiTaskNetwork(trunk, heads).double()
 
 
@@ -82,12 +94,12 @@ def parts(share: str, world: int) -> list[slice]:
         size = SIZE // world
         return [slice(k * size, (k + 1) * size) for k in range(world)]
     ends = {2: [0, 9, 12], 3: [0, 7, 11, 12]}[world]
-    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
-def labelled(share: str, step: int) -> Tensor:
-    """Which samples have a label of which task, [SIZE, 3]."""
-    there = torch.ones(SIZE, 3, dtype=torch.bool)
+def labelled(share: str, step: int, m: int) -> Tensor:
+    """Which samples have a label of which task, [SIZE, m]."""
+    there = torch.ones(SIZE, m, dtype=torch.bool)
     if share in ("missing", "gone"):
         there[5:, 1] = False  # b on the first rank alone
         there[:11, 2] = False  # c on the last alone
@@ -96,24 +108,44 @@ def labelled(share: str, step: int) -> Tensor:
     return there
 
 
-def put_at(method: Method, at: str) -> Method:
-    for part in method.modules():
+def placed(method: Method, at: str) -> Method:
+    """The same method, which looks elsewhere."""
+    for part in method.modules() if at else ():
         if isinstance(part, Method):
-            part.at = at
+            part.at = first_layer if at == "first layer" else at
     return method
 
 
-def balancer_of(variation: Variation, model: nn.Module | None) -> Balancer:
-    slots: dict[str, Method] = {}
-    if variation.method:
-        case = next(case for case in CASES if case.name == variation.method)
-        method = case.make(TASKS)
-        slots[variation.slot] = put_at(method, variation.at) if variation.at else method
-    return Balancer(**slots, tasks=TASKS, model=model, jacobian="looped", factored="never")
+def first_layer(shared: Sequence[Tensor]) -> Sequence[Tensor]:
+    return shared[:2]
+
+
+def balancer_of(variation: Variation, model: nn.Module) -> Balancer:
+    method = placed(variation.case.make(variation.tasks), variation.at)
+    return Balancer(
+        **{variation.slot: method}, tasks=variation.tasks, model=model, factored="never"
+    )
+
+
+def variations() -> Iterator[Variation]:
+    """Every method, slot and place; for each of them `Variation.share` and `route` are left out."""
+    for case in CASES:
+        method = case.make(tuple("abcdefgh"[: 3 if 3 in case.tasks else 8]))
+        slots = ["aggregator"] if isinstance(method, Aggregator) else ["weighting", "aggregator"]
+        places = [""]
+        if method.traits.reads_gradients and not isinstance(method, Aggregator):
+            sampled = ["representation"] if method.traits.batches == 1 else []
+            places = ["parameters", "last_layer", "first layer", *sampled]
+        if isinstance(method, Aggregator) and case.name.startswith(("graddrop", "trimmed")):
+            places = ["parameters", "representation"]
+        for slot in slots:
+            for at in places:
+                yield Variation(case.name, slot, at, "", "")
 
 
 def train(variation: Variation, rank: int, world: int) -> Trained:
-    model = network()
+    tasks = variation.tasks
+    model = network(tasks)
     route, _, call = variation.route.partition(" ")
     wrapped: nn.Module = model
     balancer = balancer_of(variation, model)  # given the plain model, which is wrapped afterwards
@@ -125,13 +157,14 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
     further = max((m.traits.batches for m in balancer.methods), default=1) - 1
     for step in range(STEPS):
         optimizer.zero_grad()
-        there = labelled(variation.share, step)[part]
+        there = labelled(variation.share, step, len(tasks))[part]
         losses, outputs, counts = batch(wrapped, step, part, there)
         if variation.share == "nan" and step == 1 and rank == world - 1:
             losses["c"] = losses["c"] * torch.nan
         samples = [batch(wrapped, 100 * (k + 1) + step, part, there)[0] for k in range(further)]
         features = outputs if route == "plain" and not further else model.trunk
-        options = {"features": features, "samples": samples, "counts": counts}
+        clock = Clock(epoch=step, step=step)
+        options = {"features": features, "samples": samples, "counts": counts, "clock": clock}
         try:
             if call == "backward":
                 balancer.backward(losses, **options)
@@ -154,7 +187,7 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
             optimizer.step()
         with torch.no_grad():
             after, _, _ = batch(model, step, part, there)
-        balancer.updated(after, counts=counts)
+        balancer.updated(after, clock, counts=counts)
     found.parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
     found.state = {
         name: value.clone()
@@ -164,20 +197,58 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
     return found
 
 
+def differences(ranks: Sequence[Any], alone: Trained, tolerance: float = 1e-10) -> list[str]:
+    """In what ranks differ from one process by more than the tolerance, or from each other."""
+    failed = [f"rank {rank}: {found}" for rank, found in enumerate(ranks) if isinstance(found, str)]
+    if failed:
+        return failed
+    told = []
+    for rank, found in enumerate(ranks):
+        for step, pair in enumerate(zip(found.gradients, alone.gradients, strict=True)):
+            told += [f"rank {rank} step {step}: {w}" for w in _apart(*pair, tolerance)]
+        told += [f"rank {rank}: {w}" for w in _apart(found.parameters, alone.parameters, tolerance)]
+        told += [f"rank {rank}: {w}" for w in _apart(found.state, alone.state, tolerance)]
+        if found.errors != alone.errors:
+            told.append(f"rank {rank}: errors {found.errors}, alone {alone.errors}")
+        for step, pair in enumerate(zip(found.losses, alone.losses, strict=True)):
+            if not torch.allclose(*pair, rtol=tolerance, atol=tolerance):
+                told.append(f"rank {rank} step {step}: losses {pair}")
+    first, *others = ranks
+    for other in others:
+        for mine, its in ((first.parameters, other.parameters), (first.state, other.state)):
+            told += [f"{name} differs between ranks" for name in _apart(its, mine, 0.0)]
+    return told
+
+
+def _apart(
+    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float
+) -> list[str]:
+    names = [*expected, *(name for name in found if name not in expected)]
+    return [name for name in names if not _alike(found.get(name), expected.get(name), tolerance)]
+
+
+def _alike(one: Tensor | None, other: Tensor | None, tolerance: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
 def batch(
     model: nn.Module, number: int, part: slice, there: Tensor
 ) -> tuple[dict[str, Tensor], Mapping[str, Tensor], dict[str, int]]:
     """The losses of the tasks that have a label here, the outputs, and how many labels each has."""
     chance = torch.Generator().manual_seed(7 + number)
     x = torch.randn(SIZE, 4, generator=chance, dtype=torch.float64)[part]
-    y = torch.randn(SIZE, 3, generator=chance, dtype=torch.float64)[part]
+    y = torch.randn(SIZE, there.shape[1], generator=chance, dtype=torch.float64)[part]
     outputs = model(x)
     losses, counts = {}, {}
-    for k, task in enumerate(TASKS):
+    for k, task in enumerate(outputs):
         mine = there[:, k]
         if mine.any():
             error = outputs[task][mine, 0] - y[mine, k]
-            losses[task] = 0.1 + 3.0**k * error.square().mean()
+            losses[task] = 0.1 + 3.0 ** (k % 3) * error.square().mean()
             counts[task] = int(mine.sum())
     return losses, outputs, counts
 
@@ -199,11 +270,9 @@ def _work(rank: int, world: int, folder: str, job: Job, arguments: Sequence[Any]
     for argument in arguments:
         try:
             found.append(job(argument, rank, world))
-        except Exception as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
             found.append(f"{type(error).__name__}: {error}")
-            import traceback
-
-            if os.environ.get("EVENHAND_TRACE"):
+            if "EVENHAND_TRACE" in os.environ:
                 traceback.print_exc()
         dist.barrier()
     torch.save(found, Path(folder) / f"{rank}.pt")

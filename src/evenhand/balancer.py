@@ -503,8 +503,11 @@ class Balancer(nn.Module):
 
     def _step_of(self, request: Request) -> Step:
         """The call, checked, and whose the parameters are that it reaches."""
+        present = self._present(request)
+        together = self._partners.together()
+        if together is not None:
+            together.look(present, request.plus)
         parallel = self._parallel()
-        present = self._present(request, alone=parallel is None)
         clock = request.clock
         if clock is None:
             self._warn_of_epochs()
@@ -538,7 +541,7 @@ class Balancer(nn.Module):
             raise ValueError(f"counts= says nothing of {uncounted[0]!r}, which has a loss here")
         return Step(tasks, call, sharing, clock, places, outputs, request.samples, counts)
 
-    def _present(self, request: Request, alone: bool = True) -> dict[str, Tensor]:
+    def _present(self, request: Request) -> dict[str, Tensor]:
         """The losses that count in this call, in the order of all tasks, checked.
 
         Where this process is not alone there may be none.
@@ -546,6 +549,7 @@ class Balancer(nn.Module):
         if self.tasks is None:
             self._refuse_late_parameters()
             self.bind(tuple(request.losses))
+        alone = self._parallel() is None
         losses = request.losses
         if request.counts is not None:  # the mean over no label is NaN
             losses = {t: v for t, v in losses.items() if request.counts.get(t, 1)}
@@ -575,7 +579,7 @@ class Balancer(nn.Module):
             ValueError: no rank has a loss, or a further batch lacks a task on every rank.
         """
         tasks, phase = self.tasks or (), request.phase
-        parallel.meet(self._told_to_others(), present, request.plus)
+        parallel.meet(self._told_to_others())
         self._sources.reducer = parallel.reducer()
         kind = None if phase is None else (tuple(phase.tasks), tuple(phase.moves))
         outputs = request.features if isinstance(request.features, Outputs) else None

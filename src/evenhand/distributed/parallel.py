@@ -90,24 +90,27 @@ class Parallel:
 
     # What all ranks must agree on -------------------------------------------------------------
 
-    def meet(self, told: Any, losses: Mapping[str, Tensor], plus: Tensor | None) -> None:
+    def meet(self, told: Any) -> None:
         """Begin a step: what is told must be the same on all ranks.
 
         Args:
             told: the tasks, and what the slots hold.
-            losses, plus: those of this rank.
 
         Raises:
-            ValueError: it is not, or the model is wrapped in a way that goes wrong.
+            ValueError: it is not.
         """
-        roots = [t for t in (*losses.values(), plus) if t is not None and t.requires_grad]
-        if not self.wrappers.heard and roots:
-            self._find(roots)
         if self._told is None or self._told[0] is not self._here or self._told[1] != told:
             self._require_alike(told)
 
-    def _find(self, roots: Sequence[Tensor]) -> None:
-        """Look for the wrapper of what these reach, where no forward pass has told of it."""
+    def look(self, losses: Mapping[str, Tensor], plus: Tensor | None) -> None:
+        """Look for the wrapper of what these reach, where no forward pass has told of it.
+
+        Raises:
+            ValueError: the model is wrapped in a way that goes wrong.
+        """
+        roots = [t for t in (*losses.values(), plus) if t is not None and t.requires_grad]
+        if self.wrappers.heard or not roots:
+            return
         wrapper = self.wrappers.look(roots, walk([(edge_of(t), 1) for t in roots]).leaves)
         if wrapper is not None:
             self._ownership.attach(wrapper, given=False)

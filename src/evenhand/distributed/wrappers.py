@@ -77,17 +77,25 @@ class Wrappers:
         """
         if self._note.heard:
             return None
-        wanted = {id(leaf) for leaf in reached} - self._looked_for
-        if not wanted:
+        new = {id(leaf): leaf for leaf in reached if id(leaf) not in self._looked_for}
+        if not new:
             return None
-        self._looked_for |= wanted
+        self._looked_for |= new.keys()
+        for leaf in new.values():
+            if type(leaf).__module__.startswith(DTENSORS):
+                raise ValueError(SHARDED)
         for other in gc.get_objects():
-            if issubclass(type(other), DistributedDataParallel) and any(
-                id(parameter) in wanted for parameter in other.parameters()
-            ):
-                self.watch(other)
-                self._note.used = _behind(losses)
-                return other
+            kind = type(other)
+            if issubclass(kind, DistributedDataParallel):
+                if any(id(parameter) in new for parameter in other.parameters()):
+                    wrapper: DistributedDataParallel = other
+                    self.watch(wrapper)
+                    self._note.used = _behind(losses)
+                    return wrapper
+            elif kind.__name__ == "FSDPParam" and kind.__module__.startswith(FSDP):
+                sharded = id(getattr(other, "_unsharded_param", None)) in new
+                if sharded:
+                    raise ValueError(SHARDED)
         return None
 
     @property
@@ -149,6 +157,8 @@ class _Note:
     def before(self, module: nn.Module, inputs: Any) -> None:
         if not _differentiates():
             return
+        if not self.heard:
+            require_known(module)
         wrapper: DistributedDataParallel | None = DistributedDataParallel._active_ddp_module
         if wrapper is not None and wrapper is not self.wrapper:
             require_known(wrapper)
@@ -203,7 +213,7 @@ def require_known(model: nn.Module) -> None:
                 raise ValueError(
                     "DistributedDataParallel(static_graph=True) delays its reduction by a count of "
                     "the first backward pass, and gets that of a balanced one wrong: wrap the "
-                    "model without it, or give Balancer(group=False) to balance every rank alone"
+                    "model without it, and give the wrapped model to Balancer(model=)"
                 )
             if module.mixed_precision is not None:
                 raise ValueError(
@@ -212,14 +222,16 @@ def require_known(model: nn.Module) -> None:
                 )
         elif name.startswith(REFUSED):
             raise ValueError(
-                f"{name} shards or exchanges gradients in a way that a balancer does not know: "
-                "wrap the model in DistributedDataParallel, or give its plain parameters to "
-                "`backward` with group= the ranks to speak to"
+                f"{name} exchanges gradients in a way that a balancer does not know: wrap the "
+                "model in DistributedDataParallel and give it to Balancer(model=), or keep it "
+                "plain, call `backward`, and name the ranks with Balancer(group=)"
             )
+        shared_out = (type(p).__module__ for p in module._parameters.values())
+        if kind.__module__.startswith(FSDP) or any(m.startswith(DTENSORS) for m in shared_out):
+            raise ValueError(SHARDED)
 
 
 REFUSED = (
-    "torch.distributed.fsdp.fully_sharded_data_parallel",
     "torch.distributed.pipelining",
     "deepspeed.",
     "horovod.",
@@ -229,13 +241,11 @@ REFUSED = (
 )
 """Modules that exchange gradients themselves, by the beginning of their names."""
 
-
-def require_plain(leaf: Tensor, name: str | None = None) -> None:
-    """Raise ValueError if a leaf is a part of a tensor that ranks share out."""
-    if type(leaf).__module__.startswith("torch.distributed.tensor"):
-        what = "a parameter" if name is None else f"the parameter {name!r}"
-        raise ValueError(
-            f"{what} of shape {tuple(leaf.shape)} is a DTensor (fully_shard, tensor parallelism): "
-            "its gradient per task is not supported yet. Wrap the model in "
-            "DistributedDataParallel, or keep it plain and give Balancer(group=)"
-        )
+DTENSORS = "torch.distributed.tensor"
+FSDP = "torch.distributed.fsdp"
+SHARDED = (
+    "a parameter of the model is shared out among ranks (fully_shard, tensor parallelism, a "
+    "DTensor), and gradients per task cannot be taken of a part: wrap the model in "
+    "DistributedDataParallel and give it to Balancer(model=), or keep it plain, call `backward`, "
+    "and name the ranks with Balancer(group=)"
+)

@@ -1,0 +1,155 @@
+"""Steps of several processes as users take them, among them some that cannot go right."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_module
+from torch.nn.parallel import DistributedDataParallel
+
+from evenhand import MGDA, Balancer
+from ranks import batch, network, parts
+
+TASKS = ("a", "b", "c")
+
+
+def part_of(rank: int, world: int) -> tuple[slice, Tensor]:
+    part = parts("even", world)[rank]
+    return part, torch.ones(part.stop - part.start, 3, dtype=torch.bool)
+
+
+def stepped(
+    rank: int,
+    world: int,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    known: str = "before",
+    steps: int = 2,
+    **options: Any,
+) -> list[Tensor]:
+    """The gradients of two steps; the balancer knows the model before it is wrapped, or not."""
+    model = network(TASKS)
+    balancer = Balancer(
+        aggregator=MGDA(), tasks=TASKS, model=model if known == "before" else None, **options
+    )
+    wrapped = wrap(model)
+    if known == "wrapped":
+        balancer.attach(wrapped)
+    found = []
+    for step in range(steps):
+        losses, _, _ = batch(wrapped, step, *part_of(rank, world))
+        balancer.loss(losses).backward()
+        found += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+    return found
+
+
+def sharded_by_blocks(model: nn.Module) -> nn.Module:
+    fully_shard(model.trunk)
+    for head in model.heads:
+        fully_shard(head)
+    return fully_shard(model)
+
+
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    return distribute_module(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+def static(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model, static_graph=True)
+
+
+def unused(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def past_the_wrapper(model: nn.Module) -> nn.Module:
+    """A forward pass of what is inside: the wrapper never hears of it."""
+    return DistributedDataParallel(model).module
+
+
+def other_tasks(rank: int, world: int) -> None:
+    losses, _, _ = batch(network(TASKS), 0, *part_of(rank, world))
+    if rank:
+        del losses["c"]
+    Balancer(aggregator=MGDA()).backward(losses)
+
+
+def other_parameters(rank: int, world: int) -> None:
+    model = network(TASKS)
+    torch.manual_seed(rank)
+    model.trunk[0].reset_parameters()
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    Balancer(aggregator=MGDA(), tasks=TASKS).backward(losses)
+
+
+def missing_in_an_unknown_model(rank: int, world: int) -> None:
+    losses, _, _ = batch(network(TASKS), 0, *part_of(rank, world))
+    if rank:
+        del losses["c"]
+    Balancer(aggregator=MGDA(), tasks=TASKS).backward(losses)
+
+
+def one_does_not_come(rank: int, world: int) -> str:
+    group = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    if rank:
+        return "did not come"
+    try:
+        stepped(rank, world, group=group)
+    except RuntimeError:
+        return "an error"
+    return "went on alone"
+
+
+def copied(rank: int, world: int) -> list[Tensor]:
+    """A copy, and one that went through a file, find the other ranks again."""
+    found = []
+    for way in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
+        model = network(TASKS)
+        balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+        losses, _, _ = batch(model, 0, *part_of(rank, world))
+        balancer.backward(losses)
+        model.zero_grad()
+        twin, other = way((model, balancer))
+        losses, _, _ = batch(twin, 0, *part_of(rank, world))
+        other.backward(losses)
+        found += [p.grad for p in twin.parameters()]
+    return found
+
+
+CASES: dict[str, Callable[[int, int], Any]] = {
+    "static graph, known before": lambda r, w: stepped(r, w, static),
+    "static graph, not known": lambda r, w: stepped(r, w, static, "not"),
+    "static graph, known wrapped": lambda r, w: stepped(r, w, static, "wrapped"),
+    "sharded, known before": lambda r, w: stepped(r, w, fully_shard),
+    "sharded, not known": lambda r, w: stepped(r, w, fully_shard, "not"),
+    "sharded, known wrapped": lambda r, w: stepped(r, w, fully_shard, "wrapped"),
+    "sharded, alone": lambda r, w: stepped(r, w, fully_shard, "not", group=False),
+    "sharded by blocks": lambda r, w: stepped(r, w, sharded_by_blocks),
+    "tensors of a mesh": lambda r, w: stepped(r, w, tensor_parallel),
+    "other tasks": other_tasks,
+    "other parameters": other_parameters,
+    "missing in an unknown model": missing_in_an_unknown_model,
+    "one does not come": one_does_not_come,
+    "wrapped, not known": lambda r, w: stepped(r, w, DistributedDataParallel, "not"),
+    "wrapped, known wrapped": lambda r, w: stepped(r, w, DistributedDataParallel, "wrapped"),
+    "wrapped, unused, not known": lambda r, w: stepped(r, w, unused, "not"),
+    "past the wrapper": lambda r, w: stepped(r, w, past_the_wrapper),
+    "plain, not known": lambda r, w: stepped(r, w, known="not"),
+    "plain, a group": lambda r, w: stepped(r, w, group=dist.new_group()),
+    "plain, a mesh": lambda r, w: stepped(r, w, group=init_device_mesh("cpu", (w,))),
+    "alone": lambda r, w: stepped(r, w, group=False),
+    "copied": copied,
+}
+
+
+def named(name: str, rank: int, world: int) -> Any:
+    return CASES[name](rank, world)
