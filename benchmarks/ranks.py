@@ -44,11 +44,11 @@ def main() -> int:
     bad = 0
     for world in options.worlds:
         begun = time.perf_counter()
-        found = spawned(world, train, chosen)
+        found = spawned(world, [(train, variation) for variation in chosen])
         seconds = time.perf_counter() - begun
         wrong = 0
         for k, variation in enumerate(chosen):
-            told = differences([rank[k] for rank in found], alone[variation.alone])
+            told = differences(found[k], alone[variation.alone])
             if told:
                 wrong += 1
                 print(f"  {variation}: {'; '.join(told[:3])[:400]}", flush=True)

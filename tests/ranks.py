@@ -256,10 +256,11 @@ def batch(
 # Several processes ------------------------------------------------------------------------------
 
 
-Job = Callable[[Any, int, int], Any]
+Job = tuple[Callable[[Any, int, int], Any], Any]
+"""A function of (argument, rank, world), and the argument."""
 
 
-def _work(rank: int, world: int, folder: str, job: Job, arguments: Sequence[Any]) -> None:
+def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     store = f"file://{folder}/store"
@@ -267,7 +268,7 @@ def _work(rank: int, world: int, folder: str, job: Job, arguments: Sequence[Any]
         "gloo", init_method=store, rank=rank, world_size=world, timeout=DEADLINE
     )
     found: list[Any] = []
-    for argument in arguments:
+    for job, argument in jobs:
         try:
             found.append(job(argument, rank, world))
         except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
@@ -279,16 +280,15 @@ def _work(rank: int, world: int, folder: str, job: Job, arguments: Sequence[Any]
     dist.destroy_process_group()
 
 
-def spawned(world: int, job: Job, arguments: Sequence[Any]) -> list[list[Any]]:
-    """What `job` gives on each rank, for each argument; an error is told in words.
+def spawned(world: int, jobs: Sequence[Job]) -> list[list[Any]]:
+    """What each job gives on each rank, in one group of processes; an error is told in words.
 
     Raises:
         ProcessExitedException: a process ended by a signal.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(
-            _work, (world, folder, job, arguments), nprocs=world, start_method="spawn"
-        )
-        return [
+        mp.start_processes(_work, (world, folder, jobs), nprocs=world, start_method="spawn")
+        found = [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)
         ]
+    return [list(of_ranks) for of_ranks in zip(*found, strict=True)]

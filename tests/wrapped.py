@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_module
 from torch.nn.parallel import DistributedDataParallel
 
-from evenhand import MGDA, Balancer
-from ranks import batch, network, parts
+from evenhand import MGDA, Balancer, Phase
+from ranks import batch, labelled, network, parts
 
 TASKS = ("a", "b", "c")
 
@@ -30,7 +30,7 @@ def part_of(rank: int, world: int) -> tuple[slice, Tensor]:
 def stepped(
     rank: int,
     world: int,
-    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
     known: str = "before",
     steps: int = 2,
     **options: Any,
@@ -40,7 +40,7 @@ def stepped(
     balancer = Balancer(
         aggregator=MGDA(), tasks=TASKS, model=model if known == "before" else None, **options
     )
-    wrapped = wrap(model)
+    wrapped = model if wrap is None or world == 1 else wrap(model)
     if known == "wrapped":
         balancer.attach(wrapped)
     found = []
@@ -65,6 +65,11 @@ def tensor_parallel(model: nn.Module) -> nn.Module:
 
 def static(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, static_graph=True)
+
+
+def passing(model: nn.Module) -> nn.Module:
+    """Micro-batches pass by the wrapper, which has nothing to reduce before the last one."""
+    return DistributedDataParallel(model).module
 
 
 def unused(model: nn.Module) -> nn.Module:
@@ -125,6 +130,56 @@ def copied(rank: int, world: int) -> list[Tensor]:
     return found
 
 
+def accumulated(rank: int, world: int, at: str, wrap: Callable[[nn.Module], nn.Module]) -> Any:
+    """Two micro-batches, of which the last rank has few labels, and none of c in the first."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(at=at), tasks=TASKS, model=model)
+    wrapped = wrap(model) if world > 1 else model
+    for number in range(2):
+        part = parts("uneven", world)[rank]
+        there = labelled("missing" if number else "even", 0, 3)[part]
+        losses, _, counts = batch(wrapped, number, part, there)
+        options = {"features": model.trunk, "counts": counts, "plus": 0.1 * penalty(model)}
+        if number:
+            balancer.backward(losses, **options)
+        else:
+            balancer.accumulate(losses, **options)
+    return [p.grad for p in model.parameters()]
+
+
+def penalty(model: nn.Module) -> Tensor:
+    return sum(p.square().sum() for p in model.parameters())
+
+
+def left_out(rank: int, world: int) -> list[Tensor]:
+    """A loss that is NaN on one rank is left out on all."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model, nonfinite="leave_out")
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    if rank == world - 1:
+        losses["c"] = losses["c"] * torch.nan
+    balance = balancer.backward(losses)
+    assert balance.left_out == ("c",)
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def in_phases(rank: int, world: int, wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+    wrapped = wrap(model) if world > 1 else model
+    found = []
+    for step, moves in enumerate((("shared",), ("own",), ("shared", "own"))):
+        losses, _, _ = batch(wrapped, step, *part_of(rank, world))
+        balancer.backward(losses, phase=Phase(tasks=("a", "c"), moves=moves))
+        found += [p.grad for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+    return found
+
+
+def plain(model: nn.Module) -> nn.Module:
+    return model
+
+
 CASES: dict[str, Callable[[int, int], Any]] = {
     "static graph, known before": lambda r, w: stepped(r, w, static),
     "static graph, not known": lambda r, w: stepped(r, w, static, "not"),
@@ -144,10 +199,19 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "wrapped, unused, not known": lambda r, w: stepped(r, w, unused, "not"),
     "past the wrapper": lambda r, w: stepped(r, w, past_the_wrapper),
     "plain, not known": lambda r, w: stepped(r, w, known="not"),
-    "plain, a group": lambda r, w: stepped(r, w, group=dist.new_group()),
-    "plain, a mesh": lambda r, w: stepped(r, w, group=init_device_mesh("cpu", (w,))),
+    "plain, a group": lambda r, w: stepped(r, w, group=dist.new_group() if w > 1 else None),
+    "plain, a mesh": lambda r, w: stepped(
+        r, w, group=init_device_mesh("cpu", (w,)) if w > 1 else None
+    ),
     "alone": lambda r, w: stepped(r, w, group=False),
     "copied": copied,
+    "left out": left_out,
+    "in phases": lambda r, w: in_phases(r, w, plain),
+    "in phases, wrapped": lambda r, w: in_phases(r, w, DistributedDataParallel),
+    "in phases, unused": lambda r, w: in_phases(r, w, unused),
+    "accumulated": lambda r, w: accumulated(r, w, "parameters", plain),
+    "accumulated features": lambda r, w: accumulated(r, w, "representation", plain),
+    "accumulated, wrapped": lambda r, w: accumulated(r, w, "parameters", passing),
 }
 
 

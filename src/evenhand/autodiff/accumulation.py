@@ -31,6 +31,7 @@ from evenhand.autodiff.gradients import (
     NonFiniteError,
     Place,
     Reducer,
+    Row,
     norms,
     times,
 )
@@ -296,8 +297,11 @@ class Accumulated:
         ones = torch.ones_like(self.call.stacked)
         heads = ones if heads is None else heads
         trunk = heads if trunk is None else trunk
-        balanced = self.rows("parameters").combined(trunk) if self._leaves else []
-        return self._update(list(balanced), heads, self._leaves)
+        balanced: Row = []
+        agreed = True
+        if self._leaves:
+            balanced, agreed = self._reducer.combined(self.rows("parameters"), trunk)
+        return self._update(list(balanced), heads, self._leaves if agreed else ())
 
     def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
         """A direction [n] at `place` for balanced leaves, the others as in `in_span`."""

@@ -70,6 +70,10 @@ class Reducer:
         """The mean over ranks of all tasks' gradients."""
         return rows
 
+    def combined(self, rows: Rows, weights: Tensor) -> tuple[Row, bool]:
+        """A combination of such rows, and whether it is the mean over ranks already."""
+        return rows.combined(weights), True
+
     def row(self, row: Row, leaves: Sequence[Tensor]) -> list[Tensor | None]:
         """The mean over ranks of a gradient by these leaves."""
         return list(row)

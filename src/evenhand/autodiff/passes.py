@@ -602,7 +602,7 @@ class Passes:
         if self._combination is not None and torch.equal(weights, self._combination[0]):
             return self._combination[1], True
         if "parameters" in self._rows:
-            return self._rows["parameters"].combined(weights), True
+            return self._reducer.combined(self._rows["parameters"], weights)
         if self._features is not None:
             return self._combined_through(weights), False
         total = weighted_sum(self._losses, weights)

@@ -81,10 +81,23 @@ class Ranks:
                     found[k] = g if dense else g.to_sparse(1)
         return found
 
-    def stacks(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """The mean over ranks of tensors that every rank has."""
-        found = self.means(list(stacks), stacks)
-        return [stack for stack in found if stack is not None]
+    def scattered(self, by_rank: Tensor) -> Tensor:
+        """This rank's Σ over ranks of a tensor [R, ...], of which each rank gets one entry."""
+        mine = torch.empty_like(by_rank[0], memory_format=torch.contiguous_format)
+        dist.reduce_scatter_tensor(mine.view(-1), by_rank.contiguous().view(-1), group=self.group)
+        return mine
+
+    def joined(self, part: Tensor) -> Tensor:
+        """All ranks' vectors of one length, one behind the other."""
+        whole = part.new_empty(self.size * part.numel())
+        dist.all_gather_into_tensor(whole, part.contiguous(), group=self.group)
+        return whole
+
+    def columns(self, part: Tensor) -> Tensor:
+        """All ranks' matrices [m, n_s], side by side."""
+        m, width = part.shape
+        whole = self.joined(part.reshape(-1)).view(self.size, m, width)
+        return whole.transpose(0, 1).reshape(m, self.size * width)
 
     def lengths(self, sizes: Sequence[int]) -> list[list[int]]:
         """Each rank's sizes; all have as many."""

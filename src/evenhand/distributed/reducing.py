@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from evenhand.autodiff.gradients import Reducer
+from evenhand.autodiff.gradients import Reducer, Row
 from evenhand.autodiff.rows import Rows
 from evenhand.distributed.ranks import Ranks
+from evenhand.distributed.sharded import ShardedRows
 from evenhand.distributed.wrappers import Managed
 
 
@@ -28,7 +29,16 @@ class RanksReducer(Reducer):
         self._managed = managed
 
     def rows(self, rows: Rows) -> Rows:
-        return rows.replaced(self._ranks.means)
+        if rows.members:  # networks of an ensemble have Gramians of their own
+            return rows.replaced(self._ranks.means)
+        return ShardedRows.of(self._ranks, rows)
+
+    def combined(self, rows: Rows, weights: Tensor) -> tuple[Row, bool]:
+        managed = self._managed()
+        handed_over = not managed.partly and all(id(t) in managed.all for t in rows.targets)
+        if isinstance(rows, ShardedRows) and handed_over:
+            return rows.combined_here(weights), False  # the wrapper's reduction gathers the parts
+        return rows.combined(weights), True
 
     def row(self, row: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor | None]:
         return self._ranks.means(row, leaves)
