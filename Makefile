@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test programs lint docs same-bits demo mutants clean
+.PHONY: help venv test programs ranks lint docs same-bits demo mutants clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +27,9 @@ test: venv  ## run the tests and the examples in the docstrings
 
 programs: venv  ## hold the laws against many drawn programs (minutes; DRAWS=100 of each kind and method)
 	EVENHAND_PROGRAMS=$(or $(DRAWS),100) $(BIN)/pytest tests/test_programs.py -n auto --maxprocesses 8 --dist worksteal
+
+ranks: venv  ## hold every method, slot and place on two and three processes against one (half an hour)
+	nice -n 19 $(BIN)/python benchmarks/ranks.py
 
 lint: venv  ## check style, formatting and types
 	$(BIN)/ruff check
