@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cases import CASES, Case
@@ -29,7 +31,16 @@ DEADLINE = datetime.timedelta(seconds=60)
 SIZE = 12
 """Samples in a batch, of all ranks."""
 
-ROUTES = ("plain backward", "plain loss", "ddp backward", "ddp loss", "ddp unused")
+ROUTES = (
+    "plain backward",
+    "plain loss",
+    "ddp backward",
+    "ddp loss",
+    "ddp unused",
+    "sharded loss",
+    "sharded backward",
+    "blocks loss",
+)
 SHARES = ("even", "uneven", "missing", "gone", "nan")
 
 
@@ -151,6 +162,9 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
     balancer = balancer_of(variation, model)  # given the plain model, which is wrapped afterwards
     if route == "ddp" and world > 1:
         wrapped = DistributedDataParallel(model, find_unused_parameters=call == "unused")
+    every = route in ("sharded", "blocks") and world > 1
+    if every:
+        shard(model, blocks=route == "blocks")
     optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.05)
     found = Trained([], [], {}, {}, [])
     part = parts(variation.share, world)[rank]
@@ -158,10 +172,12 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
     for step in range(STEPS):
         optimizer.zero_grad()
         there = labelled(variation.share, step, len(tasks))[part]
-        losses, outputs, counts = batch(wrapped, step, part, there)
+        losses, outputs, counts = batch(wrapped, step, part, there, every)
         if variation.share == "nan" and step == 1 and rank == world - 1:
             losses["c"] = losses["c"] * torch.nan
-        samples = [batch(wrapped, 100 * (k + 1) + step, part, there)[0] for k in range(further)]
+        samples = [
+            batch(wrapped, 100 * (k + 1) + step, part, there, every)[0] for k in range(further)
+        ]
         features = outputs if route == "plain" and not further else model.trunk
         clock = Clock(epoch=step, step=step)
         options = {"features": features, "samples": samples, "counts": counts, "clock": clock}
@@ -177,18 +193,13 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
             if balancer.last is not None:
                 found.losses.append(balancer.last.losses.clone())
         named = [*model.named_parameters(), *balancer.named_parameters()]
-        found.gradients.append(
-            {name: None if p.grad is None else p.grad.clone() for name, p in named}
-        )
-        if found.errors[-1] and route == "ddp":
-            # A backward pass that has failed leaves the wrapper waiting.
-            del losses, outputs
-        else:
+        found.gradients.append({name: whole(p.grad) for name, p in named})
+        if not found.errors[-1]:
             optimizer.step()
         with torch.no_grad():
-            after, _, _ = batch(model, step, part, there)
+            after, _, counts = batch(model, step, part, there, every)
         balancer.updated(after, clock, counts=counts)
-    found.parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found.parameters = {name: whole(p) for name, p in model.named_parameters()}
     found.state = {
         name: value.clone()
         for name, value in balancer.state_dict().items()
@@ -235,10 +246,27 @@ def _alike(one: Tensor | None, other: Tensor | None, tolerance: float) -> bool:
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+def shard(model: MultiTaskNetwork, blocks: bool) -> None:
+    for block in (model.trunk, *model.heads) if blocks else ():
+        fully_shard(block)
+    fully_shard(model)
+
+
+def whole(tensor: Tensor | None) -> Tensor | None:
+    """A copy of what all ranks have of it."""
+    if tensor is None:
+        return None
+    there = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return there.detach().clone()
+
+
 def batch(
-    model: nn.Module, number: int, part: slice, there: Tensor
+    model: nn.Module, number: int, part: slice, there: Tensor, every: bool = False
 ) -> tuple[dict[str, Tensor], Mapping[str, Tensor], dict[str, int]]:
-    """The losses of the tasks that have a label here, the outputs, and how many labels each has."""
+    """The losses of the tasks that have a label here, the outputs, and how many labels each has.
+
+    With `every`, tasks without a label have a loss of zero.
+    """
     chance = torch.Generator().manual_seed(7 + number)
     x = torch.randn(SIZE, 4, generator=chance, dtype=torch.float64)[part]
     y = torch.randn(SIZE, there.shape[1], generator=chance, dtype=torch.float64)[part]
@@ -246,6 +274,8 @@ def batch(
     losses, counts = {}, {}
     for k, task in enumerate(outputs):
         mine = there[:, k]
+        if every and not mine.any():
+            losses[task], counts[task] = 0 * outputs[task].sum(), 0
         if mine.any():
             error = outputs[task][mine, 0] - y[mine, k]
             losses[task] = 0.1 + 3.0 ** (k % 3) * error.square().mean()

@@ -14,12 +14,14 @@ from ranks import ROUTES, SHARES, Job, Variation, differences, spawned, train, v
 from traffic import MODES, sent, table
 from wrapped import CASES, named
 
-SHARDED = r"fully_shard.*Balancer\(model=.*backward.*group="
 REFUSED = {
     "static graph, known before": r"static_graph.*Balancer\(model=",
     "static graph, not known": r"static_graph.*Balancer\(model=",
     "static graph, known wrapped": r"static_graph.*Balancer\(model=",
-    **{name: SHARDED for name in CASES if name.startswith(("sharded", "tensors"))},
+    "sharded, alone": r"group=False.*under fully_shard .* leave group= out",
+    "sharded, missing": r"every rank must run the same passes, and 'c'",
+    "sharded, accumulated": r"accumulate\(\).*take larger batches",
+    "tensors of a mesh": r"tensor parallelism.*Balancer\(model=.*backward.*group=",
     "other tasks": r"all ranks need .* the same tasks",
     "other parameters": r"'#\d' .* wrap the model .*group=False",
     "missing in an unknown model": r"give Balancer\(model=\)",

@@ -17,7 +17,7 @@ from torch.distributed.tensor import distribute_module
 from torch.nn.parallel import DistributedDataParallel
 
 from evenhand import MGDA, Balancer, Phase
-from ranks import batch, labelled, network, parts
+from ranks import batch, labelled, network, parts, whole
 
 TASKS = ("a", "b", "c")
 
@@ -47,7 +47,7 @@ def stepped(
     for step in range(steps):
         losses, _, _ = batch(wrapped, step, *part_of(rank, world))
         balancer.loss(losses).backward()
-        found += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found += [whole(p.grad) for p in model.parameters() if p.grad is not None]
         model.zero_grad()
     return found
 
@@ -101,6 +101,34 @@ def missing_in_an_unknown_model(rank: int, world: int) -> None:
     if rank:
         del losses["c"]
     Balancer(aggregator=MGDA(), tasks=TASKS).backward(losses)
+
+
+def missing_of_a_sharded_model(rank: int, world: int) -> None:
+    model = fully_shard(network(TASKS))
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    if rank:
+        del losses["c"]
+    Balancer(aggregator=MGDA(), tasks=TASKS, model=model).backward(losses)
+
+
+def sharded_afterwards(rank: int, world: int) -> list[Tensor]:
+    """The balancer has seen a step of the plain model before."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+    losses, _, _ = batch(model, 5, *part_of(rank, world))
+    balancer.backward(losses)
+    model.zero_grad()
+    if world > 1:
+        fully_shard(model)
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    balancer.backward(losses, features=model.trunk)
+    return [whole(p.grad) for p in model.parameters()]
+
+
+def accumulated_sharded(rank: int, world: int) -> None:
+    model = fully_shard(network(TASKS))
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    Balancer(aggregator=MGDA(), tasks=TASKS, model=model).accumulate(losses)
 
 
 def one_does_not_come(rank: int, world: int) -> str:
@@ -190,6 +218,9 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "sharded, alone": lambda r, w: stepped(r, w, fully_shard, "not", group=False),
     "sharded by blocks": lambda r, w: stepped(r, w, sharded_by_blocks),
     "tensors of a mesh": lambda r, w: stepped(r, w, tensor_parallel),
+    "sharded afterwards": sharded_afterwards,
+    "sharded, missing": missing_of_a_sharded_model,
+    "sharded, accumulated": accumulated_sharded,
     "other tasks": other_tasks,
     "other parameters": other_parameters,
     "missing in an unknown model": missing_in_an_unknown_model,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, get_args
@@ -296,7 +297,8 @@ class Balancer(nn.Module):
             restore()
         balance = self._stands(solved)
         if phase is not None:
-            for leaf in step.sharing.frozen:
+            frozen = step.sharing.frozen
+            for leaf in frozen if parallel is None else parallel.handed(frozen):
                 leaf.grad = None
         return balance
 
@@ -345,7 +347,8 @@ class Balancer(nn.Module):
         if (parallel := self._parallel()) is not None:
             closing = parallel.untouched(reached)
             reached = parallel.receivers(reached)
-        deferred = Deferred(self._solved, self._stands, step, reached, closing)
+        shares = self._sources.sharded is None
+        deferred = Deferred(self._solved, self._stands, step, reached, closing, shares)
         return delivered_by(deferred, self._value(present, plus, step), reached)
 
     def accumulate(
@@ -380,6 +383,11 @@ class Balancer(nn.Module):
             self._step -= 1  # it is the last call that ends a step
             return
         step = self._step_of(request)
+        if self._sources.sharded is not None:
+            raise ValueError(
+                "accumulate() keeps all tasks' gradients, and under fully_shard each rank has a "
+                "part: take larger batches, or balance every micro-batch by itself"
+            )
         with without_hooks(step.sharing.trained):
             try:
                 _require_finite_losses(step.call)
@@ -549,9 +557,11 @@ class Balancer(nn.Module):
         if self.tasks is None:
             self._refuse_late_parameters()
             self.bind(tuple(request.losses))
-        alone = self._parallel() is None
+        parallel = self._parallel()
+        alone = parallel is None
         losses = request.losses
-        if request.counts is not None:  # the mean over no label is NaN
+        whole = parallel is not None and parallel.sharded is not None
+        if request.counts is not None and not whole:  # the mean over no label is NaN
             losses = {t: v for t, v in losses.items() if request.counts.get(t, 1)}
         with_graph = self._absent.sorted_out(losses, alone)
         return active(with_graph, self.tasks or (), request.phase, self.members, alone)
@@ -563,6 +573,7 @@ class Balancer(nn.Module):
         if parallel is None or ranks is None:
             if not self._sources.reducer.alone:
                 self._sources.reducer = Reducer()
+                self._sources.sharded = None
             return None
         return parallel
 
@@ -581,6 +592,7 @@ class Balancer(nn.Module):
         tasks, phase = self.tasks or (), request.phase
         parallel.meet(self._told_to_others())
         self._sources.reducer = parallel.reducer()
+        self._sources.sharded = parallel.sharded
         kind = None if phase is None else (tuple(phase.tasks), tuple(phase.moves))
         outputs = request.features if isinstance(request.features, Outputs) else None
         found = parallel.agree(
@@ -634,7 +646,8 @@ class Balancer(nn.Module):
         probe: Probe = looking.nonzero
         if (parallel := self._parallel()) is not None:
             probe = parallel.probed(probe, len(self.tasks or ()))
-        sharing = self._ownership.decide(call, self.tasks or (), features, outputs, probe)
+        with nullcontext() if parallel is None else parallel.as_in_the_graph():
+            sharing = self._ownership.decide(call, self.tasks or (), features, outputs, probe)
         several = len(self.tasks or ()) > 1 and len(call.tasks) > 1
         if self.aggregator is not None and several and not sharing.balanced and not call.phase:
             self._tell(
@@ -723,6 +736,8 @@ class Balancer(nn.Module):
     def _skipped(self, step: Step, value: float | None, tasks: Sequence[str]) -> Solved:
         """A step that changes nothing; gradients are `value`, or there are none."""
         leaves = step.sharing.trained
+        if (parallel := self._parallel()) is not None:
+            leaves = parallel.handed(leaves)
         filled = [None if value is None else torch.full_like(p, value) for p in leaves]
         learned: Gradients = {}
         if value is not None:

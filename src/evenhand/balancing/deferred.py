@@ -27,6 +27,7 @@ class Deferred:
         stands: takes over the state of a step that is taken.
         step: the step.
         leaves: what the scalar delivers to, in order.
+        shares: whether terms that are added outside may share the graph.
         closing: to be done when the whole backward pass has ended, with what it queues itself.
     """
 
@@ -37,12 +38,14 @@ class Deferred:
         step: Step,
         leaves: Sequence[Tensor],
         closing: Callable[[], None] | None = None,
+        shares: bool = True,
     ) -> None:
         self._solve = solve
         self._stands = stands
         self._step: Step | None = step
         self._places = {id(leaf): k for k, leaf in enumerate(leaves)}
         self._closing = closing
+        self._shares = shares
         self._given: list[Tensor | None] | None = None
         self._scale = 1.0
 
@@ -65,7 +68,8 @@ class Deferred:
             )
         keep = keeps_graph()
         step, self._step = self._step, None
-        call = replace(step.call, scale=None if scale == 1 else gradient, retain=True)
+        retain = keep or self._shares or step.call.retain
+        call = replace(step.call, scale=None if scale == 1 else gradient, retain=retain)
         found: list[Tensor | None] = [None] * len(self._places)
         try:
             with torch.enable_grad():  # sums of losses are made here, and differentiated
@@ -79,7 +83,7 @@ class Deferred:
         for weight, g in solved.learned.items():
             found[self._places[id(weight)]] = g * gradient
         self._stands(solved)
-        if not keep:
+        if not keep and self._shares:
             released_at_the_end(step.call.losses, step.sharing.trained)
         del solved  # autograd keeps a tensor that nobody else holds, and copies any other
         if keep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from evenhand.balancing.request import Step
 from evenhand.balancing.slots import Differentiated, Slots
 from evenhand.schedules import Clock
 
+if TYPE_CHECKING:
+    from evenhand.distributed.fully_sharded import FullySharded, ShardedPasses
+
 
 class Sources:
     """Makes what methods look at and updates are made of, and keeps the sums of micro-batches.
@@ -34,6 +38,7 @@ class Sources:
     Attributes:
         reducer: what ranks agree by.
         coordinates: where histories over coordinates stand.
+        sharded: the model, if it is under `fully_shard`.
         spoiled: what was not finite in a micro-batch, so that the step is lost already.
     """
 
@@ -42,6 +47,7 @@ class Sources:
         self.coordinates = Coordinates()
         self.chunking = chunking
         self.spoiled: NonFiniteError | None = None
+        self.sharded: FullySharded | None = None
         self._ownership = ownership
         self._factored = factored
         self._sums: list[Sums] | None = None  # the first of the losses, others of samples=
@@ -72,10 +78,11 @@ class Sources:
         """Where the update of a step comes from, and the view that methods get of it."""
         if self._sums is not None:
             return self._of_sums(step, self._with(step, slots))
-        samples = [self._sampled(step, slots, sample) for sample in _further(step, slots)]
+        looked_at = [self._looked_at(step, sample) for sample in _further(step, slots)]
+        samples = [self._source(*sample, slots) for sample in looked_at]
         # Losses on further batches may share a part of the graph.
         call = replace(step.call, retain=step.call.retain or bool(samples))
-        passes = self._passes(call, step.sharing, slots)
+        passes = self._source(call, step.sharing, slots)
         total = len(step.tasks)
         views = [self.view(other, other.call, step.clock, total) for other in samples]
         return passes, self.view(passes, step.call, step.clock, total, views)
@@ -99,14 +106,18 @@ class Sources:
             samples=samples,
         )
 
-    def _passes(
-        self, call: Call, sharing: Sharing, slots: Slots, reducer: Reducer | None = None
-    ) -> Passes:
+    def _source(self, call: Call, sharing: Sharing, slots: Slots) -> Passes | ShardedPasses:
+        if self.sharded is None:
+            return self._passes(call, sharing, slots, self.reducer)
+        names = self._ownership.names
+        return self.sharded.passes(call, sharing, self.reducer, self.coordinates, names)
+
+    def _passes(self, call: Call, sharing: Sharing, slots: Slots, reducer: Reducer) -> Passes:
         carries = bool(sharing.carried) and isinstance(slots.aggregator, Aggregator)
         return Passes(
             call,
             sharing,
-            reducer=reducer or self.reducer,
+            reducer=reducer,
             chunk=self.chunking,
             factored=self._factored,
             retain_trunk=slots.merges_features or carries,
@@ -114,14 +125,8 @@ class Sources:
             names=self._ownership.names,
         )
 
-    def _sampled(
-        self,
-        step: Step,
-        slots: Slots,
-        sample: Mapping[str, Tensor],
-        reducer: Reducer | None = None,
-    ) -> Passes:
-        """The passes of a further batch; its losses are looked at, and nothing else."""
+    def _looked_at(self, step: Step, sample: Mapping[str, Tensor]) -> tuple[Call, Sharing]:
+        """The call of a further batch, and what is looked at of it: nothing else is done."""
         losses = {task: sample[task] for task in step.call.tasks}
         call = replace(
             step.call,
@@ -133,7 +138,7 @@ class Sources:
         known = step.sharing
         alone: list[list[Tensor]] = [[] for _ in call.tasks]
         looked_at = Sharing(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
-        return self._passes(call, looked_at, slots, reducer)
+        return call, looked_at
 
     # Micro-batches ----------------------------------------------------------------------------
 
@@ -148,7 +153,8 @@ class Sources:
             raise ValueError("samples= must have as many batches in every micro-batch")
         here = Reducer()
         passes = [self._passes(step.call, step.sharing, slots, here)]
-        passes += [self._sampled(step, slots, sample, here) for sample in further]
+        for sample in further:
+            passes.append(self._passes(*self._looked_at(step, sample), slots, here))
         found = []
         guilty: tuple[str, ...] = ()
         try:

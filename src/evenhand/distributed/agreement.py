@@ -91,6 +91,7 @@ class Agreement:
         outputs: Outputs | None = None,
         members: torch.Size = ONE,
         kind: Hashable = None,
+        whole: bool = False,
     ) -> Agreed:
         """What all ranks agree this batch is.
 
@@ -103,6 +104,7 @@ class Agreement:
             features, outputs: the representation, as `Ownership.decide` gets it.
             members: the shape of a loss.
             kind: batches of one kind reach the same leaves from step to step.
+            whole: whether every rank must reach, by its own graph, what any reaches.
 
         Raises:
             ValueError: ranks begin with different parameters, or a leaf is reached on some rank and
@@ -121,6 +123,8 @@ class Agreement:
         header = Header.of(ranks, here, own, members, news=not known.knows(mine))
         if header.news:
             known = self._reaches[kind] = self._exchanged(ranks, mine, known, masks)
+        if whole:
+            self._require_whole(ranks, tasks, known, mine, header)
         behind = self._behind(features)
         agreed = [
             self._term(k, term, ranks.size * own[k], header, known, mine, features, behind)
@@ -202,7 +206,8 @@ class Agreement:
         facts = {}
         for leaf, key in self._keys(masks).items():
             if key not in self._checked:
-                size = float(leaf.detach().abs().double().mean()) if leaf.numel() else 0.0
+                held = leaf.numel() and leaf.untyped_storage().size()  # parts may be put away
+                size = float(leaf.detach().abs().double().mean()) if held else 0.0
                 facts[key] = tuple(leaf.shape), str(leaf.dtype), size
         told: list[dict[str, Any]] = ranks.gathered(
             {
@@ -244,6 +249,23 @@ class Agreement:
                         "them alike, or wrap the model in DistributedDataParallel; for ranks that "
                         "train models of their own, Balancer(group=False)"
                     )
+
+    def _require_whole(
+        self, ranks: Ranks, tasks: Sequence[str], known: _Reach, mine: _Reach, header: Header
+    ) -> None:
+        names = [*tasks, "plus="]
+        less = [
+            header.counts[k] > 0 and known.leaves.get(k) != mine.leaves.get(k)
+            for k in range(len(names))
+        ]
+        found = ranks.anywhere(less)
+        if any(found):
+            name = names[found.index(True)]
+            raise ValueError(
+                f"under fully_shard every rank must run the same passes, and {name!r} is absent "
+                "on some rank, or reaches less there: give it a loss of zero that has its graph, "
+                "0 * output.sum(), and counts={…: 0} for it"
+            )
 
     # The losses -------------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,9 @@ from evenhand.distributed.ranks import Ranks
 from evenhand.distributed.reducing import RanksReducer
 from evenhand.distributed.wrappers import Wrappers
 from evenhand.network import Outputs
+
+if TYPE_CHECKING:
+    from evenhand.distributed.fully_sharded import FullySharded
 
 Group = dist.ProcessGroup | DeviceMesh | Literal[False] | None
 """Whom a balancer speaks to: a group; nobody; or the wrapper's group, else the world."""
@@ -52,6 +57,7 @@ class Parallel:
         self._ownership = ownership
         self._ranks: Ranks | None = None
         self._told: tuple[Ranks, Any] | None = None
+        self._sharded: tuple[weakref.ref[nn.Module], FullySharded] | None = None
 
     def watch(self, model: nn.Module) -> None:
         """See what the forward passes of a model run in, once there are several processes."""
@@ -62,7 +68,7 @@ class Parallel:
         if self._group is False:
             return None
         group = self._present_group()
-        if dist.get_world_size(group) == 1:
+        if dist.get_world_size(group) == 1 and self.sharded is None:
             return None
         if self._ranks is None or self._ranks.group is not group:
             self._ranks = Ranks(group)
@@ -73,6 +79,9 @@ class Parallel:
             return self._group.get_group()
         if isinstance(self._group, dist.ProcessGroup):
             return self._group
+        if (sharded := self.sharded) is not None:
+            group: dist.ProcessGroup = sharded.mesh.get_group()
+            return group
         wrapper = self.wrappers.found
         found = dist.group.WORLD if wrapper is None else wrapper.process_group
         assert found is not None
@@ -87,6 +96,18 @@ class Parallel:
         ranks = self.now()
         assert ranks is not None
         return ranks
+
+    @property
+    def sharded(self) -> FullySharded | None:
+        """The model, if it is under `fully_shard`."""
+        model = self.wrappers.sharded
+        if model is None:
+            return None
+        if self._sharded is None or self._sharded[0]() is not model:
+            from evenhand.distributed.fully_sharded import FullySharded
+
+            self._sharded = weakref.ref(model), FullySharded(model)
+        return self._sharded[1]
 
     # What all ranks must agree on -------------------------------------------------------------
 
@@ -108,12 +129,21 @@ class Parallel:
         Raises:
             ValueError: the model is wrapped in a way that goes wrong.
         """
+        self._require_shards_together()
         roots = [t for t in (*losses.values(), plus) if t is not None and t.requires_grad]
         if self.wrappers.heard or not roots:
             return
         wrapper = self.wrappers.look(roots, walk([(edge_of(t), 1) for t in roots]).leaves)
         if wrapper is not None:
             self._ownership.attach(wrapper, given=False)
+        self._require_shards_together()
+
+    def _require_shards_together(self) -> None:
+        if self._group is False and self.wrappers.sharded is not None:
+            raise ValueError(
+                "Balancer(group=False) is one process alone, and under fully_shard each has a part "
+                "of every parameter: leave group= out"
+            )
 
     def agree(
         self,
@@ -137,6 +167,7 @@ class Parallel:
             outputs=outputs,
             members=members,
             kind=kind,
+            whole=self.sharded is not None,
         )
 
     def values(
@@ -155,6 +186,8 @@ class Parallel:
 
     def probed(self, probe: Probe, m: int) -> Probe:
         """Where gradients of m tasks are not zero on any rank."""
+        if self.sharded is not None:
+            return _refused
         return self.agreement.probed(self._here, probe, m)
 
     def _require_alike(self, told: Any) -> None:
@@ -168,6 +201,10 @@ class Parallel:
             )
         self._told = ranks, told
 
+    def as_in_the_graph(self) -> AbstractContextManager[None]:
+        """Inside, the model names the parameters that the graph leads to."""
+        return nullcontext() if self.sharded is None else self.sharded.as_in_the_graph()
+
     # What is handed over ----------------------------------------------------------------------
 
     def receivers(self, reached: Sequence[Tensor]) -> list[Tensor]:
@@ -176,12 +213,18 @@ class Parallel:
         A wrapper waits for all that its forward pass has used, also for what gets no gradient, and
         must not be handed what it does not wait for.
         """
+        if (sharded := self.sharded) is not None:
+            return sharded.handed(reached)
         managed = self.wrappers.managed
         if not managed.all:
             return list(reached)
         found = [p for p in reached if id(p) not in managed.all or id(p) in managed.waiting]
         there = {id(p) for p in found}
         return [*found, *(p for p in self.wrappers.waiting if id(p) not in there)]
+
+    def handed(self, reached: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that gradients by these leaves are handed to."""
+        return list(reached) if self.sharded is None else self.sharded.handed(reached)
 
     def untouched(self, reached: Iterable[Tensor]) -> Callable[[], None]:
         """What leaves without a gradient as they are when the wrapper has ended.
@@ -196,3 +239,11 @@ class Parallel:
                 leaf.grad = None
 
         return restore
+
+
+def _refused(leaves: Sequence[Tensor]) -> list[int]:
+    raise ValueError(
+        "under fully_shard it cannot be looked up whose a parameter is that several losses reach "
+        "through one node of the graph (torch.cat, a compiled function): give Balancer(model=) a "
+        "MultiTaskNetwork, or say shared=trunk.parameters()"
+    )

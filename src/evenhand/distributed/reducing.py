@@ -46,6 +46,10 @@ class RanksReducer(Reducer):
     def mean(self, value: Tensor) -> Tensor:
         return self._ranks.sum(value) / self._ranks.size
 
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks of a value that all have."""
+        return self._ranks.sum(value)
+
     def gramian_of_features(self, gramian: Tensor) -> Tensor:
         # A loss is the mean of the ranks' losses, so a rank's ∂L/∂Z is 1/R of its own.
         return self._ranks.sum(gramian) / self._ranks.size**2

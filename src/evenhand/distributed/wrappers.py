@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +69,8 @@ class Wrappers:
             inner.register_forward_hook(note.after),
         ]
 
-    def look(
-        self, losses: Sequence[Tensor], reached: Iterable[Tensor]
-    ) -> DistributedDataParallel | None:
-        """The wrapper of leaves that these losses reach, where no forward pass has told.
+    def look(self, losses: Sequence[Tensor], reached: Iterable[Tensor]) -> nn.Module | None:
+        """The wrapper (or root under `fully_shard`) of leaves, where no forward pass has told.
 
         Each leaf is looked for once. The model is watched from then on.
         """
@@ -86,17 +85,25 @@ class Wrappers:
                 raise ValueError(SHARDED)
         for other in gc.get_objects():
             kind = type(other)
+            if not issubclass(kind, nn.Module):
+                continue
             if issubclass(kind, DistributedDataParallel):
                 if any(id(parameter) in new for parameter in other.parameters()):
                     wrapper: DistributedDataParallel = other
                     self.watch(wrapper)
                     self._note.used = _behind(losses)
                     return wrapper
-            elif kind.__name__ == "FSDPParam" and kind.__module__.startswith(FSDP):
-                sharded = id(getattr(other, "_unsharded_param", None)) in new
-                if sharded:
-                    raise ValueError(SHARDED)
+            elif kind.__module__.startswith(FULLY_SHARD) and _is_root_of(other, new):
+                root: nn.Module = other
+                self.watch(root)
+                self._note.sharded = weakref.ref(root)
+                return root
         return None
+
+    @property
+    def sharded(self) -> nn.Module | None:
+        """The model, if its last forward pass ran under `fully_shard`."""
+        return None if self._note.sharded is None else self._note.sharded()
 
     @property
     def heard(self) -> bool:
@@ -146,6 +153,7 @@ class _Note:
         self._wrapper: weakref.ref[DistributedDataParallel] | None = None
         self.used: set[int] | None = None
         self.heard = False
+        self.sharded: weakref.ref[nn.Module] | None = None
 
     @property
     def wrapper(self) -> DistributedDataParallel | None:
@@ -159,6 +167,8 @@ class _Note:
             return
         if not self.heard:
             require_known(module)
+        if self.sharded is None and "torch.distributed.fsdp" in sys.modules:
+            self.sharded = weakref.ref(module) if is_fully_sharded(module) else None
         wrapper: DistributedDataParallel | None = DistributedDataParallel._active_ddp_module
         if wrapper is not None and wrapper is not self.wrapper:
             require_known(wrapper)
@@ -205,6 +215,7 @@ def _behind(output: Any) -> set[int] | None:
 
 def require_known(model: nn.Module) -> None:
     """Raise ValueError if some ranks' gradients of `model` would come out wrong."""
+    fully_sharded = is_fully_sharded(model)
     for module in model.modules():
         kind = type(module)
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -227,11 +238,30 @@ def require_known(model: nn.Module) -> None:
                 "plain, call `backward`, and name the ranks with Balancer(group=)"
             )
         shared_out = (type(p).__module__ for p in module._parameters.values())
-        if kind.__module__.startswith(FSDP) or any(m.startswith(DTENSORS) for m in shared_out):
+        if not fully_sharded and any(m.startswith(DTENSORS) for m in shared_out):
             raise ValueError(SHARDED)
 
 
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` was called on a part of this model."""
+    return any(type(module).__module__.startswith(FULLY_SHARD) for module in model.modules())
+
+
+def _is_root_of(other: Any, wanted: Mapping[int, Tensor]) -> bool:
+    """Whether an object is the root module, under `fully_shard`, of one of these parameters."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(other, FSDPModule) or not other._get_fsdp_state()._is_root:
+        return False
+    modules = other.modules() if isinstance(other, nn.Module) else ()
+    states = [m._get_fsdp_state() for m in modules if isinstance(m, FSDPModule)]
+    groups = [group for state in states for group in state._fsdp_param_groups]
+    wholes = (getattr(part, "_unsharded_param", None) for g in groups for part in g.fsdp_params)
+    return any(id(whole) in wanted for whole in wholes)
+
+
 REFUSED = (
+    "torch.distributed.fsdp.fully_sharded_data_parallel",
     "torch.distributed.pipelining",
     "deepspeed.",
     "horovod.",
@@ -242,10 +272,10 @@ REFUSED = (
 """Modules that exchange gradients themselves, by the beginning of their names."""
 
 DTENSORS = "torch.distributed.tensor"
-FSDP = "torch.distributed.fsdp"
+FULLY_SHARD = "torch.distributed.fsdp._fully_shard"
 SHARDED = (
-    "a parameter of the model is shared out among ranks (fully_shard, tensor parallelism, a "
-    "DTensor), and gradients per task cannot be taken of a part: wrap the model in "
-    "DistributedDataParallel and give it to Balancer(model=), or keep it plain, call `backward`, "
-    "and name the ranks with Balancer(group=)"
+    "a parameter of the model is shared out among ranks (tensor parallelism, a DTensor), and "
+    "gradients per task cannot be taken of a part: call fully_shard on the root, or wrap the model "
+    "in DistributedDataParallel, and give it to Balancer(model=); or keep it plain, call "
+    "`backward`, and name the ranks with Balancer(group=)"
 )
