@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test programs trainers lint docs same-bits demo mutants clean
+.PHONY: help venv test programs ranks trainers lint docs same-bits demo mutants clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,8 @@ trainers: .venv-trainers/.stamp  ## hold the examples for trainers against the b
 	$(PYTHON) -m venv --clear .venv-trainers
 	.venv-trainers/bin/python -m pip install $(PIP_FLAGS) -c examples/trainers/constraints.txt -e . accelerate lightning transformers
 	@touch $@
+ranks: venv  ## hold every method, slot and place on two and three processes against one (half an hour)
+	nice -n 19 $(BIN)/python benchmarks/ranks.py
 
 lint: venv  ## check style, formatting and types
 	$(BIN)/ruff check

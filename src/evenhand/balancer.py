@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,12 @@ from evenhand.autodiff.gradients import (
     all_finite,
 )
 from evenhand.autodiff.hooks import without_hooks
-from evenhand.autodiff.ownership import Ownership
+from evenhand.autodiff.ownership import Ownership, Probe
 from evenhand.autodiff.passes import Passes, Update
 from evenhand.autodiff.sharing import Sharing
 from evenhand.balancing.balance import Balance, NonFinite, Zero
 from evenhand.balancing.deferred import Deferred
+from evenhand.balancing.partners import Group, Partners
 from evenhand.balancing.request import Request, Step
 from evenhand.balancing.slots import Slots, Solved
 from evenhand.balancing.sources import Sources
@@ -44,6 +46,9 @@ from evenhand.network import Blocks, Nest, Outputs, leaves, unwrapped
 from evenhand.schedules import BLOCKS, Clock, Phase
 from evenhand.weighting.base import Gradients, Method, Weighting, warn_of
 from evenhand.weighting.state import Held
+
+if TYPE_CHECKING:
+    from evenhand.distributed.parallel import Parallel
 
 
 class Balancer(nn.Module):
@@ -66,13 +71,18 @@ class Balancer(nn.Module):
         factored: whether the tasks' gradients by the weights of linear layers, convolutions and
             embeddings are kept as factors and never formed (`evenhand.autodiff.factors`):
             "auto", where the shapes say that it takes less arithmetic; "never"; or "always".
+        group: the processes that share out every batch: a process group, or a device mesh of one
+            dimension. By default that of the model's `DistributedDataParallel`, else the world,
+            if torch.distributed is initialised. False is this process alone.
 
     State (histories, learned weights, names of tasks, the last weights) is in `state_dict`;
     learned weights are `parameters()`, for an optimizer of the user's choice.
 
     Raises:
         TypeError: a slot holds something else than a Weighting (or an Aggregator).
-        ValueError: `jacobian` or `factored` is none of these.
+        TypeError: `group` is no group.
+        ValueError: `jacobian` or `factored` is none of these, or `model` is wrapped in a way that
+            goes wrong (see `evenhand.distributed.wrappers`).
 
     Example:
         >>> from evenhand import MGDA
@@ -97,6 +107,7 @@ class Balancer(nn.Module):
         factored: Factored = "auto",
         nonfinite: NonFinite = "raise",
         zero: Zero = "keep",
+        group: Group = None,
     ) -> None:
         super().__init__()
         if not isinstance(weighting, Weighting | None):
@@ -123,21 +134,13 @@ class Balancer(nn.Module):
         self._catcher = Catcher()
         self._ownership = Ownership()
         self._sources = Sources(self._ownership, Chunking(jacobian), factored)
+        self._partners = Partners(group, self._ownership)
         self._made_slots = Slots(weighting, aggregator)
         self.states = Held({})
         if model is not None:
             self.attach(model)
         if tasks is not None:
             self.bind(tasks)
-
-    @property
-    def reducer(self) -> Reducer:
-        """What ranks agree by."""
-        return self._sources.reducer
-
-    @reducer.setter
-    def reducer(self, reducer: Reducer) -> None:
-        self._sources.reducer = reducer
 
     @property
     def chunking(self) -> Chunking:
@@ -187,6 +190,7 @@ class Balancer(nn.Module):
         The structure is known where there is one `MultiTaskNetwork` in it. The model does not
         become a part of the balancer.
         """
+        self._partners.watch(model)
         self._ownership.attach(model)
         self._catcher.prepare(unwrapped(model))
 
@@ -258,7 +262,9 @@ class Balancer(nn.Module):
                 GradScaler must have scaled something before it steps). `.grad` is scaled, what
                 methods see is not. A loss or gradient that overflows then leaves `.grad` infinite,
                 for the scaler to skip the step, and no history.
-            counts: after `accumulate` with counts, how many labels each loss is the mean of.
+            counts: how many labels each loss (and each of `samples`) is the mean of. Micro-batches
+                of one step, and the parts of several processes, are then weighed by it. A task
+                whose count is 0 is absent.
             retain_graph: keep the graph for another backward.
 
         Raises:
@@ -279,11 +285,20 @@ class Balancer(nn.Module):
             gradients.append(gradient if scale is None else gradient * scale)
         solved.update.drop()
         solved.learned.clear()
+        parallel = self._parallel()
+        if parallel is not None:
+            restore = parallel.untouched(step.sharing.trained)
+            receivers = parallel.receivers(reached)
+            given = {id(leaf): g for leaf, g in zip(reached, gradients, strict=True)}
+            reached, gradients = receivers, [given.pop(id(leaf), None) for leaf in receivers]
         if reached:
             deliver(reached, gradients)
+        if parallel is not None:
+            restore()
         balance = self._stands(solved)
         if phase is not None:
-            for leaf in step.sharing.frozen:
+            frozen = step.sharing.frozen
+            for leaf in frozen if parallel is None else parallel.handed(frozen):
                 leaf.grad = None
         return balance
 
@@ -328,7 +343,12 @@ class Balancer(nn.Module):
         present = dict(zip(step.call.tasks, step.call.losses, strict=True))
         reached = [*step.sharing.trained, *self._sources.waiting, *self.parameters()]
         reached = list(dict.fromkeys(reached))
-        deferred = Deferred(self._solved, self._stands, step, reached)
+        closing = None
+        if (parallel := self._parallel()) is not None:
+            closing = parallel.untouched(reached)
+            reached = parallel.receivers(reached)
+        shares = self._sources.sharded is None
+        deferred = Deferred(self._solved, self._stands, step, reached, closing, shares)
         return delivered_by(deferred, self._value(present, plus, step), reached)
 
     def accumulate(
@@ -363,6 +383,11 @@ class Balancer(nn.Module):
             self._step -= 1  # it is the last call that ends a step
             return
         step = self._step_of(request)
+        if self._sources.sharded is not None:
+            raise ValueError(
+                "accumulate() keeps all tasks' gradients, and under fully_shard each rank has a "
+                "part: take larger batches, or balance every micro-batch by itself"
+            )
         with without_hooks(step.sharing.trained):
             try:
                 _require_finite_losses(step.call)
@@ -402,10 +427,21 @@ class Balancer(nn.Module):
         """
         self._catcher.catch(module)
 
-    def updated(self, losses: Mapping[str, Tensor], clock: Clock | None = None) -> None:
-        """Tell methods that declare `after` the losses after the update, on the same batch."""
+    def updated(
+        self,
+        losses: Mapping[str, Tensor],
+        clock: Clock | None = None,
+        *,
+        counts: Mapping[str, float] | None = None,
+    ) -> None:
+        """Tell methods that declare `after` the losses after the update, on the same batch.
+
+        Of several processes, each tells its own; `counts` are those that `backward` got.
+        """
         tasks = self.tasks
         present = {task: losses[task].detach() for task in tasks if task in losses}
+        if (parallel := self._parallel()) is not None:
+            present = parallel.values(tasks, present, counts, self.members)
         view = self._view_of_losses(Call.of(present, tasks), clock or self._now())
         self.states.replace(self._slots.after(view, self.states.tree()))
 
@@ -420,7 +456,7 @@ class Balancer(nn.Module):
 
     def _is_sum(self, request: Request) -> bool:
         """Whether a call is one backward pass of the losses' sum, in one process."""
-        alone = self.reducer.alone and not self._sources.summing
+        alone = self._parallel() is None and not self._sources.summing
         if alone and request.wants_the_sum and not self.methods:
             _ = self._places(request.features, ())  # refuse what is no representation
             return True
@@ -476,10 +512,17 @@ class Balancer(nn.Module):
     def _step_of(self, request: Request) -> Step:
         """The call, checked, and whose the parameters are that it reaches."""
         present = self._present(request)
+        together = self._partners.together()
+        if together is not None:
+            together.look(present, request.plus)
+        parallel = self._parallel()
         clock = request.clock
         if clock is None:
             self._warn_of_epochs()
             clock = self._now()
+        places = self._places(request.features, list(present.values()))
+        if parallel is not None:
+            request, present = self._agreed(parallel, request, present, places)
         left_out: list[str] = []
         if self.nonfinite == "leave_out":
             bad = not_finite(stacked(present), list(present))
@@ -501,19 +544,84 @@ class Balancer(nn.Module):
             self.to(call.stacked.device)
         self._ownership.name(request.shared, request.own)
         outputs = request.features if isinstance(request.features, Outputs) else None
-        places = self._places(request.features, call.losses)
         sharing = self._shared_by(call, places, outputs)
         if counts is not None and (uncounted := [t for t in call.tasks if t not in counts]):
             raise ValueError(f"counts= says nothing of {uncounted[0]!r}, which has a loss here")
         return Step(tasks, call, sharing, clock, places, outputs, request.samples, counts)
 
     def _present(self, request: Request) -> dict[str, Tensor]:
-        """The losses that count in this call, in the order of all tasks, checked."""
+        """The losses that count in this call, in the order of all tasks, checked.
+
+        Where this process is not alone there may be none.
+        """
         if not self.tasks:
             self._refuse_late_parameters()
             self.bind(tuple(request.losses))
-        with_graph = self._absent.sorted_out(request.losses)
-        return active(with_graph, self.tasks, request.phase, self.members)
+        parallel = self._parallel()
+        alone = parallel is None
+        losses = request.losses
+        whole = parallel is not None and parallel.sharded is not None
+        if request.counts is not None and not whole:  # the mean over no label is NaN
+            losses = {t: v for t, v in losses.items() if request.counts.get(t, 1)}
+        with_graph = self._absent.sorted_out(losses, alone)
+        return active(with_graph, self.tasks, request.phase, self.members, alone)
+
+    def _parallel(self) -> Parallel | None:
+        """The processes that share out the batch; None where this one is alone."""
+        parallel = self._partners.together()
+        ranks = None if parallel is None else parallel.now()
+        if parallel is None or ranks is None:
+            if not self._sources.reducer.alone:
+                self._sources.reducer = Reducer()
+                self._sources.sharded = None
+            return None
+        return parallel
+
+    def _agreed(
+        self,
+        parallel: Parallel,
+        request: Request,
+        present: Mapping[str, Tensor],
+        places: Sequence[Tensor],
+    ) -> tuple[Request, dict[str, Tensor]]:
+        """The request and the losses as all ranks agree they are.
+
+        Raises:
+            ValueError: no rank has a loss, or a further batch lacks a task on every rank.
+        """
+        tasks, phase = self.tasks, request.phase
+        parallel.meet(self._told_to_others())
+        self._sources.reducer = parallel.reducer()
+        self._sources.sharded = parallel.sharded
+        kind = None if phase is None else (tuple(phase.tasks), tuple(phase.moves))
+        outputs = request.features if isinstance(request.features, Outputs) else None
+        found = parallel.agree(
+            tasks, present, request.plus, request.counts, places, outputs, self.members, kind
+        )
+        if not found.losses:
+            raise ValueError("no task has a loss in this call, on any rank")
+        samples = request.samples
+        if samples is not None:
+            samples = [
+                parallel.agree(
+                    tasks,
+                    {t: v for t, v in sample.items() if t in found.losses},
+                    None,
+                    request.counts,
+                    (),
+                    None,
+                    self.members,
+                    (kind, number),
+                ).losses
+                for number, sample in enumerate(samples[: self._slots.further_batches])
+            ]
+        counts = None if request.counts is None else found.counts
+        agreed = replace(request, plus=found.plus, samples=samples, counts=counts)
+        return agreed, found.losses
+
+    def _told_to_others(self) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+        """What must be the same on all ranks."""
+        return self.tasks, tuple(type(m).__qualname__ for m in self.methods), self.seed
 
     def _places(
         self, features: Nest | Outputs | nn.Module | None, losses: Sequence[Tensor]
@@ -534,11 +642,12 @@ class Balancer(nn.Module):
     def _shared_by(
         self, call: Call, features: Sequence[Tensor], outputs: Outputs | None
     ) -> Sharing:
-        def probe(leaves: Sequence[Tensor]) -> list[int]:
-            looking = replace(call, retain=True, plus=None, scale=None)
-            return Passes(looking, Sharing()).nonzero(leaves)
-
-        sharing = self._ownership.decide(call, self.tasks, features, outputs, probe)
+        looking = Passes(replace(call, retain=True, plus=None, scale=None), Sharing())
+        probe: Probe = looking.nonzero
+        if (parallel := self._parallel()) is not None:
+            probe = parallel.probed(probe, len(self.tasks))
+        with nullcontext() if parallel is None else parallel.as_in_the_graph():
+            sharing = self._ownership.decide(call, self.tasks, features, outputs, probe)
         several = len(self.tasks) > 1 and len(call.tasks) > 1
         if self.aggregator is not None and several and not sharing.balanced and not call.phase:
             self._tell(
@@ -631,6 +740,8 @@ class Balancer(nn.Module):
     def _skipped(self, step: Step, value: float | None, tasks: Sequence[str]) -> Solved:
         """A step that changes nothing; gradients are `value`, or there are none."""
         leaves = step.sharing.trained
+        if (parallel := self._parallel()) is not None:
+            leaves = parallel.handed(leaves)
         filled = [None if value is None else torch.full_like(p, value) for p in leaves]
         learned: Gradients = {}
         if value is not None:

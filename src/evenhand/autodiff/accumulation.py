@@ -26,7 +26,15 @@ from evenhand.autodiff.arithmetic import (
 )
 from evenhand.autodiff.call import Call
 from evenhand.autodiff.coordinates import Coordinates
-from evenhand.autodiff.gradients import Columns, NonFiniteError, Place, norms, times
+from evenhand.autodiff.gradients import (
+    Columns,
+    NonFiniteError,
+    Place,
+    Reducer,
+    Row,
+    norms,
+    times,
+)
 from evenhand.autodiff.passes import Passes, Update
 from evenhand.autodiff.rows import Column, Rows, fill, plain_column
 from evenhand.autodiff.sharing import Sharing
@@ -166,7 +174,7 @@ class Accumulated:
         sums: of all micro-batches, the last one included.
         call: all their tasks, with the sums of their losses; without graphs.
         sharing: whose the leaves are.
-        coordinates, names: see `Passes`.
+        coordinates, names, reducer: see `Passes`. Sums are this rank's own.
     """
 
     def __init__(
@@ -176,8 +184,10 @@ class Accumulated:
         sharing: Sharing,
         coordinates: Coordinates,
         names: Mapping[Tensor, str],
+        reducer: Reducer,
     ) -> None:
         self._sums = sums
+        self._reducer = reducer
         self._coordinates = coordinates
         self._names = names
         self.call = call
@@ -195,10 +205,11 @@ class Accumulated:
             if place == "representation":
                 self._rows[place] = self._rows_of_features()
             elif place == "parameters":
-                self._rows[place] = self._collected(self._leaves, len(self.shared))
+                rows = self._collected(self._leaves, len(self.shared))
+                self._rows[place] = self._reducer.rows(rows)
             else:
                 targets = self.targets(place)
-                self._rows[place] = self._collected(targets, len(targets))
+                self._rows[place] = self._reducer.rows(self._collected(targets, len(targets)))
         return self._rows[place]
 
     def _collected(self, targets: Sequence[Tensor], looked_at: int) -> Rows:
@@ -244,11 +255,18 @@ class Accumulated:
     def columns(self, place: Place) -> Columns:
         """Where the coordinates of `place` stand among all that were ever looked at."""
         targets = self.targets(place)
-        return self._coordinates.columns(place, targets, self._names, self.call.members)
+        found = self._coordinates.columns(place, targets, self._names, self.call.members)
+        if place == "representation":
+            return replace(found, total=self._reducer.features_in_all(found.total))
+        return found
 
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""
-        return self.rows(place).jacobian()
+        rows = self.rows(place)
+        jacobian = rows.jacobian()
+        if place == "representation" and not self._reducer.alone:
+            return self._reducer.features_of_all(jacobian, rows.sizes)
+        return jacobian
 
     def gramian(self, place: Place) -> Tensor:
         """G at `place`, [m, m]."""
@@ -256,6 +274,7 @@ class Accumulated:
             if place == "representation" and self._sums.gramian is not None:
                 index = torch.tensor(self.call.index, device=self._sums.gramian.device)
                 found = self._sums.gramian[..., index.unsqueeze(-1), index]
+                found = self._reducer.gramian_of_features(found)
             else:
                 found = self.rows(place).gramian()
             self._gramians[place] = found
@@ -278,17 +297,24 @@ class Accumulated:
         ones = torch.ones_like(self.call.stacked)
         heads = ones if heads is None else heads
         trunk = heads if trunk is None else trunk
-        balanced = self.rows("parameters").combined(trunk) if self._leaves else []
-        return self._update(list(balanced), heads)
+        balanced: Row = []
+        agreed = True
+        if self._leaves:
+            balanced, agreed = self._reducer.combined(self.rows("parameters"), trunk)
+        return self._update(list(balanced), heads, self._leaves if agreed else ())
 
     def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
         """A direction [n] at `place` for balanced leaves, the others as in `in_span`."""
         heads = torch.ones_like(self.call.stacked) if heads is None else heads
-        row = shaped_like(direction.clone(), self.targets(place), self.call.members, None)
+        direction, targets = direction.clone(), self.targets(place)
         if place == "representation":
-            row = self._through_trunks(row)
+            direction = self._reducer.features_here(direction, self.rows(place).sizes)
+        row = shaped_like(direction, targets, self.call.members, None)
+        agreed: Sequence[Tensor] = self.shared
+        if place == "representation":
+            row, agreed = self._through_trunks(row), ()
         carried = self._collected(self.sharing.carried, 0).combined(heads)
-        return self._update([*row, *carried], heads)
+        return self._update([*row, *carried], heads, agreed)
 
     def _through_trunks(self, row: Sequence[Tensor | None]) -> list[Tensor | None]:
         """What a gradient by all micro-batches' features makes of the balanced leaves."""
@@ -300,7 +326,9 @@ class Accumulated:
             total = [added(a, b) for a, b in zip(total, part, strict=True)]
         return total
 
-    def _update(self, balanced: list[Tensor | None], heads: Tensor) -> Update:
+    def _update(
+        self, balanced: list[Tensor | None], heads: Tensor, agreed: Sequence[Tensor]
+    ) -> Update:
         sharing = self.sharing
         position = {k: at for at, k in enumerate(self.call.index)}
         rest = [*(leaf for mine in sharing.alone for leaf in mine)]
@@ -317,13 +345,25 @@ class Accumulated:
         row += [None] * len(sharing.extra)
         leaves = sharing.trained
         row = [added(g, self._sums.plus.get(id(p))) for p, g in zip(leaves, row, strict=True)]
+        if self._sums.plus:
+            agreed = ()
         if self._scale is not None:
             row = [None if g is None else g * self._scale for g in row]
-        return Update(leaves, row)
+        return Update(leaves, row, frozenset(map(id, agreed)))
+
+    def settled(self, update: Update) -> Update:
+        """What leaves are to be handed so that all ranks end with the same gradients."""
+        if self._reducer.alone:
+            return update
+        found = self._reducer.settled(update.leaves, update.gradients, update.agreed)
+        return Update(update.leaves, found, update.agreed)
 
     def require_finite(self, update: Update) -> None:
         """Raises NonFiniteError where a gradient of the update is NaN or infinite."""
-        if not finite(update.gradients):
+        bad = not finite(update.gradients)
+        if self._reducer.hands_over:
+            (bad,) = self._reducer.anywhere([bad])
+        if bad:
             raise NonFiniteError("accumulated gradient, summed over the tasks,", self.tasks)
 
 

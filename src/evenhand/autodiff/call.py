@@ -88,12 +88,14 @@ class Absent:
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def sorted_out(self, losses: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    def sorted_out(
+        self, losses: Mapping[str, Tensor | None], some: bool = True
+    ) -> dict[str, Tensor]:
         """The losses that have a graph.
 
         Raises:
             TypeError: a loss is neither a tensor nor None.
-            ValueError: no loss has a graph.
+            ValueError: no loss has a graph, and there must be `some`.
         """
         present: dict[str, Tensor] = {}
         absent: dict[str, str] = {}
@@ -109,7 +111,7 @@ class Absent:
                 absent[task] = "has no graph"
             else:
                 present[task] = loss
-        if losses and not present:
+        if some and losses and not present:
             task, why = next(iter(absent.items()))
             raise ValueError(
                 f"the loss of {task!r} {why}, and so does every other: was it computed under "
@@ -131,11 +133,13 @@ def active(
     tasks: Sequence[str],
     phase: Phase | None,
     members: torch.Size,
+    some: bool = True,
 ) -> dict[str, Tensor]:
     """The losses that count in a call, in the order of all tasks, each of the right shape.
 
     Raises:
-        ValueError: a task is unknown, none has a loss, or a loss has the wrong shape.
+        ValueError: a task is unknown, a loss has the wrong shape, or none has a loss where there
+            must be `some`.
     """
     unknown = [t for t in (*losses, *(phase.tasks if phase else ())) if t not in tasks]
     if unknown:
@@ -145,7 +149,7 @@ def active(
         )
     admitted = tasks if phase is None else phase.tasks
     found = {task: losses[task] for task in tasks if task in losses and task in admitted}
-    if not found:
+    if some and not found:
         raise ValueError(f"none of the tasks {', '.join(admitted)} has a loss in this call")
     for task, loss in found.items():
         if loss.shape != members and not (loss.numel() == 1 and not members):

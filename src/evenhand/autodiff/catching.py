@@ -79,7 +79,7 @@ class Catcher:
 
         Args:
             module: the module.
-            losses: with their graphs.
+            losses: with their graphs. Where there are none, all that it has returned is meant.
             needed: whether nothing can be done without them.
 
         Raises:
@@ -90,7 +90,7 @@ class Catcher:
         found = self._found[id(module)]
         made = [z for z in (ref() for ref in found) if z is not None and z.requires_grad]
         made = list(dict.fromkeys(made))
-        if made:
+        if made and losses:
             edges = [edge_of(z) for z in made]
             reach = walk([(edge_of(loss), 1) for loss in losses], edges)
             made = [z for z, edge in zip(made, edges, strict=True) if edge in reach.stops]

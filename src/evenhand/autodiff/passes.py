@@ -21,7 +21,7 @@ a sum over members is every member's pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from typing import cast
@@ -71,10 +71,16 @@ from evenhand.autodiff.sharing import Sharing
 
 @dataclass
 class Update:
-    """The gradients of one step, leaf by leaf."""
+    """The gradients of one step, leaf by leaf.
+
+    Attributes:
+        leaves, gradients: each leaf's gradient, None where it gets none.
+        agreed: the leaves (by identity) whose gradient is the mean over ranks already.
+    """
 
     leaves: list[Tensor]
     gradients: list[Tensor | None]
+    agreed: frozenset[int] = frozenset()
 
     def given(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The leaves that get a gradient, and these."""
@@ -158,7 +164,10 @@ class Passes:
 
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""
-        jacobian = self.rows(place).jacobian()
+        rows = self.rows(place)
+        jacobian = rows.jacobian()
+        if place == "representation" and not self._reducer.alone:
+            jacobian = self._reducer.features_of_all(jacobian, rows.sizes)
         self._require_finite(jacobian.movedim(-2, -1))
         return jacobian if self._scale is None else jacobian / self._scale
 
@@ -200,7 +209,10 @@ class Passes:
 
     def columns(self, place: Place) -> Columns:
         """Where the coordinates of `place` stand among all that were ever looked at."""
-        return self._coordinates.columns(place, self.targets(place), self._names, self._members)
+        found = self._coordinates.columns(place, self.targets(place), self._names, self._members)
+        if place == "representation":
+            return replace(found, total=self._reducer.features_in_all(found.total))
+        return found
 
     def targets(self, place: Place) -> list[Tensor]:
         """The tensors that `place` differentiates by."""
@@ -222,8 +234,7 @@ class Passes:
             chunk, keep = self._chunk(self), self._keep or place != "parameters"
             targets = self._combined_leaves if place == "parameters" else self.targets(place)
             rows = self.taken(targets, chunk, keep)
-            if not self._reducer.alone:
-                rows = rows.map(self._reducer.mean)
+            rows = self._reducer.rows(rows)
         self._rows[place] = rows
         return rows
 
@@ -376,8 +387,6 @@ class Passes:
                 z, further = columns[: len(features)], columns[len(features) :]
                 self._heads = Rows(z, features, self._members, m, self.call.stacked)
                 self._beyond = Rows(further, beyond, self._members, m, self.call.stacked)
-                if not self._reducer.alone:
-                    self._beyond = self._beyond.map(self._reducer.mean)
         return self._heads
 
     def _through_readings(self, features: Sequence[Tensor]) -> Rows:
@@ -438,17 +447,20 @@ class Passes:
             outputs = [z for z, d in pairs if d is not None]
             gradients = seeds = [d.detach().requires_grad_() for d in mixed if d is not None]
         direction = doubly(outputs, self.shared, gradients)
-        agreed = self._agreed([None if d is None else d.detach() for d in direction])
+        agreed = self._reducer.row(
+            [None if d is None else d.detach() for d in direction], self.shared
+        )
+        along = [a for d, a in zip(direction, agreed, strict=True) if d is not None]
         changes = iter(
             differentiated_along(
-                [d for d in direction if d is not None], seeds, [d for d in agreed if d is not None]
+                [d for d in direction if d is not None], seeds, [a for a in along if a is not None]
             )
         )
         if self._features is None:
             product = cast(Tensor, next(changes))
         else:
-            along = [None if d is None else next(changes) for d in mixed]
-            product = self.through_heads().against(along)
+            change = [None if d is None else next(changes) for d in mixed]
+            product = self.through_heads().against(change)
         return agreed, self._reducer.mean(product)
 
     # What accumulation asks for ---------------------------------------------------------------
@@ -501,14 +513,23 @@ class Passes:
         self._through_alone()  # before the pass that frees the graph
         if trunk is None:
             trunk = torch.ones_like(self.call.stacked) if heads is None else heads
-        balanced = self._combined(trunk) if self._combined_leaves else []
-        return self._update(balanced, heads)
+        balanced: Row = []
+        agreed = False
+        if self._combined_leaves:
+            balanced, agreed = self._combined(trunk)
+        return self._update(balanced, heads, self._combined_leaves if agreed else ())
 
     def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
         """A direction [n] at `place` for balanced leaves; the others and `plus` as in `in_span`."""
         # A copy: the direction may be the method's own state, `.grad` is for others to write to.
         targets = self.targets(place)
-        row = shaped_like(direction.clone(), targets, self._members, self._scale)
+        agreed: Sequence[Tensor] = self.shared
+        direction = direction.clone()
+        if place == "representation":
+            agreed = ()
+            sizes = self.rows(place).sizes
+            direction = self._reducer.features_here(direction, sizes)
+        row = shaped_like(direction, targets, self._members, self._scale)
         if place == "representation":
             if self.sharing.beyond:
                 raise ValueError(
@@ -517,9 +538,9 @@ class Passes:
                     "features; take at='parameters'"
                 )
             self._through_alone()
-            row = self._agreed(self._through_trunk(row, self.shared, self._keep))
+            row = list(self._through_trunk(row, self.shared, self._keep))
         carried = [g for _, g in self._common(self._all_of(self.sharing.carried), heads)]
-        return self._update([*row, *carried], heads)
+        return self._update([*row, *carried], heads, agreed)
 
     def _all_of(self, leaves: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
         everybody = sum(1 << k for k in self.call.index)
@@ -534,14 +555,17 @@ class Passes:
         if self._plus is not None:
             total = total + self._plus
         row = gradient([total], targets, retain_graph=self._retain or bool(whole))
-        found = {id(p): g for p, g in zip(targets, self._agreed(row), strict=True)}
+        found = {id(p): g for p, g in zip(targets, row, strict=True)}
         for leaf, g in self._common(self._partly, weights):
             extra = None if self._plus is None else gradient([self._plus], [leaf])[0]
             found[id(leaf)] = added(g, extra)
         return Update(leaves, [found[id(leaf)] for leaf in leaves])
 
-    def _update(self, balanced: Row, heads: Tensor | None) -> Update:
-        """What balanced and carried leaves get, the gradients of all others, and `plus`'s."""
+    def _update(self, balanced: Row, heads: Tensor | None, agreed: Sequence[Tensor]) -> Update:
+        """What balanced and carried leaves get, the gradients of all others, and `plus`'s.
+
+        `agreed` are the leaves whose gradients are means over ranks; all others are this rank's.
+        """
         sharing = self.sharing
         alone = self._alone_scaled(heads)
         common = [gradient for _, gradient in self._common(sharing.common, heads)]
@@ -549,9 +573,10 @@ class Passes:
         row += [None] * len(sharing.extra)
         leaves = sharing.trained
         if self._plus is not None:
-            extra = self._agreed(gradient([self._plus], leaves, retain_graph=self._retain))
+            extra = gradient([self._plus], leaves, retain_graph=self._retain)
             row = [added(g, e) for g, e in zip(row, extra, strict=True)]
-        return Update(leaves, row)
+            agreed = ()  # the mean of what is agreed and of a rank's own is that of both
+        return Update(leaves, row, frozenset(map(id, agreed)))
 
     @property
     def _partly(self) -> list[tuple[Tensor, int]]:
@@ -571,21 +596,21 @@ class Passes:
             among = [at for at, k in enumerate(self.call.index) if mask >> k & 1]
             losses = torch.stack([self._each[at] for at in among], dim=-1)
             total = weighted_sum(losses, None if weights is None else weights[..., among])
-            row = self._agreed(gradient([total], leaves))
+            row = gradient([total], leaves)
             found.update({id(leaf): g for leaf, g in zip(leaves, row, strict=True)})
         for leaf, _ in common:
             yield leaf, found[id(leaf)]
 
-    def _combined(self, weights: Tensor) -> Row:
+    def _combined(self, weights: Tensor) -> tuple[Row, bool]:
+        """Σ weights_i g_i, and whether it is the mean over ranks already."""
         if self._combination is not None and torch.equal(weights, self._combination[0]):
-            return self._combination[1]
+            return self._combination[1], True
         if "parameters" in self._rows:
-            return self._rows["parameters"].combined(weights)
+            return self._reducer.combined(self._rows["parameters"], weights)
         if self._features is not None:
-            return self._combined_through(weights)
+            return self._combined_through(weights), False
         total = weighted_sum(self._losses, weights)
-        row = gradient([total], self._combined_leaves, None, self._keep)
-        return self._agreed(row)
+        return gradient([total], self._combined_leaves, None, self._keep), False
 
     def _combined_through(self, weights: Tensor) -> Row:
         """Σ weights_i g_i by one pass through the trunk, and from rows for what lies round it."""
@@ -596,7 +621,7 @@ class Passes:
             beyond = {id(leaf): g for leaf, g in zip(self.sharing.beyond, row, strict=True)}
         leaves = self._combined_leaves
         behind = [leaf for leaf in leaves if id(leaf) not in beyond]
-        taken = iter(self._agreed(self._through_trunk(mixed, behind, self._keep)))
+        taken = iter(self._through_trunk(mixed, behind, self._keep))
         return [beyond[id(leaf)] if id(leaf) in beyond else next(taken) for leaf in leaves]
 
     def _through_alone(self) -> list[Row]:
@@ -609,7 +634,7 @@ class Passes:
         return self._alone
 
     def _alone_scaled(self, weights: Tensor | None) -> Sequence[Row]:
-        rows = [self._agreed(row) for row in self._through_alone()]
+        rows = self._through_alone()
         if weights is None:
             return rows
         return [
@@ -617,9 +642,12 @@ class Passes:
             for row, weight in zip(rows, weights.unbind(-1), strict=True)
         ]
 
-    def _agreed(self, row: Row) -> list[Tensor | None]:
-        """What all ranks agree this gradient is."""
-        return [None if g is None else self._reducer.mean(g) for g in row]
+    def settled(self, update: Update) -> Update:
+        """What leaves are to be handed so that all ranks end with the same gradients."""
+        if self._reducer.alone:
+            return update
+        found = self._reducer.settled(update.leaves, update.gradients, update.agreed)
+        return Update(update.leaves, found, update.agreed)
 
     def require_finite(self, update: Update) -> None:
         """Raises NonFiniteError, naming the tasks that an infinite or NaN gradient is of.
@@ -627,16 +655,23 @@ class Passes:
         A task is named where the gradient of what it alone reaches is not finite; where only a sum
         is not, all that were summed are named.
         """
-        if finite(update.gradients):
+        good = finite(update.gradients)
+        if good and not self._reducer.hands_over:
             return
         position = {id(leaf): k for k, mine in enumerate(self.sharing.alone) for leaf in mine}
         guilty = {
             position[id(leaf)]
-            for leaf, gradient in update.items()
+            for leaf, gradient in (() if good else update.items())
             if id(leaf) in position and not finite([gradient])
         }
-        if guilty:
-            raise NonFiniteError("gradient", [self.tasks[k] for k in sorted(guilty)])
+        flags = [k in guilty for k in range(len(self.tasks))]
+        if self._reducer.hands_over:  # what a wrapper is to reduce differs from rank to rank
+            bad, *flags = self._reducer.anywhere([not good, *flags])
+            if not bad:
+                return
+        if any(flags):
+            named = [task for task, flag in zip(self.tasks, flags, strict=True) if flag]
+            raise NonFiniteError("gradient", named)
         raise NonFiniteError("shared gradient, summed over the tasks,", self.tasks)
 
     def _require_finite(self, values: Tensor) -> None:

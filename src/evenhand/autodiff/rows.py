@@ -346,19 +346,28 @@ class Rows:
         self._dtype = reduce(torch.promote_types, kinds)
         self._device = targets[0].device if targets else like.device
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many columns of the Jacobian each target has."""
+        return [numbers(t) // self.members.numel() for t in self.targets[: self.looked_at]]
+
     def among(self, positions: Sequence[int]) -> Rows:
         """The same rows at some of the targets."""
         columns = [self.columns[k] for k in positions]
         targets = [self.targets[k] for k in positions]
         return Rows(columns, targets, self.members, self.m, self.like)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
-        """With every tensor replaced by what `function` makes of it."""
-        stacks = [column.stack() for column in self.columns]
-        columns: list[Column] = [
-            Stacked(self.m, self.members, None if stack is None else function(stack))
-            for stack in stacks
-        ]
+    def replaced(
+        self,
+        function: Callable[[Sequence[Tensor | None], Sequence[Tensor]], Sequence[Tensor | None]],
+    ) -> Rows:
+        """With all columns [m, ...] replaced by what `function` makes of them.
+
+        It also gets, for each, a tensor of the same shape and kind, and reads nothing of it.
+        """
+        likes = [t.detach().expand(self.m, *t.shape) for t in self.targets]
+        stacks = function([column.stack() for column in self.columns], likes)
+        columns: list[Column] = [Stacked(self.m, self.members, stack) for stack in stacks]
         return Rows(columns, self.targets, self.members, self.m, self.like, self.looked_at)
 
     def row(self, i: int) -> Row:

@@ -27,6 +27,8 @@ class Deferred:
         stands: takes over the state of a step that is taken.
         step: the step.
         leaves: what the scalar delivers to, in order.
+        shares: whether terms that are added outside may share the graph.
+        closing: to be done when the whole backward pass has ended, with what it queues itself.
     """
 
     def __init__(
@@ -35,11 +37,15 @@ class Deferred:
         stands: Callable[[Solved], object],
         step: Step,
         leaves: Sequence[Tensor],
+        closing: Callable[[], None] | None = None,
+        shares: bool = True,
     ) -> None:
         self._solve = solve
         self._stands = stands
         self._step: Step | None = step
         self._places = {id(leaf): k for k, leaf in enumerate(leaves)}
+        self._closing = closing
+        self._shares = shares
         self._given: list[Tensor | None] | None = None
         self._scale = 1.0
 
@@ -50,6 +56,8 @@ class Deferred:
             RuntimeError: the graph of the losses is gone.
         """
         scale = float(gradient)
+        if self._closing is not None:
+            _after_all(self._closing)
         if self._given is not None:  # a second backward of the same scalar
             ratio = scale / self._scale
             return [None if g is None else g * ratio for g in self._given]
@@ -60,7 +68,8 @@ class Deferred:
             )
         keep = keeps_graph()
         step, self._step = self._step, None
-        call = replace(step.call, scale=None if scale == 1 else gradient, retain=True)
+        retain = keep or self._shares or step.call.retain
+        call = replace(step.call, scale=None if scale == 1 else gradient, retain=retain)
         found: list[Tensor | None] = [None] * len(self._places)
         try:
             with torch.enable_grad():  # sums of losses are made here, and differentiated
@@ -74,9 +83,18 @@ class Deferred:
         for weight, g in solved.learned.items():
             found[self._places[id(weight)]] = g * gradient
         self._stands(solved)
-        if not keep:
+        if not keep and self._shares:
             released_at_the_end(step.call.losses, step.sharing.trained)
         del solved  # autograd keeps a tensor that nobody else holds, and copies any other
         if keep:
             self._given, self._scale = found, scale
         return found
+
+
+def _after_all(what: Callable[[], None]) -> None:
+    """Do something when the backward pass that is under way has ended.
+
+    A wrapper queues its own end when the last gradient has come; what is queued then is done later.
+    """
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    queue(lambda: queue(what))

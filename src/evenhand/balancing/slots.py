@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ from evenhand.schedules import Clock
 from evenhand.weighting.base import Gradients, Method, Outcome, Weighting, worst
 from evenhand.weighting.state import State, put, take
 
-Differentiated = Passes | Accumulated
+if TYPE_CHECKING:
+    from evenhand.distributed.fully_sharded import ShardedPasses
+
+Differentiated = Union[Passes, Accumulated, "ShardedPasses"]
 """Where an update comes from: the passes of one batch, or the sums of several."""
 
 
@@ -162,6 +166,7 @@ class Slots:
             else:
                 trunk = merged if weights is None else merged * weights
                 update = source.in_span(trunk, weights)
+        update = source.settled(update)
         source.require_finite(update)
         heads = torch.ones_like(view.losses) if weights is None else weights
         if not balanced:

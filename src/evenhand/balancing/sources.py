@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from evenhand.balancing.request import Step
 from evenhand.balancing.slots import Differentiated, Slots
 from evenhand.schedules import Clock
 
+if TYPE_CHECKING:
+    from evenhand.distributed.fully_sharded import FullySharded, ShardedPasses
+
 
 class Sources:
     """Makes what methods look at and updates are made of, and keeps the sums of micro-batches.
@@ -34,6 +38,7 @@ class Sources:
     Attributes:
         reducer: what ranks agree by.
         coordinates: where histories over coordinates stand.
+        sharded: the model, if it is under `fully_shard`.
         spoiled: what was not finite in a micro-batch, so that the step is lost already.
     """
 
@@ -42,6 +47,7 @@ class Sources:
         self.coordinates = Coordinates()
         self.chunking = chunking
         self.spoiled: NonFiniteError | None = None
+        self.sharded: FullySharded | None = None
         self._ownership = ownership
         self._factored = factored
         self._sums: list[Sums] | None = None  # the first of the losses, others of samples=
@@ -70,12 +76,13 @@ class Sources:
 
     def of(self, step: Step, slots: Slots) -> tuple[Differentiated, TaskGradients]:
         """Where the update of a step comes from, and the view that methods get of it."""
-        if self._sums is not None or step.counts is not None:
+        if self._sums is not None:
             return self._of_sums(step, self._with(step, slots))
-        samples = [self._sampled(step, slots, sample) for sample in _further(step, slots)]
+        looked_at = [self._looked_at(step, sample) for sample in _further(step, slots)]
+        samples = [self._source(*sample, slots) for sample in looked_at]
         # Losses on further batches may share a part of the graph.
         call = replace(step.call, retain=step.call.retain or bool(samples))
-        passes = self._passes(call, step.sharing, slots)
+        passes = self._source(call, step.sharing, slots)
         total = len(step.tasks)
         views = [self.view(other, other.call, step.clock, total) for other in samples]
         return passes, self.view(passes, step.call, step.clock, total, views)
@@ -91,7 +98,7 @@ class Sources:
         """What methods see of a call; `total` is the number of all tasks."""
         return TaskGradients(
             source,
-            self.reducer.mean(call.stacked),
+            call.stacked,
             tasks=call.tasks,
             index=torch.tensor(call.index, device=call.stacked.device),
             total=total,
@@ -99,12 +106,18 @@ class Sources:
             samples=samples,
         )
 
-    def _passes(self, call: Call, sharing: Sharing, slots: Slots) -> Passes:
+    def _source(self, call: Call, sharing: Sharing, slots: Slots) -> Passes | ShardedPasses:
+        if self.sharded is None:
+            return self._passes(call, sharing, slots, self.reducer)
+        names = self._ownership.names
+        return self.sharded.passes(call, sharing, self.reducer, self.coordinates, names)
+
+    def _passes(self, call: Call, sharing: Sharing, slots: Slots, reducer: Reducer) -> Passes:
         carries = bool(sharing.carried) and isinstance(slots.aggregator, Aggregator)
         return Passes(
             call,
             sharing,
-            reducer=self.reducer,
+            reducer=reducer,
             chunk=self.chunking,
             factored=self._factored,
             retain_trunk=slots.merges_features or carries,
@@ -112,8 +125,8 @@ class Sources:
             names=self._ownership.names,
         )
 
-    def _sampled(self, step: Step, slots: Slots, sample: Mapping[str, Tensor]) -> Passes:
-        """The passes of a further batch; its losses are looked at, and nothing else."""
+    def _looked_at(self, step: Step, sample: Mapping[str, Tensor]) -> tuple[Call, Sharing]:
+        """The call of a further batch, and what is looked at of it: nothing else is done."""
         losses = {task: sample[task] for task in step.call.tasks}
         call = replace(
             step.call,
@@ -125,22 +138,35 @@ class Sources:
         known = step.sharing
         alone: list[list[Tensor]] = [[] for _ in call.tasks]
         looked_at = Sharing(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
-        return self._passes(call, looked_at, slots)
+        return call, looked_at
 
     # Micro-batches ----------------------------------------------------------------------------
 
     def _with(self, step: Step, slots: Slots) -> list[Sums]:
-        """The sums of the micro-batches so far and of this one; those kept stay as they are."""
+        """The sums of the micro-batches so far and of this one; those kept stay as they are.
+
+        They are this rank's own: ranks speak to each other when the last one is there.
+        """
         further = _further(step, slots)
         before = self._sums or [Sums(len(step.tasks)) for _ in range(1 + len(further))]
         if len(before) != 1 + len(further):
             raise ValueError("samples= must have as many batches in every micro-batch")
-        passes = [self._passes(step.call, step.sharing, slots)]
-        passes += [self._sampled(step, slots, sample) for sample in further]
+        here = Reducer()
+        passes = [self._passes(step.call, step.sharing, slots, here)]
+        for sample in further:
+            passes.append(self._passes(*self._looked_at(step, sample), slots, here))
         found = []
-        for sums, there in zip(before, passes, strict=True):
-            found.append(sums.copied())
-            found[-1].add(there, step.counts, slots.looks_at_features, slots.keeps_features)
+        guilty: tuple[str, ...] = ()
+        try:
+            for sums, there in zip(before, passes, strict=True):
+                found.append(sums.copied())
+                found[-1].add(there, step.counts, slots.looks_at_features, slots.keeps_features)
+        except NonFiniteError as error:
+            guilty = error.tasks
+        flags = self.reducer.anywhere([task in guilty for task in step.tasks])
+        if any(flags):
+            named = [task for task, flag in zip(step.tasks, flags, strict=True) if flag]
+            raise NonFiniteError("gradient", named)
         return found
 
     def _of_sums(self, step: Step, found: list[Sums]) -> tuple[Accumulated, TaskGradients]:
@@ -160,7 +186,7 @@ class Sources:
             )
             sharing = self._ownership.of_sums(call, step.tasks, sums.masks())
             names = self._ownership.names
-            sources.append(Accumulated(sums, call, sharing, self.coordinates, names))
+            sources.append(Accumulated(sums, call, sharing, self.coordinates, names, self.reducer))
         main, *further = sources
         total = len(step.tasks)
         views = [self.view(other, main.call, step.clock, total) for other in further]

@@ -1,0 +1,171 @@
+"""All tasks' gradients of which each rank keeps a part.
+
+The rows are added up over ranks by a reduce-scatter: of the coordinates of all targets, joined,
+each rank gets the mean for an R-th. The Gramian is the sum over parts, a combination of the rows is
+made part by part and gathered. That is half of what a sum on every rank would send, and an R-th of
+its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from evenhand.autodiff.gradients import Row
+from evenhand.autodiff.rows import Rows, numbers, real
+from evenhand.distributed.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class _Part:
+    """This rank's part of the rows at the targets of one type and place.
+
+    Attributes:
+        members: the positions of these targets among all.
+        starts: where each begins among the joined coordinates; one more for the end.
+        rows: [m, n_s], coordinates rank · n_s to (rank + 1) · n_s.
+    """
+
+    members: list[int]
+    starts: list[int]
+    rows: Tensor
+
+    def here(self, chosen: set[int], rank: int) -> list[slice]:
+        """Which columns of `rows` belong to the chosen targets."""
+        width = self.rows.shape[1]
+        first = rank * width
+        found: list[slice] = []
+        for k, begin, end in zip(self.members, self.starts, self.starts[1:], strict=False):
+            begin, end = max(begin - first, 0), min(end - first, width)
+            if k not in chosen or begin >= end:
+                continue
+            if found and found[-1].stop == begin:
+                begin = found.pop().start
+            found.append(slice(begin, end))
+        return found
+
+
+class ShardedRows(Rows):
+    """The mean over ranks of rows, of which this rank keeps a part.
+
+    Args:
+        ranks: all of them.
+        parts: this rank's.
+        rows: rows of the same tasks.
+        every: all targets.
+        chosen: the positions of those that are meant, in order.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        parts: Sequence[_Part],
+        rows: Rows,
+        every: Sequence[Tensor],
+        chosen: Sequence[int],
+    ) -> None:
+        targets = [every[k] for k in chosen]
+        super().__init__([], targets, rows.members, rows.m, rows.like, len(chosen))
+        self._ranks = ranks
+        self._parts = parts
+        self._every = every
+        self._chosen = list(chosen)
+
+    @classmethod
+    def of(cls, ranks: Ranks, rows: Rows) -> ShardedRows:
+        """The mean over ranks of rows that every rank has, of a single network."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for k, target in enumerate(rows.targets):
+            dtype = torch.empty(0, dtype=target.dtype).real.dtype
+            kinds.setdefault((dtype, target.device), []).append(k)
+        parts = []
+        for (dtype, device), members in kinds.items():
+            starts = [0]
+            for k in members:
+                starts.append(starts[-1] + numbers(rows.targets[k]))
+            width = -(-starts[-1] // ranks.size)
+            joined = torch.zeros(rows.m, width * ranks.size, dtype=dtype, device=device)
+            for k, begin, end in zip(members, starts, starts[1:], strict=False):
+                stack = rows.columns[k].stack()
+                if stack is not None:
+                    plain = torch.view_as_real(stack) if stack.is_complex() else stack
+                    joined[:, begin:end] = plain.reshape(rows.m, end - begin)
+            by_rank = joined.view(rows.m, ranks.size, width).transpose(0, 1)
+            parts.append(_Part(members, starts, ranks.scattered(by_rank) / ranks.size))
+        found = cls(ranks, parts, rows, rows.targets, range(len(rows.targets)))
+        found.looked_at = rows.looked_at
+        return found
+
+    def among(self, positions: Sequence[int]) -> Rows:
+        chosen = [self._chosen[k] for k in positions]
+        return ShardedRows(self._ranks, self._parts, self, self._every, chosen)
+
+    def gramian(self) -> Tensor:
+        dtype = torch.promote_types(self._dtype, torch.float32)
+        gramian = torch.zeros(self.m, self.m, dtype=dtype, device=self._device)
+        seen = set(self._chosen[: self.looked_at])
+        for part in self._parts:
+            for columns in part.here(seen, self._ranks.rank):
+                block = real(part.rows[:, columns])
+                gramian += (block @ block.mT).to(gramian)
+        return self._ranks.sum(gramian)
+
+    def combined(self, weights: Tensor) -> Row:
+        gathered = [self._ranks.joined(weights.to(part.rows) @ part.rows) for part in self._parts]
+        return self._cut(gathered)
+
+    def combined_here(self, weights: Tensor) -> Row:
+        """R times this rank's part of a combination, zeros elsewhere: the mean over ranks is it."""
+        size, rank = self._ranks.size, self._ranks.rank
+        spread = []
+        for part in self._parts:
+            whole = part.rows.new_zeros(size, part.rows.shape[1])
+            whole[rank] = size * (weights.to(part.rows) @ part.rows)
+            spread.append(whole.view(-1))
+        return self._cut(spread)
+
+    def _cut(self, joined: Sequence[Tensor]) -> Row:
+        """The pieces of vectors over all coordinates that belong to the chosen targets."""
+        pieces: dict[int, Tensor] = {}
+        for part, vector in zip(self._parts, joined, strict=True):
+            for k, begin, end in zip(part.members, part.starts, part.starts[1:], strict=False):
+                pieces[k] = _shaped(vector[begin:end], self._every[k])
+        return [pieces[k] for k in self._chosen]
+
+    def row(self, i: int) -> Row:
+        unit = torch.zeros(self.m, dtype=self._dtype, device=self._device)
+        unit[i] = 1
+        return self.combined(unit)
+
+    def against(self, row: Row) -> Tensor:
+        seen = slice(self.looked_at)
+        flat = [
+            torch.zeros(numbers(t), dtype=self._dtype, device=self._device)
+            if other is None
+            else real(other.to_dense()).reshape(-1).to(self._device, self._dtype)
+            for t, other in zip(self.targets[seen], row[seen], strict=True)
+        ]
+        return self.jacobian() @ torch.cat(flat)
+
+    def jacobian(self) -> Tensor:
+        pieces: dict[int, Tensor] = {}
+        for part, whole in zip(self._parts, self._whole, strict=True):
+            for k, begin, end in zip(part.members, part.starts, part.starts[1:], strict=False):
+                pieces[k] = real(whole[:, begin:end]).to(self._device)
+        if not self._chosen[: self.looked_at]:
+            return self.like.new_zeros(self.m, 0)
+        return torch.cat([pieces[k] for k in self._chosen[: self.looked_at]], dim=-1)
+
+    @cached_property
+    def _whole(self) -> list[Tensor]:
+        return [self._ranks.columns(part.rows) for part in self._parts]
+
+
+def _shaped(piece: Tensor, target: Tensor) -> Tensor:
+    if target.is_complex():
+        return torch.view_as_complex(piece.reshape(*target.shape, 2).clone())
+    return piece.view(target.shape)

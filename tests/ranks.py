@@ -1,0 +1,324 @@
+"""One training of a few steps, by one process or by several that share out every batch."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from cases import CASES, Case
+from evenhand import Aggregator, Balancer, Clock, MultiTaskNetwork, NonFiniteError
+from evenhand.weighting.base import Method
+
+STEPS = 3
+DEADLINE = datetime.timedelta(seconds=60)
+"""Of every collective: a rank that does not come is an error and no hang."""
+SIZE = 12
+"""Samples in a batch, of all ranks."""
+
+ROUTES = (
+    "plain backward",
+    "plain loss",
+    "ddp backward",
+    "ddp loss",
+    "ddp unused",
+    "sharded loss",
+    "sharded backward",
+    "blocks loss",
+)
+SHARES = ("even", "uneven", "missing", "gone", "nan")
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What is trained, and how a batch is shared out.
+
+    Attributes:
+        method: the name of a case.
+        slot: "weighting" or "aggregator".
+        at: a place; "" for the method's own.
+        share: how samples and labels are shared out.
+        route: what the model is wrapped in, and who calls backward.
+    """
+
+    method: str
+    slot: str
+    at: str
+    share: str
+    route: str
+
+    def __str__(self) -> str:
+        return ", ".join((self.method, self.slot, self.at or "own", self.share, self.route))
+
+    @property
+    def case(self) -> Case:
+        return next(case for case in CASES if case.name == self.method)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple("abcdefgh"[: 3 if 3 in self.case.tasks else 8])
+
+    @property
+    def alone(self) -> Variation:
+        """The same training in one process."""
+        call = "backward" if self.route.endswith("backward") else "loss"
+        return replace(self, route=f"plain {call}")
+
+
+@dataclass
+class Trained:
+    """What a training came to: gradients and parameters step by step, and the balancer's state."""
+
+    gradients: list[dict[str, Tensor | None]]
+    losses: list[Tensor]
+    parameters: dict[str, Tensor]
+    state: dict[str, Any]
+    errors: list[str]
+
+
+def network(tasks: Sequence[str]) -> MultiTaskNetwork:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh())
+    heads: dict[str, nn.Module] = {task: nn.Linear(3, 1) for task in tasks}
+    heads["b"] = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    return MultiTaskNetwork(trunk, heads).double()
+
+
+def parts(share: str, world: int) -> list[slice]:
+    """Which samples each rank has."""
+    if share == "even" or world == 1:
+        size = SIZE // world
+        return [slice(k * size, (k + 1) * size) for k in range(world)]
+    ends = {2: [0, 9, 12], 3: [0, 7, 11, 12]}[world]
+    return [slice(*pair) for pair in pairwise(ends)]
+
+
+def labelled(share: str, step: int, m: int) -> Tensor:
+    """Which samples have a label of which task, [SIZE, m]."""
+    there = torch.ones(SIZE, m, dtype=torch.bool)
+    if share in ("missing", "gone"):
+        there[5:, 1] = False  # b on the first rank alone
+        there[:11, 2] = False  # c on the last alone
+    if share == "gone" and step == 1:
+        there[:, 0] = False
+    return there
+
+
+def placed(method: Method, at: str) -> Method:
+    """The same method, which looks elsewhere."""
+    for part in method.modules() if at else ():
+        if isinstance(part, Method):
+            part.at = first_layer if at == "first layer" else at
+    return method
+
+
+def first_layer(shared: Sequence[Tensor]) -> Sequence[Tensor]:
+    return shared[:2]
+
+
+def balancer_of(variation: Variation, model: nn.Module) -> Balancer:
+    method = placed(variation.case.make(variation.tasks), variation.at)
+    return Balancer(
+        **{variation.slot: method}, tasks=variation.tasks, model=model, factored="never"
+    )
+
+
+def variations() -> Iterator[Variation]:
+    """Every method, slot and place; for each of them `Variation.share` and `route` are left out."""
+    for case in CASES:
+        method = case.make(tuple("abcdefgh"[: 3 if 3 in case.tasks else 8]))
+        slots = ["aggregator"] if isinstance(method, Aggregator) else ["weighting", "aggregator"]
+        places = [""]
+        if method.traits.reads_gradients and not isinstance(method, Aggregator):
+            sampled = ["representation"] if method.traits.batches == 1 else []
+            places = ["parameters", "last_layer", "first layer", *sampled]
+        if isinstance(method, Aggregator) and case.name.startswith(("graddrop", "trimmed")):
+            places = ["parameters", "representation"]
+        for slot in slots:
+            for at in places:
+                yield Variation(case.name, slot, at, "", "")
+
+
+def train(variation: Variation, rank: int, world: int) -> Trained:
+    tasks = variation.tasks
+    model = network(tasks)
+    route, _, call = variation.route.partition(" ")
+    wrapped: nn.Module = model
+    balancer = balancer_of(variation, model)  # given the plain model, which is wrapped afterwards
+    if route == "ddp" and world > 1:
+        wrapped = DistributedDataParallel(model, find_unused_parameters=call == "unused")
+    every = route in ("sharded", "blocks") and world > 1
+    if every:
+        shard(model, blocks=route == "blocks")
+    optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.05)
+    found = Trained([], [], {}, {}, [])
+    part = parts(variation.share, world)[rank]
+    further = max((m.traits.batches for m in balancer.methods), default=1) - 1
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        there = labelled(variation.share, step, len(tasks))[part]
+        losses, outputs, counts = batch(wrapped, step, part, there, every)
+        if variation.share == "nan" and step == 1 and rank == world - 1:
+            losses["c"] = losses["c"] * torch.nan
+        samples = [
+            batch(wrapped, 100 * (k + 1) + step, part, there, every)[0] for k in range(further)
+        ]
+        features = outputs if route == "plain" and not further else model.trunk
+        clock = Clock(epoch=step, step=step)
+        options = {"features": features, "samples": samples, "counts": counts, "clock": clock}
+        try:
+            if call == "backward":
+                balancer.backward(losses, **options)
+            else:
+                balancer.loss(losses, **options).backward()
+        except NonFiniteError as error:
+            found.errors.append(str(error))
+        else:
+            found.errors.append("")
+            if balancer.last is not None:
+                found.losses.append(balancer.last.losses.clone())
+        named = [*model.named_parameters(), *balancer.named_parameters()]
+        found.gradients.append({name: whole(p.grad) for name, p in named})
+        if not found.errors[-1]:
+            optimizer.step()
+        with torch.no_grad():
+            after, _, counts = batch(model, step, part, there, every)
+        balancer.updated(after, clock, counts=counts)
+    found.parameters = {name: whole(p) for name, p in model.named_parameters()}
+    found.state = {
+        name: value.clone()
+        for name, value in balancer.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    return found
+
+
+def differences(ranks: Sequence[Any], alone: Trained, tolerance: float = 1e-10) -> list[str]:
+    """In what ranks differ from one process by more than the tolerance, or from each other."""
+    failed = [f"rank {rank}: {found}" for rank, found in enumerate(ranks) if isinstance(found, str)]
+    if failed:
+        return failed
+    told = []
+    for rank, found in enumerate(ranks):
+        for step, pair in enumerate(zip(found.gradients, alone.gradients, strict=True)):
+            told += [f"rank {rank} step {step}: {w}" for w in _apart(*pair, tolerance)]
+        told += [f"rank {rank}: {w}" for w in _apart(found.parameters, alone.parameters, tolerance)]
+        told += [f"rank {rank}: {w}" for w in _apart(found.state, alone.state, tolerance)]
+        if found.errors != alone.errors:
+            told.append(f"rank {rank}: errors {found.errors}, alone {alone.errors}")
+        for step, pair in enumerate(zip(found.losses, alone.losses, strict=True)):
+            if not torch.allclose(*pair, rtol=tolerance, atol=tolerance):
+                told.append(f"rank {rank} step {step}: losses {pair}")
+    first, *others = ranks
+    for other in others:
+        for mine, its in ((first.parameters, other.parameters), (first.state, other.state)):
+            told += [f"{name} differs between ranks" for name in _apart(its, mine, 0.0)]
+    return told
+
+
+def _apart(
+    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float
+) -> list[str]:
+    names = [*expected, *(name for name in found if name not in expected)]
+    return [name for name in names if not _alike(found.get(name), expected.get(name), tolerance)]
+
+
+def _alike(one: Tensor | None, other: Tensor | None, tolerance: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def shard(model: MultiTaskNetwork, blocks: bool) -> None:
+    for block in (model.trunk, *model.heads) if blocks else ():
+        fully_shard(block)
+    fully_shard(model)
+
+
+def whole(tensor: Tensor | None) -> Tensor | None:
+    """A copy of what all ranks have of it."""
+    if tensor is None:
+        return None
+    there = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return there.detach().clone()
+
+
+def batch(
+    model: nn.Module, number: int, part: slice, there: Tensor, every: bool = False
+) -> tuple[dict[str, Tensor], Mapping[str, Tensor], dict[str, int]]:
+    """The losses of the tasks that have a label here, the outputs, and how many labels each has.
+
+    With `every`, tasks without a label have a loss of zero.
+    """
+    chance = torch.Generator().manual_seed(7 + number)
+    x = torch.randn(SIZE, 4, generator=chance, dtype=torch.float64)[part]
+    y = torch.randn(SIZE, there.shape[1], generator=chance, dtype=torch.float64)[part]
+    outputs = model(x)
+    losses, counts = {}, {}
+    for k, task in enumerate(outputs):
+        mine = there[:, k]
+        if every and not mine.any():
+            losses[task], counts[task] = 0 * outputs[task].sum(), 0
+        if mine.any():
+            error = outputs[task][mine, 0] - y[mine, k]
+            losses[task] = 0.1 + 3.0 ** (k % 3) * error.square().mean()
+            counts[task] = int(mine.sum())
+    return losses, outputs, counts
+
+
+# Several processes ------------------------------------------------------------------------------
+
+
+Job = tuple[Callable[[Any, int, int], Any], Any]
+"""A function of (argument, rank, world), and the argument."""
+
+
+def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    store = f"file://{folder}/store"
+    dist.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=world, timeout=DEADLINE
+    )
+    found: list[Any] = []
+    for job, argument in jobs:
+        try:
+            found.append(job(argument, rank, world))
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+            found.append(f"{type(error).__name__}: {error}")
+            if "EVENHAND_TRACE" in os.environ:
+                traceback.print_exc()
+        dist.barrier()
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def spawned(world: int, jobs: Sequence[Job]) -> list[list[Any]]:
+    """What each job gives on each rank, in one group of processes; an error is told in words.
+
+    Raises:
+        ProcessExitedException: a process ended by a signal.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_work, (world, folder, jobs), nprocs=world, start_method="spawn")
+        found = [
+            torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)
+        ]
+    return [list(of_ranks) for of_ranks in zip(*found, strict=True)]

@@ -1,0 +1,96 @@
+"""Several processes that share out a batch do what one does with all of it, or say why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from evenhand import Balancer
+from ranks import ROUTES, SHARES, Job, Variation, differences, spawned, train, variations
+from traffic import MODES, sent, table
+from wrapped import CASES, named
+
+REFUSED = {
+    "static graph, known before": r"static_graph.*Balancer\(model=",
+    "static graph, not known": r"static_graph.*Balancer\(model=",
+    "static graph, known wrapped": r"static_graph.*Balancer\(model=",
+    "sharded, alone": r"group=False.*under fully_shard .* leave group= out",
+    "sharded, missing": r"every rank must run the same passes, and 'c'",
+    "sharded, accumulated": r"accumulate\(\).*take larger batches",
+    "tensors of a mesh": r"tensor parallelism.*Balancer\(model=.*backward.*group=",
+    "other tasks": r"all ranks need .* the same tasks",
+    "other parameters": r"'#\d' .* wrap the model .*group=False",
+    "missing in an unknown model": r"give Balancer\(model=\)",
+}
+
+
+def sample(world: int) -> list[Variation]:
+    """Every fourth method, slot and place, with every way to share out and every route."""
+    return [
+        Variation(v.method, v.slot, v.at, SHARES[k % len(SHARES)], ROUTES[k // 2 % len(ROUTES)])
+        for k, v in enumerate(variations())
+        if k % 4 == world % 4
+    ]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks(world: int) -> None:
+    """All that is asked of them, in one group of processes; `make ranks` asks of every method."""
+    jobs: list[Job] = [(train, variation) for variation in sample(world)]
+    jobs += [(sent, (name, route)) for name in MODES for route in ("plain", "wrapped")]
+    jobs += [(named, name) for name in CASES] if world == 2 else []
+    found = spawned(world, jobs)
+    wrong: dict[str, Any] = {}
+    for (job, argument), outcomes in zip(jobs, found, strict=True):
+        told = TESTS[job](argument, outcomes, world)
+        if told:
+            wrong[str(argument)] = told
+    assert not wrong
+
+
+def as_one_process(variation: Variation, outcomes: list[Any], world: int) -> list[str]:
+    return differences(outcomes, train(variation.alone, 0, 1))[:3]
+
+
+def no_more_than_the_table_says(mode: tuple[str, str], outcomes: list[Any], world: int) -> str:
+    expected, small = table(mode, world)
+    right = all(abs(numbers - expected - small) < 1e-6 for numbers, _ in outcomes)
+    return "" if right else f"sent {outcomes}, expected {expected} and {small}"
+
+
+def right_or_refused(name: str, outcomes: list[Any], world: int) -> str:
+    if name in REFUSED:
+        refused = [isinstance(told, str) and told.startswith("ValueError") for told in outcomes]
+        right = all(refused) and all(re.search(REFUSED[name], told) for told in outcomes)
+        return "" if right else f"not refused: {outcomes}"
+    if name == "one does not come":
+        return "" if outcomes == ["an error", "did not come"] else str(outcomes)
+    if any(isinstance(told, str) for told in outcomes):
+        return str(outcomes)
+    first, *others = outcomes
+    if name == "alone":
+        return "the same on all ranks" if any(map(torch.equal, *outcomes)) else ""
+    expected = named(name, 0, 1)
+    if not all(all(map(torch.equal, first, other)) for other in others):
+        return "ranks differ"
+    close = [
+        torch.allclose(*pair, rtol=1e-10, atol=1e-12) for pair in zip(first, expected, strict=True)
+    ]
+    return "" if all(close) else f"not as one process: {close}"
+
+
+TESTS: Mapping[Any, Any] = {
+    train: as_one_process,
+    sent: no_more_than_the_table_says,
+    named: right_or_refused,
+}
+
+
+@pytest.mark.parametrize("group", [True, "world", 2])
+def test_what_is_no_group(group) -> None:
+    with pytest.raises(TypeError, match="must be a process group, a device mesh"):
+        Balancer(group=group)

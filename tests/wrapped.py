@@ -1,0 +1,250 @@
+"""Steps of several processes as users take them, among them some that cannot go right."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_module
+from torch.nn.parallel import DistributedDataParallel
+
+from evenhand import MGDA, Balancer, Phase
+from ranks import batch, labelled, network, parts, whole
+
+TASKS = ("a", "b", "c")
+
+
+def part_of(rank: int, world: int) -> tuple[slice, Tensor]:
+    part = parts("even", world)[rank]
+    return part, torch.ones(part.stop - part.start, 3, dtype=torch.bool)
+
+
+def stepped(
+    rank: int,
+    world: int,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    known: str = "before",
+    steps: int = 2,
+    **options: Any,
+) -> list[Tensor]:
+    """The gradients of two steps; the balancer knows the model before it is wrapped, or not."""
+    model = network(TASKS)
+    balancer = Balancer(
+        aggregator=MGDA(), tasks=TASKS, model=model if known == "before" else None, **options
+    )
+    wrapped = model if wrap is None or world == 1 else wrap(model)
+    if known == "wrapped":
+        balancer.attach(wrapped)
+    found = []
+    for step in range(steps):
+        losses, _, _ = batch(wrapped, step, *part_of(rank, world))
+        balancer.loss(losses).backward()
+        found += [whole(p.grad) for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+    return found
+
+
+def sharded_by_blocks(model: nn.Module) -> nn.Module:
+    fully_shard(model.trunk)
+    for head in model.heads:
+        fully_shard(head)
+    return fully_shard(model)
+
+
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    return distribute_module(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+def static(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model, static_graph=True)
+
+
+def passing(model: nn.Module) -> nn.Module:
+    """Micro-batches pass by the wrapper, which has nothing to reduce before the last one."""
+    return DistributedDataParallel(model).module
+
+
+def unused(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def past_the_wrapper(model: nn.Module) -> nn.Module:
+    """A forward pass of what is inside: the wrapper never hears of it."""
+    return DistributedDataParallel(model).module
+
+
+def other_tasks(rank: int, world: int) -> None:
+    losses, _, _ = batch(network(TASKS), 0, *part_of(rank, world))
+    if rank:
+        del losses["c"]
+    Balancer(aggregator=MGDA()).backward(losses)
+
+
+def other_parameters(rank: int, world: int) -> None:
+    model = network(TASKS)
+    torch.manual_seed(rank)
+    model.trunk[0].reset_parameters()
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    Balancer(aggregator=MGDA(), tasks=TASKS).backward(losses)
+
+
+def missing_in_an_unknown_model(rank: int, world: int) -> None:
+    losses, _, _ = batch(network(TASKS), 0, *part_of(rank, world))
+    if rank:
+        del losses["c"]
+    Balancer(aggregator=MGDA(), tasks=TASKS).backward(losses)
+
+
+def missing_of_a_sharded_model(rank: int, world: int) -> None:
+    model = fully_shard(network(TASKS))
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    if rank:
+        del losses["c"]
+    Balancer(aggregator=MGDA(), tasks=TASKS, model=model).backward(losses)
+
+
+def sharded_afterwards(rank: int, world: int) -> list[Tensor]:
+    """The balancer has seen a step of the plain model before."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+    losses, _, _ = batch(model, 5, *part_of(rank, world))
+    balancer.backward(losses)
+    model.zero_grad()
+    if world > 1:
+        fully_shard(model)
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    balancer.backward(losses, features=model.trunk)
+    return [whole(p.grad) for p in model.parameters()]
+
+
+def accumulated_sharded(rank: int, world: int) -> None:
+    model = fully_shard(network(TASKS))
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    Balancer(aggregator=MGDA(), tasks=TASKS, model=model).accumulate(losses)
+
+
+def one_does_not_come(rank: int, world: int) -> str:
+    group = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    if rank:
+        return "did not come"
+    try:
+        stepped(rank, world, group=group)
+    except RuntimeError:
+        return "an error"
+    return "went on alone"
+
+
+def copied(rank: int, world: int) -> list[Tensor]:
+    """A copy, and one that went through a file, find the other ranks again."""
+    found = []
+    for way in (copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))):
+        model = network(TASKS)
+        balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+        losses, _, _ = batch(model, 0, *part_of(rank, world))
+        balancer.backward(losses)
+        model.zero_grad()
+        twin, other = way((model, balancer))
+        losses, _, _ = batch(twin, 0, *part_of(rank, world))
+        other.backward(losses)
+        found += [p.grad for p in twin.parameters()]
+    return found
+
+
+def accumulated(rank: int, world: int, at: str, wrap: Callable[[nn.Module], nn.Module]) -> Any:
+    """Two micro-batches, of which the last rank has few labels, and none of c in the first."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(at=at), tasks=TASKS, model=model)
+    wrapped = wrap(model) if world > 1 else model
+    for number in range(2):
+        part = parts("uneven", world)[rank]
+        there = labelled("missing" if number else "even", 0, 3)[part]
+        losses, _, counts = batch(wrapped, number, part, there)
+        options = {"features": model.trunk, "counts": counts, "plus": 0.1 * penalty(model)}
+        if number:
+            balancer.backward(losses, **options)
+        else:
+            balancer.accumulate(losses, **options)
+    return [p.grad for p in model.parameters()]
+
+
+def penalty(model: nn.Module) -> Tensor:
+    return sum(p.square().sum() for p in model.parameters())
+
+
+def left_out(rank: int, world: int) -> list[Tensor]:
+    """A loss that is NaN on one rank is left out on all."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model, nonfinite="leave_out")
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    if rank == world - 1:
+        losses["c"] = losses["c"] * torch.nan
+    balance = balancer.backward(losses)
+    assert balance.left_out == ("c",)
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def in_phases(rank: int, world: int, wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+    wrapped = wrap(model) if world > 1 else model
+    found = []
+    for step, moves in enumerate((("shared",), ("own",), ("shared", "own"))):
+        losses, _, _ = batch(wrapped, step, *part_of(rank, world))
+        balancer.backward(losses, phase=Phase(tasks=("a", "c"), moves=moves))
+        found += [p.grad for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+    return found
+
+
+def plain(model: nn.Module) -> nn.Module:
+    return model
+
+
+CASES: dict[str, Callable[[int, int], Any]] = {
+    "static graph, known before": lambda r, w: stepped(r, w, static),
+    "static graph, not known": lambda r, w: stepped(r, w, static, "not"),
+    "static graph, known wrapped": lambda r, w: stepped(r, w, static, "wrapped"),
+    "sharded, known before": lambda r, w: stepped(r, w, fully_shard),
+    "sharded, not known": lambda r, w: stepped(r, w, fully_shard, "not"),
+    "sharded, known wrapped": lambda r, w: stepped(r, w, fully_shard, "wrapped"),
+    "sharded, alone": lambda r, w: stepped(r, w, fully_shard, "not", group=False),
+    "sharded by blocks": lambda r, w: stepped(r, w, sharded_by_blocks),
+    "tensors of a mesh": lambda r, w: stepped(r, w, tensor_parallel),
+    "sharded afterwards": sharded_afterwards,
+    "sharded, missing": missing_of_a_sharded_model,
+    "sharded, accumulated": accumulated_sharded,
+    "other tasks": other_tasks,
+    "other parameters": other_parameters,
+    "missing in an unknown model": missing_in_an_unknown_model,
+    "one does not come": one_does_not_come,
+    "wrapped, not known": lambda r, w: stepped(r, w, DistributedDataParallel, "not"),
+    "wrapped, known wrapped": lambda r, w: stepped(r, w, DistributedDataParallel, "wrapped"),
+    "wrapped, unused, not known": lambda r, w: stepped(r, w, unused, "not"),
+    "past the wrapper": lambda r, w: stepped(r, w, past_the_wrapper),
+    "plain, not known": lambda r, w: stepped(r, w, known="not"),
+    "plain, a group": lambda r, w: stepped(r, w, group=dist.new_group() if w > 1 else None),
+    "plain, a mesh": lambda r, w: stepped(
+        r, w, group=init_device_mesh("cpu", (w,)) if w > 1 else None
+    ),
+    "alone": lambda r, w: stepped(r, w, group=False),
+    "copied": copied,
+    "left out": left_out,
+    "in phases": lambda r, w: in_phases(r, w, plain),
+    "in phases, wrapped": lambda r, w: in_phases(r, w, DistributedDataParallel),
+    "in phases, unused": lambda r, w: in_phases(r, w, unused),
+    "accumulated": lambda r, w: accumulated(r, w, "parameters", plain),
+    "accumulated features": lambda r, w: accumulated(r, w, "representation", plain),
+    "accumulated, wrapped": lambda r, w: accumulated(r, w, "parameters", passing),
+}
+
+
+def named(name: str, rank: int, world: int) -> Any:
+    return CASES[name](rank, world)
