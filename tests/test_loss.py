@@ -802,3 +802,14 @@ def test_a_copy_of_model_and_balancer_catches_the_copys_features() -> None:
         balance = balancer.backward(losses, features=network.trunk)
         assert balance.norms is not None
         network, balancer = copy.deepcopy((network, balancer))
+
+
+def test_the_hooks_of_leaves_run_once_where_heads_are_fused() -> None:
+    heads = {"h0": nn.Linear(4, 1), "h1": nn.Linear(4, 1)}
+    network = MultiTaskNetwork(nn.Linear(3, 4), heads, fused=True)
+    calls: list[Tensor] = []
+    network.trunk.weight.register_hook(calls.append)
+    outputs = network(torch.randn(5, 3))
+    losses = {"a": outputs["h0"].square().mean(), "b": (outputs["h1"] - 1).square().mean()}
+    Balancer(aggregator=MGDA(), model=network).backward(losses)
+    assert len(calls) == 1

@@ -110,7 +110,6 @@ def test_what_is_measured_is_what_autograd_keeps() -> None:
 
 
 LOSS_KEEPS = "while `loss` takes its passes it keeps the heads' graph, for terms added outside"
-BACKWARD_KEEPS = "passes that only look keep the graph, and nothing frees it while losses are held"
 
 
 def _expected(failing: bool, reason: str) -> list[pytest.MarkDecorator]:
@@ -121,12 +120,6 @@ def _peaks(method: str, route: str) -> bool:
     if method == "sum":
         return False
     return route != "none" or method == "uncertainty"
-
-
-def _stays(method: str, route: str) -> bool:
-    if method in ("sum", "uncertainty"):
-        return False
-    return route != "outputs" or method == "batched"
 
 
 @pytest.mark.parametrize(
@@ -147,10 +140,7 @@ def test_nothing_outlives_the_scalars_backward(method: str, route: str) -> None:
     assert after - step.gradients < 0.02 * ACTIVATION
 
 
-@pytest.mark.parametrize(
-    ("method", "route"),
-    [pytest.param(m, r, marks=_expected(_stays(m, r), BACKWARD_KEEPS)) for m, r in CASES],
-)
+@pytest.mark.parametrize(("method", "route"), CASES)
 def test_nothing_outlives_a_backward(method: str, route: str) -> None:
     step = Step(method, route)
     _, after = measured(step.backward)

@@ -33,6 +33,7 @@ from evenhand import (
     UPGrad,
     Weighting,
 )
+from evenhand.balancer import extra_state
 from programs import DTYPE, gradients
 
 TASKS = ("a", "b", "c")
@@ -113,9 +114,10 @@ def weighted(
 def same_state(one: Balancer, other: Balancer) -> None:
     first, second = one.state_dict(), other.state_dict()
     assert first.keys() == second.keys()
+    told, other_told = (extra_state(s.pop("_extra_state")) for s in (first, second))
+    assert (told["tasks"], told["step"]) == (other_told["tasks"], other_told["step"])
     for name, value in first.items():
-        if isinstance(value, Tensor):
-            torch.testing.assert_close(second[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(second[name], value, rtol=0, atol=0)
 
 
 # Absent tasks ---------------------------------------------------------------------------------
@@ -522,3 +524,25 @@ def test_a_direction_off_the_span_is_delivered(call: Call) -> None:
     call(Balancer(aggregator=Signs()), step_of(model))
     alike(taken(trunk), wanted)
     alike(taken(heads), weighted(plain, heads, ones))
+
+
+def test_a_task_that_shares_nothing_does_not_stop_those_that_do() -> None:
+    """The weights of a and b are MGDA's of the two: those of c, which has a network of its own,
+    are nobody's business.
+    """
+    torch.manual_seed(0)
+    trunk, own = nn.Linear(3, 4), nn.Linear(3, 1)
+    heads = [nn.Linear(4, 1), nn.Linear(4, 1)]
+    x = torch.randn(5, 3)
+    z = trunk(x)
+    losses = {"a": heads[0](z).square().mean(), "b": (heads[1](z) - 1).square().mean()}
+    leaves = list(trunk.parameters())
+    a, b = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, leaves, retain_graph=True)])
+        for loss in losses.values()
+    )
+    share = ((b @ b - a @ b) / (a - b).square().sum()).clamp(0, 1)
+    losses["c"] = own(x).square().mean()
+    Balancer(aggregator=MGDA()).backward(losses)
+    found = torch.cat([p.grad.flatten() for p in leaves])
+    torch.testing.assert_close(found, share * a + (1 - share) * b)

@@ -9,6 +9,7 @@ so ``Balancer()`` is the plain sum of the losses.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from evenhand.aggregation import Aggregator
 from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite, stacked
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
-from evenhand.autodiff.delivery import deliver, delivered_by
+from evenhand.autodiff.delivery import deliver, delivered_by, release
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
     Matrices,
@@ -295,6 +296,8 @@ class Balancer(nn.Module):
             deliver(reached, gradients)
         if parallel is not None:
             restore()
+        if solved.holds_graph and not retain_graph:
+            release([*step.call.losses, *step.features], step.sharing.trained)
         balance = self._stands(solved)
         if phase is not None:
             frozen = step.sharing.frozen
@@ -643,7 +646,12 @@ class Balancer(nn.Module):
         self, call: Call, features: Sequence[Tensor], outputs: Outputs | None
     ) -> Sharing:
         looking = Passes(replace(call, retain=True, plus=None, scale=None), Sharing())
-        probe: Probe = looking.nonzero
+
+        def looked(leaves: Sequence[Tensor]) -> list[int]:
+            with without_hooks(leaves):
+                return looking.nonzero(leaves)
+
+        probe: Probe = looked
         if (parallel := self._parallel()) is not None:
             probe = parallel.probed(probe, len(self.tasks))
         with nullcontext() if parallel is None else parallel.as_in_the_graph():
@@ -682,7 +690,7 @@ class Balancer(nn.Module):
                         self._sources.forget()
                         raise
                 else:
-                    less = self._without_zeros(step, solved.balance)
+                    less = self._without_zeros(step, solved)
                     if less is None:
                         return solved
                 step = less
@@ -709,12 +717,12 @@ class Balancer(nn.Module):
         sharing = self._shared_by(call, step.features, step.outputs)
         return replace(step, call=call, sharing=sharing)
 
-    def _without_zeros(self, step: Step, balance: Balance) -> Step | None:
+    def _without_zeros(self, step: Step, solved: Solved) -> Step | None:
         """The step without tasks whose gradient is exactly zero, if they are to be left out.
 
         Where they are kept and stop the method, that is told.
         """
-        aggregator = self.aggregator
+        balance, aggregator = solved.balance, self.aggregator
         stops = aggregator is not None and aggregator.traits.stationary
         if balance.gramian is None or not (self.zero == "leave_out" or stops):
             return None
@@ -722,8 +730,9 @@ class Balancer(nn.Module):
         if float(squares.amin()) > 0:
             return None
         zero = (squares <= 0).reshape(-1, len(balance.tasks)).all(0).tolist()
-        tasks = [task for task, is_zero in zip(balance.tasks, zero, strict=True) if is_zero]
-        if not tasks or len(tasks) == len(balance.tasks):
+        looked_at = range(len(balance.tasks)) if solved.sharers is None else solved.sharers
+        tasks = [balance.tasks[k] for k in looked_at if zero[k]]
+        if not tasks or len(tasks) == len(looked_at):
             return None
         if self.zero == "leave_out":
             return self._without(step, tasks)
@@ -807,15 +816,22 @@ class Balancer(nn.Module):
 
     # Saving -----------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
+    def get_extra_state(self) -> Tensor:
+        """Names of the tasks, the step, who is shared, by name where known, and what was timed.
+
+        It is JSON as bytes in a tensor, since some formats of checkpoints hold nothing but tensors.
+        """
         tasks = self.tasks
         state = {"tasks": list(tasks), "step": self._step, "chunk": self.chunking.measured}
         state["coordinates"] = self._sources.coordinates.state()
-        return {**state, **self._ownership.state(tasks)}
+        text = json.dumps({**state, **self._ownership.state(tasks)}, sort_keys=True)
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` gave."""
+        self._set_extra_state(extra_state(state))
+
+    def _set_extra_state(self, state: Mapping[str, Any]) -> None:
         self._step = state["step"]
         self.chunking.measured = state["chunk"]
         self._sources.coordinates.load_state(state.get("coordinates", {}))
@@ -823,10 +839,23 @@ class Balancer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Bound first, so that the buffers that the state is to be loaded into exist.
-        saved = state_dict.get(f"{prefix}_extra_state", {"tasks": []})
-        if saved["tasks"]:
-            self.bind(saved["tasks"])
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None and (tasks := extra_state(saved)["tasks"]):
+            self.bind(tasks)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def extra_state(saved: Tensor) -> dict[str, Any]:
+    """What `Balancer.get_extra_state` has put into a tensor.
+
+    Raises:
+        ValueError: the tensor holds something else.
+    """
+    try:
+        state = json.loads(bytes(saved.cpu().tolist()))
+        return {"tasks": state["tasks"], **state}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError("this is no state of a balancer: its _extra_state is damaged") from error
 
 
 def _sum(losses: Mapping[str, Tensor], plus: Tensor | None) -> Tensor:

@@ -194,10 +194,16 @@ class Accumulated:
         self.sharing = sharing
         self.tasks = call.tasks
         self.shared = sharing.balanced
+        self.sharers = sharing.sharers if reducer.alone else -1  # elsewhere a task may share more
         self._leaves = [*sharing.balanced, *sharing.carried]
         self._scale = call.scale
         self._rows: dict[Place, Rows] = {}
         self._gramians: dict[Place, Tensor] = {}
+
+    @property
+    def holds_graph(self) -> bool:
+        """Whether the graph of the last micro-batch is still kept."""
+        return True
 
     def rows(self, place: Place) -> Rows:
         """g_i at `place` for every task."""

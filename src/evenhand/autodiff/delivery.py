@@ -70,19 +70,25 @@ class _Nothing(torch.autograd.Function):
         return (None,) * len(ctx.needs_input_grad)
 
 
-def released_at_the_end(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
-    """Free the graph of these losses when the backward pass that is under way has ended.
+def release(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+    """Free what the graph of these losses still keeps, though the user may hold the losses.
 
-    Terms that share it and are differentiated in the same pass find it whole. A pass without any
-    gradient does it: nodes run, compute nothing, and let go of what they have saved.
+    Passes without any gradient do it: nodes run, compute nothing, and let go of what they have
+    saved. One stops where a pass before has freed a part, where an optimizer in backward has
+    changed a weight already, and at hooks on activations that cannot do with None. What is left
+    then goes with the losses.
     """
+    apply: Callable[..., Tensor] = _Nothing.apply
+    with torch.enable_grad(), without_hooks(leaves):
+        for loss in losses:
+            with suppress(Exception):
+                torch.autograd.grad(apply(loss), leaves, allow_unused=True)
 
-    def release() -> None:
-        apply: Callable[..., Tensor] = _Nothing.apply
-        # It stops where the pass itself has freed a part, where an optimizer in backward has
-        # changed a weight already, and at hooks on activations that cannot do with None. What is
-        # left then goes with the losses.
-        with torch.enable_grad(), without_hooks(leaves), suppress(Exception):
-            torch.autograd.grad(apply(*losses), leaves, allow_unused=True)
 
-    torch.autograd.Variable._execution_engine.queue_callback(release)
+def released_at_the_end(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+    """`release` them when the backward pass that is under way has ended.
+
+    Terms that share their graph and are differentiated in the same pass find it whole.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    engine.queue_callback(lambda: release(losses, leaves))

@@ -272,6 +272,21 @@ class TaskGradients:
             samples=samples,
         )
 
+    def among(self, positions: Sequence[int]) -> TaskGradients:
+        """The view that has the tasks at these positions alone."""
+        at = torch.tensor(positions, device=self._raw_losses.device)
+        return TaskGradients(
+            Among(self._source, at, len(self.tasks)),
+            self._raw_losses.index_select(-1, at),
+            tasks=[self.tasks[k] for k in positions],
+            index=self.index.index_select(0, at.to(self.index.device)),
+            total=self.total,
+            clock=self.clock,
+            place=self.place,
+            factor=None if self._factor is None else self._factor.index_select(-1, at),
+            samples=[sample.among(positions) for sample in self.samples],
+        )
+
     @property
     def losses(self) -> Tensor:
         """L, [m], detached."""
@@ -333,6 +348,38 @@ class TaskGradients:
 
     def _scaled(self, values: Tensor) -> Tensor:
         return values if self._factor is None else self._factor * values
+
+
+class Among:
+    """The gradients of some of a source's m tasks, at these positions, [k]."""
+
+    def __init__(self, source: Source, positions: Tensor, m: int) -> None:
+        self._source = source
+        self._positions = positions
+        self._m = m
+
+    def jacobian(self, place: Place) -> Tensor:
+        jacobian = self._source.jacobian(place)
+        return jacobian.index_select(-2, self._positions.to(jacobian.device))
+
+    def gramian(self, place: Place) -> Tensor:
+        gramian = self._source.gramian(place)
+        at = self._positions.to(gramian.device)
+        return gramian.index_select(-1, at).index_select(-2, at)
+
+    def norms(self, place: Place) -> Tensor:
+        return norms(self.gramian(place))
+
+    def product(self, place: Place, weights: Tensor) -> Tensor:
+        at = self._positions.to(weights.device)
+        of_all = weights.new_zeros(*weights.shape[:-1], self._m).index_copy(-1, at, weights)
+        return self._source.product(place, of_all).index_select(-1, at)
+
+    def spans(self, place: Place) -> list[slice]:
+        return self._source.spans(place)
+
+    def columns(self, place: Place) -> Columns:
+        return self._source.columns(place)
 
 
 class Matrices:

@@ -308,6 +308,7 @@ class Ownership:
                 sharing.alone[position[admitted.bit_length() - 1]].append(leaf)
             elif admitted:
                 sharing.common.append((leaf, admitted))
+        sharing.sharers = reduce(or_, (masks.get(leaf, 0) for leaf in sharing.balanced), 0)
         sharing.extra = [leaf for leaf in found.extra if leaf not in masks]
         if call.phase:
             sharing.extra = [leaf for leaf in sharing.extra if self._trains(leaf, call)]

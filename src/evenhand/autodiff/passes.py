@@ -130,6 +130,8 @@ class Passes:
         self.sharing = sharing
         self.tasks = call.tasks
         self.shared = sharing.balanced
+        alone = reducer is None or reducer.alone
+        self.sharers = sharing.sharers if alone else -1  # elsewhere a task may share more
         self._combined_leaves = [*sharing.balanced, *sharing.carried]
         scale, plus = call.scale, call.plus
         self._each = [loss if scale is None else loss * scale for loss in call.losses]
@@ -159,6 +161,13 @@ class Passes:
         will not do: zeros would be passed back through all the others' heads.
         """
         return torch.stack(self._each, dim=-1)
+
+    @property
+    def holds_graph(self) -> bool:
+        """Whether the passes so far have kept a part of the graph that nobody needs any more."""
+        if self._heads is None and not self._rows and self._combination is None:
+            return self._retain  # one pass at most, of the sum
+        return self._keep or not self._readings or bool(self._rows)
 
     # What methods ask for ---------------------------------------------------------------------
 

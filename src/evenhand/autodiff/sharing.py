@@ -28,6 +28,8 @@ class Sharing:
         extra: leaves that `plus` alone reaches.
         frozen: leaves that get no gradient in a named phase.
         features: what every path from a loss to a balanced leaf behind it passes, or None.
+        sharers: the mask of the tasks, by position among all, that reach a balanced leaf. Others
+            have a loss and share nothing, and are nobody's to balance.
         readings: how the head of each active task reads the features, where each loss sees one.
         last_layer: the last shared layer, where the structure tells.
     """
@@ -42,6 +44,7 @@ class Sharing:
     features: list[Tensor] | None = None
     readings: list[Reading] = field(default_factory=list)
     last_layer: tuple[Tensor, ...] = ()
+    sharers: int = -1
 
     @property
     def trained(self) -> list[Tensor]:
@@ -76,6 +79,7 @@ class Decided:
         self._extra = _weak(sharing.extra)
         self._frozen = _weak(sharing.frozen)
         self._last_layer = _weak(sharing.last_layer)
+        self._sharers = sharing.sharers
         self._has_features = sharing.features is not None
         self._has_readings = bool(sharing.readings)
 
@@ -93,6 +97,7 @@ class Decided:
                 features=list(found.features) if self._has_features else None,
                 readings=found.readings if self._has_readings else [],
                 last_layer=tuple(_alive(self._last_layer)),
+                sharers=self._sharers,
             )
         except ReferenceError:
             return None

@@ -38,6 +38,8 @@ class Solved:
         state: the methods' next state; None for a step that is skipped.
         clock: when it was.
         solves: for each slot that was asked, how its solves ended.
+        sharers: the positions of the tasks that share something; None if all do.
+        holds_graph: whether passes have left a part of the losses' graph unfreed.
     """
 
     update: Update
@@ -46,6 +48,8 @@ class Solved:
     state: State | None
     clock: Clock
     solves: Mapping[str, Sequence[Solution]]
+    sharers: Sequence[int] | None = None
+    holds_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,18 +143,23 @@ class Slots:
 
         The weighting sees the raw losses and gradients. What it answers, c, scales both for the
         aggregator, whose answer w then makes w∘c of the trunk's gradients and c of all others.
+        Methods that look at gradients see the tasks that share something in this step. One that
+        shares nothing has no gradient to balance: it keeps its last c, and its w is 0.
 
         Raises:
             NonFiniteError: a gradient is NaN or infinite.
         """
         balanced = bool(source.shared)
+        sharers = _sharers(source)
         answers: dict[str, _Answer] = {}
         weights: Tensor | None = None
         if self.weighting is not None:
             weights = take(state["last_weights"], view).to(view.losses).expand_as(view.losses)
-            if balanced or not self.weighting.traits.reads_gradients:
-                answers["weighting"] = self._ask("weighting", view, state)
-                weights = answers["weighting"].outcome.value
+            reads = self.weighting.traits.reads_gradients
+            if balanced or not reads:
+                answer = self._ask("weighting", view, state, sharers if reads else None)
+                answers["weighting"] = answer
+                weights = _among_all(answer.outcome.value, weights, sharers if reads else None)
         trunk, aggregator = weights, self.aggregator
         if aggregator is not None and aggregator.traits.reads_gradients and not balanced:
             aggregator = None  # one that reads losses goes on, though its weights move nothing
@@ -158,12 +167,14 @@ class Slots:
             update = source.in_span(None, weights)
         else:
             weighted = view if weights is None else view.scaled(weights)
-            answers["aggregator"] = self._ask("aggregator", weighted, state)
+            some = sharers if aggregator.traits.reads_gradients else None
+            answers["aggregator"] = self._ask("aggregator", weighted, state, some)
             merged = answers["aggregator"].outcome.value
             if isinstance(aggregator, Aggregator):
                 trunk = None
                 update = source.off_span(merged, aggregator.at, weights)
             else:
+                merged = _among_all(merged, torch.zeros_like(view.losses), some)
                 trunk = merged if weights is None else merged * weights
                 update = source.in_span(trunk, weights)
         update = source.settled(update)
@@ -182,10 +193,15 @@ class Slots:
             learned |= answer.gradients
         solves = {name: answer.outcome.solves for name, answer in answers.items()}
         balance = self._told_of(source, view, heads, trunk, solves)
-        return Solved(update, learned, balance, after, view.clock, solves)
+        held = source.holds_graph
+        return Solved(update, learned, balance, after, view.clock, solves, sharers, held)
 
-    def _ask(self, slot: str, g: TaskGradients, state: State) -> _Answer:
+    def _ask(
+        self, slot: str, g: TaskGradients, state: State, sharers: Sequence[int] | None
+    ) -> _Answer:
         """What the method in a slot makes of a call; it changes nothing."""
+        if sharers is not None:
+            g = g.among(sharers)
         method, mine = self.by_name[slot], state[slot]
         return _Answer(method.advance(g, mine), method.learn(g, mine))
 
@@ -206,3 +222,19 @@ class Slots:
             status=worst([solve for ended in solves.values() for solve in ended]),
             left_out=source.call.left_out,
         )
+
+
+def _sharers(source: Differentiated) -> list[int] | None:
+    """The positions, among the active tasks, of those that share something; None if all do."""
+    mask = source.sharers
+    found = [at for at, k in enumerate(source.call.index) if mask >> k & 1]
+    return found if 0 < len(found) < len(source.call.index) else None
+
+
+def _among_all(value: Tensor, others: Tensor, positions: Sequence[int] | None) -> Tensor:
+    """Values [..., k] at some positions among others [..., m]."""
+    if positions is None:
+        return value
+    at = torch.tensor(positions, device=value.device)
+    others = others.to(value).expand(*value.shape[:-1], others.shape[-1])
+    return others.index_copy(-1, at, value)

@@ -151,6 +151,7 @@ class ShardedPasses:
         self.sharing = sharing
         self.tasks = call.tasks
         self.shared = sharing.balanced
+        self.sharers = -1  # on another rank a task may share more
         self._model = model
         self._reducer = reducer
         self._coordinates = coordinates
@@ -164,6 +165,11 @@ class ShardedPasses:
         self._gramians: dict[Place, Tensor] = {}
 
     # The passes -------------------------------------------------------------------------------
+
+    @property
+    def holds_graph(self) -> bool:
+        """Ordinary backward passes free the graph themselves."""
+        return False
 
     def _passed(self, total: Tensor, keep: bool = True) -> dict[int, Tensor]:
         """The gradients of one backward pass by the parts, by identity; `.grad` is untouched."""
