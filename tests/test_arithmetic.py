@@ -520,7 +520,12 @@ def test_every_number_of_the_reference_rows_is_that_of_the_files(tmp_path) -> No
     assert again.rows == [*RECIPES, *BESIDE]
     found = Findings.of(finished(folder), load_problem("made-up"))
     columns = {c.title: [cell.text for cell in c.cells] for c in findings.columns(found)}
-    assert columns["row"][1 + len(RECIPES) :] == [told for told, _ in BESIDE.values()]
+    tried = {run["job"]["label"] for run in again.runs if run["job"]["recipe"] == "sg-tuned"}
+    titles = [told for told, _ in BESIDE.values()]
+    assert columns["row"][1 + len(RECIPES) :] == [*titles[:-1], f"sum, tuned ({len(tried)})"]
+    # as many as all balancing recipes: mgda and ate-sg at each rate, and grid's networks
+    grid = {run["job"]["label"] for run in again.runs if run["job"]["recipe"] == "grid"}
+    assert len(tried) == (2 + len(grid)) * len(RATES)
     for k, name in enumerate(BESIDE, start=1 + len(RECIPES)):
         cells = {title: texts[k] for title, texts in columns.items()}
         assert _near(cells["skill"], again.mean_skill(name).mean())
@@ -614,11 +619,15 @@ def test_the_distribution_over_many_tasks_is_that_of_the_files(folder, monkeypat
             assert _near(columns[title][k], value), (recipe, title)
 
 
-def test_labels_and_rows_are_those_of_the_files(folder) -> None:
+def test_labels_and_rows_are_those_of_the_files(folder, monkeypatch) -> None:
     found = Findings.of(finished(folder), load_problem("made-up"))
     assert table.subject(found) == "made-up: 100 rows, 3 tasks; 3 splits (hold-out) x 2 seeds"
     told = "gain, error and fit 60/15/20"
     assert table.labels(found) == f"Labels (train/validation/test) of the first split: {told}."
+    monkeypatch.setattr(table, "DIFFERENT", 1)
+    facts = replace(found.comparison.facts[0], training={"gain": 60, "error": 7, "fit": 1234})
+    found = replace(found, comparison=replace(found.comparison, facts=(facts,)))
+    assert table.labels(found) == "Labels (train/validation/test): 7–1,234/15/20 for 3 tasks."
 
 
 def test_every_number_in_the_exports_is_that_of_the_files(folder) -> None:

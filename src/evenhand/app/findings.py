@@ -15,7 +15,7 @@ from evenhand.aggregation import Aggregator
 from evenhand.comparison.assessment import Assessment, Difference, Line, assess
 from evenhand.comparison.compare import Comparison
 from evenhand.comparison.job import Result
-from evenhand.comparison.references import CONSTANT, title
+from evenhand.comparison.references import CONSTANT, TUNED, title
 from evenhand.comparison.request import BASELINE, REFERENCE
 from evenhand.comparison.statistics import Row
 from evenhand.comparison.verdict import Verdict, joined, signed, verdict
@@ -181,7 +181,7 @@ def columns(findings: Findings, delta: bool = False) -> list[Column]:
     several = [_delta(findings)] if delta else []
     each = len(tasks) <= MANY
     return [
-        Column("row", "", "", tuple(Cell(line.title) for line in lines)),
+        Column("row", "", "", tuple(Cell(_name(line, findings)) for line in lines)),
         _texts(
             "skill",
             "mean* ↑",
@@ -217,6 +217,12 @@ def columns(findings: Findings, delta: bool = False) -> list[Column]:
         ),
         _texts("rate", "chosen", RATE, [_rates(rows[line.name]) for line in lines]),
     ]
+
+
+def _name(line: Line, findings: Findings) -> str:
+    """A row's title; of tuned weights, how many were tried in each split."""
+    tried = {r.job.label for r in findings.comparison.results if r.job.recipe == line.name}
+    return f"{line.title} ({len(tried)})" if line.name == TUNED else line.title
 
 
 def task_table(findings: Findings, names: Sequence[str]) -> list[Column]:

@@ -111,7 +111,10 @@ def labels(findings: Findings) -> str:
             for parts, tasks in counts.items()
         )
     else:
-        ranges = (f"{min(part):,}–{max(part):,}" for part in zip(*counts, strict=True))
+        ranges = (
+            f"{min(part):,}–{max(part):,}" if len(set(part)) > 1 else f"{part[0]:,}"
+            for part in zip(*counts, strict=True)
+        )
         told = f"{'/'.join(ranges)} for {len(facts[0].training)} tasks"
     which = " of the first split" if len(facts) > 1 else ""
     return f"Labels (train/validation/test){which}: {told}."
