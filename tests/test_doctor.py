@@ -227,6 +227,17 @@ def test_the_look_ahead_of_linear_losses_is_exact() -> None:
     assert found["b", "b"].scale == pytest.approx(0, abs=1e-4)
 
 
+def test_the_look_ahead_is_scored_on_another_batch() -> None:
+    model = nn.ParameterList([nn.Parameter(torch.tensor([3.0, 4.0]))])
+
+    def losses(model: nn.ParameterList, batch: int) -> dict[str, Tensor]:
+        return {"a": model[0][batch], "b": model[0].sum()}
+
+    found = look(model, losses, [0, 1, 0, 1], reach=0.01).ahead.fall
+    assert found["a", "a"].mean == 0  # what the step of one batch moves, the next does not see
+    assert found["a", "b"].mean == pytest.approx(100 * 0.05 / 7, rel=1e-4)
+
+
 def test_diagnose_trains_a_copy_and_gives_the_metric() -> None:
     model, batches = two()
     before = {name: value.clone() for name, value in model.state_dict().items()}
