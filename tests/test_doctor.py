@@ -371,6 +371,26 @@ def test_trials_trained_as_one_are_those_trained_alone(blocks, monkeypatch) -> N
     )
 
 
+def test_large_stacks_are_several(monkeypatch) -> None:
+    problems = {0: small()}
+    asked = [Trial(0, (1.0, 1.0, 1.0), rate) for rate in (1e-3, 1e-2, 1e-1)]
+    whole = run(problems, asked, [4])
+    parameters = sum(p.numel() for p in network(tuple(problems[0].tasks)).parameters())
+    monkeypatch.setattr(trials, "PARAMETERS", 2 * parameters)
+    monkeypatch.setattr(trials, "NUMBERS_OF_STACK", 4 * 2 * 7)  # seven samples at a time
+    sizes = []
+    as_one = trials._as_one
+    monkeypatch.setattr(
+        trials, "_as_one", lambda p, t, *rest: sizes.append(len(t)) or as_one(p, t, *rest)
+    )
+    parts = run(problems, asked, [4])
+    assert sizes == [2, 1]
+    for trial in asked:
+        assert torch.allclose(parts[trial].test, whole[trial].test, rtol=1e-5)
+    monkeypatch.setattr(trials, "HELD", 4 * len(problems[0].train) - 1)
+    assert "too large" in trials.obstacle(problems, asked)
+
+
 def test_what_cannot_be_stacked_is_told() -> None:
     problem = small()
     asked = [Trial(0, (1.0, 1.0, 1.0), 1e-2)]
