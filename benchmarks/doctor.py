@@ -207,7 +207,8 @@ def page(results: Lines) -> str:
     """The table, and the counts below it."""
     found = score(results)
     counts = [
-        f"{found['draws']} draws of the scoring family, {found['clear']} of them clear.",
+        f"So far {found['draws']} draws of the scoring family, {found['clear']} of them clear, of "
+        f"{ROUNDS * len(ROUND)} that are planned.",
         f"Conflict said of harmless draws: {found['conflict said of them']} of "
         f"{found['harmless draws']}; of all clear draws without conflict: "
         f"{found['conflict said of those']} of {found['clear draws without conflict']}.",
@@ -223,7 +224,20 @@ def page(results: Lines) -> str:
             f"{one['conflict said of clear draws without']} of "
             f"{found['clear draws without conflict']} |"
         )
-    return "\n".join([page_table(results), "", " ".join(counts), "", *rivals])
+    return "\n".join([page_table(results), "", " ".join(counts), "", *rivals, "", made(results)])
+
+
+def made(results: Lines) -> str:
+    """With what, and how to go on."""
+    stated = sorted({one["stated"] for one in results})
+    versions = {f"torch {one['made']['versions']['torch']}" for one in results}
+    machines = {one["made"]["machine"]["system"].split("-with")[0] for one in results}
+    command = f"python benchmarks/doctor.py --family rough --stated {' or '.join(stated)}"
+    return (
+        f"Seeds and thresholds are those of commit {', '.join(one[:7] for one in stated)}; "
+        f"{', '.join(sorted(versions))}, one thread, {', '.join(sorted(machines))}. "
+        f"This goes on where it stopped:\n\n    {command}"
+    )
 
 
 RIVALS = {

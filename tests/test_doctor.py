@@ -227,6 +227,17 @@ def test_the_look_ahead_of_linear_losses_is_exact() -> None:
     assert found["b", "b"].scale == pytest.approx(0, abs=1e-4)
 
 
+def test_the_look_ahead_is_scored_on_another_batch() -> None:
+    model = nn.ParameterList([nn.Parameter(torch.tensor([3.0, 4.0]))])
+
+    def losses(model: nn.ParameterList, batch: int) -> dict[str, Tensor]:
+        return {"a": model[0][batch], "b": model[0].sum()}
+
+    found = look(model, losses, [0, 1, 0, 1], reach=0.01).ahead.fall
+    assert found["a", "a"].mean == 0  # what the step of one batch moves, the next does not see
+    assert found["a", "b"].mean == pytest.approx(100 * 0.05 / 7, rel=1e-4)
+
+
 def test_diagnose_trains_a_copy_and_gives_the_metric() -> None:
     model, batches = two()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -358,6 +369,26 @@ def test_trials_trained_as_one_are_those_trained_alone(blocks, monkeypatch) -> N
     assert not torch.allclose(
         alone[asked[0]].validation[1], alone[asked[4]].validation[1], rtol=1e-2
     )
+
+
+def test_large_stacks_are_several(monkeypatch) -> None:
+    problems = {0: small()}
+    asked = [Trial(0, (1.0, 1.0, 1.0), rate) for rate in (1e-3, 1e-2, 1e-1)]
+    whole = run(problems, asked, [4])
+    parameters = sum(p.numel() for p in network(tuple(problems[0].tasks)).parameters())
+    monkeypatch.setattr(trials, "PARAMETERS", 2 * parameters)
+    monkeypatch.setattr(trials, "NUMBERS_OF_STACK", 4 * 2 * 7)  # seven samples at a time
+    sizes = []
+    as_one = trials._as_one
+    monkeypatch.setattr(
+        trials, "_as_one", lambda p, t, *rest: sizes.append(len(t)) or as_one(p, t, *rest)
+    )
+    parts = run(problems, asked, [4])
+    assert sizes == [2, 1]
+    for trial in asked:
+        assert torch.allclose(parts[trial].test, whole[trial].test, rtol=1e-5)
+    monkeypatch.setattr(trials, "HELD", 4 * len(problems[0].train) - 1)
+    assert "too large" in trials.obstacle(problems, asked)
 
 
 def test_what_cannot_be_stacked_is_told() -> None:

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from evenhand.comparison.request import OPTIMIZERS, Maker, Settings
 from evenhand.data.problem import Batch, Problem, Stream
+from evenhand.doctor.agreement import FEWEST
 from evenhand.doctor.costs import Cost, costs
 from evenhand.doctor.describe import Description, describe
 from evenhand.doctor.diagnose import BATCHES, Diagnosis, diagnose
 from evenhand.doctor.ladder import Effort, Experiments, Ladder, climbed, samples
 from evenhand.doctor.splitting import Splitting, splittings
+from evenhand.network import MultiTaskNetwork
 
 STEPS = 600
 """The most steps that the plain sum is trained between the first look and the last."""
+GRADIENTS = 2**28
+"""The most numbers in the gradients of a look; of large networks it takes fewer batches."""
 SEEDS = 5
 """How often a problem is trained that cannot be divided anew."""
 
@@ -143,10 +147,17 @@ def _looked_at(problem: Problem, settings: Settings, looks: int) -> tuple[Diagno
             train=partial(OPTIMIZERS[settings.optimizer], lr=rate),
             steps=steps,
             looks=looks,
+            number=_batches(network),
         )
     except ValueError as error:
         return None, str(error)
     return found, ""
+
+
+def _batches(network: MultiTaskNetwork) -> int:
+    """How many batches a look takes: 16, or as many gradients as are held at once."""
+    shared = sum(parameter.numel() for parameter in network.blocks().shared)
+    return max(FEWEST, min(BATCHES, GRADIENTS // max(1, shared * len(network.tasks))))
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,11 @@ def _present(said: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     return {task: loss for task, loss in said.items() if loss is not None}
 
 
+def _values(said: Mapping[str, Tensor | None]) -> dict[str, float]:
+    """As numbers at once: a loss may be a view of a parameter that moves."""
+    return {task: float(loss) for task, loss in _present(said).items()}
+
+
 def _gradients(
     model: nn.Module, losses: Losses, batch: Any, tasks: Sequence[str], shared: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -261,7 +266,7 @@ def _look_ahead(
         for k, gradient in enumerate(gradients):
             fresh = batches[(k + 1) % len(batches)]
             torch.manual_seed(k)  # dropout drops the same before and after
-            before = _present(losses(model, fresh))
+            before = _values(losses(model, fresh))
             for row, mover in zip(gradient, tasks, strict=True):
                 size = float(row.double().norm())
                 step = row * (length / size) if size else row
@@ -269,10 +274,10 @@ def _look_ahead(
                 for p, old, piece in zip(shared, there, pieces, strict=True):
                     p.copy_(old - piece.view_as(old))
                 torch.manual_seed(k)
-                after = _present(losses(model, fresh))
+                after = _values(losses(model, fresh))
                 for judged in tasks:
-                    value = float(before[judged])
-                    fall = 100 * (1 - float(after[judged]) / value) if value else 0.0
+                    value = before[judged]
+                    fall = 100 * (1 - after[judged] / value) if value else 0.0
                     falls[mover, judged].append(fall)
             for p, old in zip(shared, there, strict=True):
                 p.copy_(old)

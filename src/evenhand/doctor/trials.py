@@ -31,8 +31,12 @@ from evenhand.schedules import mixed_seed
 
 ROWS = 4096
 """Samples that are evaluated at a time."""
-ROWS_OF_STACK = 2**18
-"""Samples that a stack evaluates at a time, over all members."""
+ROWS_OF_STACK, NUMBERS_OF_STACK = 2**18, 2**24
+"""Samples that a stack evaluates at a time, over all members, and numbers in their inputs."""
+PARAMETERS = 2**25
+"""The most parameters of a stack; beyond that it is several."""
+HELD = 2**28
+"""The most numbers in the training inputs of all splits together, which a stack holds at once."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,12 @@ def run(
         if obstacle(problems, alike):
             for trial in alike:
                 found[trial] = _alone(problems[trial.split], trial, times, blocks)
-        else:
-            found |= _as_one(problems, alike, times, blocks)
-    return found
+            continue
+        network = _network(problems[alike[0].split], alike[0])
+        most = max(1, PARAMETERS // max(1, sum(p.numel() for p in network.parameters())))
+        for start in range(0, len(alike), most):
+            found |= _as_one(problems, alike[start : start + most], times, blocks)
+    return {trial: found[trial] for trial in dict.fromkeys(trials)}
 
 
 def _groups(problems: Mapping[int, Problem], trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -123,6 +130,10 @@ def obstacle(problems: Mapping[int, Problem], trials: Sequence[Trial]) -> str:
             return "the problem has a penalty"
         if any(task.gaps != "sample" for task in problem.tasks.values()):
             return "labels are missing entry by entry"
+    kinds = {(trial.split, trial.share) for trial in trials}
+    sources = [(cast(Split, problems[split].train), share) for split, share in kinds]
+    if sum(source.inputs.numel() * share for source, share in sources) > HELD:
+        return "the training parts of all splits are too large to be held at once"
     problem = problems[trials[0].split]
     networks = [_network(problem, trials[0]) for _ in range(2)]
     if any(parameter.device.type != "cpu" for parameter in networks[0].parameters()):
@@ -370,7 +381,9 @@ class _Parts:
         members, tasks = len(self.which), len(problem.tasks)
         sums = torch.zeros(members, blocks, tasks, dtype=torch.float64)
         counts = torch.zeros_like(sums)
-        size = max(1, min(longest, ROWS_OF_STACK // members))
+        numbers = max(1, self.parts[0].inputs[0].numel())
+        most = min(ROWS_OF_STACK, NUMBERS_OF_STACK // numbers)
+        size = max(1, min(longest, most // members))
         for start in range(0, longest, size):
             window = slice(start, start + size)
             taken = [
