@@ -41,7 +41,7 @@ ROUTES = (
     "sharded backward",
     "blocks loss",
 )
-SHARES = ("even", "uneven", "missing", "gone", "nan")
+SHARES = ("even", "uneven", "missing", "gone", "nan", "empty")
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,10 @@ def labelled(share: str, step: int, m: int) -> Tensor:
     if share in ("missing", "gone"):
         there[5:, 1] = False  # b on the first rank alone
         there[:11, 2] = False  # c on the last alone
+    if share == "empty" and step != 1:
+        there[11:] = False  # nothing at all on the last rank of three, little on that of two
+        there[9:, :1] = False
+        there[9:, 2:] = False
     if share == "gone" and step == 1:
         there[:, 0] = False
     return there
@@ -175,6 +179,8 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
         losses, outputs, counts = batch(wrapped, step, part, there, every)
         if variation.share == "nan" and step == 1 and rank == world - 1:
             losses["c"] = losses["c"] * torch.nan
+        if variation.share == "nan" and step == 2 and rank == world - 1:
+            losses["c"] = losses["c"] + (0 * outputs["c"]).sum().sqrt()  # whose gradient is NaN
         samples = [
             batch(wrapped, 100 * (k + 1) + step, part, there, every)[0] for k in range(further)
         ]
@@ -192,6 +198,7 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
             found.errors.append("")
             if balancer.last is not None:
                 found.losses.append(balancer.last.losses.clone())
+                found.losses += [balancer.last.norms] if balancer.last.norms is not None else []
         named = [*model.named_parameters(), *balancer.named_parameters()]
         found.gradients.append({name: whole(p.grad) for name, p in named})
         if not found.errors[-1]:
