@@ -1,7 +1,9 @@
 """Two tasks on several processes, with a checkpoint that a requeued job goes on from.
 
     torchrun --nproc-per-node 2 examples/torchrun_ddp.py
+    torchrun --nproc-per-node 2 examples/torchrun_ddp.py --shard
 
+With --shard every process keeps a part of the parameters only (`fully_shard`), and no checkpoint.
 Each process draws its part of every batch. The weights are those of the whole batch, and all
 processes find the same. On SIGTERM, which a scheduler sends before it takes a machine away, the
 step is finished, everything is saved, and the job ends; started again, it goes on to the same bits.
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +25,7 @@ from evenhand import Balancer, GradNorm, MultiTaskNetwork, UPGrad
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=8)
+parser.add_argument("--shard", action="store_true")
 parser.add_argument("--checkpoint", type=Path)
 parser.add_argument("--terminate-at", type=int, help="act as a scheduler: SIGTERM in this step")
 options = parser.parse_args()
@@ -38,7 +42,7 @@ balancer = Balancer(
     tasks=["price", "sold"],
     model=network,
 )
-wrapped = DistributedDataParallel(network)
+wrapped = fully_shard(network) if options.shard else DistributedDataParallel(network)
 optimizer = torch.optim.Adam([*network.parameters(), *balancer.parameters()], lr=1e-2)
 parts = {"network": network, "balancer": balancer, "optimizer": optimizer}
 
@@ -85,6 +89,6 @@ for step in range(first, options.steps):
             torch.save({"step": step + 1, **states}, options.checkpoint)
         break
 
-if rank == 0:
+if rank == 0 and not options.shard:
     print("parameters", float(sum(p.double().abs().sum() for p in network.parameters())).hex())
 dist.destroy_process_group()

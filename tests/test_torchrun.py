@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "torchrun_ddp.py"
 
@@ -26,3 +29,14 @@ def test_a_job_that_was_told_to_stop_goes_on_to_the_same_bits(tmp_path) -> None:
     assert before[:3] == whole[:3]
     assert after == whole[3:]
     assert len(set(whole)) == len(whole)
+
+
+def test_sharded_parameters_give_the_same_steps() -> None:
+    plain, sharded = run("--steps", "3").splitlines(), run("--steps", "3", "--shard").splitlines()
+    assert len(sharded) == 3
+    for one, other in zip(plain, sharded, strict=False):
+        assert numbers(one) == pytest.approx(numbers(other), rel=1e-3)
+
+
+def numbers(line: str) -> list[float]:
+    return [float(word) for word in re.findall(r"-?\d+\.\d+", line)]

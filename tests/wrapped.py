@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_module
 from torch.nn.parallel import DistributedDataParallel
 
-from evenhand import MGDA, Balancer, Phase
+from evenhand import GLS, MGDA, Balancer, OnlineMinNorm, Phase
 from ranks import batch, labelled, network, parts, whole
 
 TASKS = ("a", "b", "c")
@@ -131,6 +131,46 @@ def accumulated_sharded(rank: int, world: int) -> None:
     Balancer(aggregator=MGDA(), tasks=TASKS, model=model).accumulate(losses)
 
 
+class Lazy(nn.Module):
+    """Runs what today's tasks need: an extra layer for two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.extra = nn.Linear(4, 3), nn.Linear(3, 3)
+        self.heads = nn.ModuleDict({task: nn.Linear(3, 1) for task in TASKS})
+        self.double()
+
+    def forward(self, x: Tensor, tasks: str) -> dict[str, Tensor]:
+        z = self.trunk(x).tanh()
+        return {t: self.heads[t](z if t == "a" else self.extra(z).tanh()) for t in tasks}
+
+
+def lazy(rank: int, world: int, wrap: Callable[[nn.Module], nn.Module], **method: Any) -> Any:
+    """On the second rank nothing runs through the extra layer."""
+    model = Lazy()
+    balancer = Balancer(**method, tasks=TASKS, model=model)
+    wrapped = wrap(model) if world > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = []
+    for step in range(3):
+        chance = torch.Generator().manual_seed(step)
+        x = torch.randn(12, 4, generator=chance, dtype=torch.float64)
+        part = slice(6 * rank, 6 * rank + 6) if world > 1 else slice(None)
+        there = {"a": slice(None), "b": slice(6), "c": slice(6)} if world == 1 else {}
+        outputs = wrapped(x[part], "a" if rank else "abc")
+        losses = {
+            task: (y[there.get(task, slice(None)), 0] - k).square().mean()
+            for k, (task, y) in enumerate(outputs.items())
+        }
+        optimizer.zero_grad()
+        counts = {task: 12 if world == 1 and task == "a" else 6 for task in losses}
+        balancer.loss(losses, features=model.trunk, counts=counts).backward()
+        optimizer.step()
+        found += [p.grad.clone() for p in model.parameters()]
+    return found
+
+
 def one_does_not_come(rank: int, world: int) -> str:
     group = dist.new_group(timeout=datetime.timedelta(seconds=2))
     if rank:
@@ -221,6 +261,10 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "sharded afterwards": sharded_afterwards,
     "sharded, missing": missing_of_a_sharded_model,
     "sharded, accumulated": accumulated_sharded,
+    "lazy": lambda r, w: lazy(r, w, plain, aggregator=MGDA()),
+    "lazy, unused": lambda r, w: lazy(r, w, unused, aggregator=MGDA()),
+    "lazy, unused, losses": lambda r, w: lazy(r, w, unused, weighting=GLS()),
+    "lazy, unused, online": lambda r, w: lazy(r, w, unused, aggregator=OnlineMinNorm()),
     "other tasks": other_tasks,
     "other parameters": other_parameters,
     "missing in an unknown model": missing_in_an_unknown_model,
