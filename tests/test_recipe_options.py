@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -191,6 +193,28 @@ def test_the_command_splits_at_commas_outside_parentheses(tmp_path) -> None:
     assert result.exit_code == 2
     assert "must be between 0 and 1" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_the_options_of_a_recipe_are_listed() -> None:
+    words = ["methods", "--recipes", "ate-sg(shared=3),central+tension,imtl", "--json"]
+    shown = json.loads(CliRunner().invoke(app, words).stdout)
+    assert shown[0]["name"] == "ate-sg(shared=3)"
+    assert shown[0]["options"] == {
+        "shared": 3,
+        "own": 1,
+        "own_moments": False,
+        "replacement": False,
+        "own_rate": 1.0,
+        "plateau": 0,
+        "factor": 0.5,
+    }
+    assert shown[1]["options"]["alpha"] == 0.3
+    names = [entry["name"] for entry in json.loads(_datasets())]
+    assert {"digits", "quadrants"} <= set(names)
+
+
+def _datasets() -> str:
+    return CliRunner().invoke(app, ["datasets", "--json"]).stdout
 
 
 # Optimizers -----------------------------------------------------------------------------------

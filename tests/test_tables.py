@@ -447,13 +447,14 @@ def test_classes_can_count_equally_in_the_loss() -> None:
     target = Target("b", "boolean", "auc", ("0", "1")).fitted(reading, np.arange(10), True)
     assert target.weights == pytest.approx((10 / 18, 10 / 2))
     task = target.task(SCORES["auc"], False)
-    output, labels = torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])
-    expected = (10 / 18 + 10 / 2) * np.log(2) / 2
+    output, labels = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0]])
+    expected = (10 / 18 * np.log(2) + 10 / 2 * np.log1p(np.exp(-2))) / 2
     assert float(task.loss(output, labels)) == pytest.approx(expected)
     classes = Target("c", "category", "accuracy", ("a", "b"), weights=(0.5, 2.0))
-    output, labels = torch.zeros(2, 2), torch.tensor([0, 1])
+    output, labels = torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
     loss = classes.task(SCORES["accuracy"], False).loss(output, labels)
-    assert float(loss) == pytest.approx(2.5 * np.log(2) / 2)
+    expected = (0.5 * np.log(2) + 2.0 * np.log1p(np.exp(-2))) / 2
+    assert float(loss) == pytest.approx(expected)
 
 
 def test_rows_count_by_their_weight(tmp_path) -> None:

@@ -171,12 +171,8 @@ class Recipe:
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{name}: there is no option {option!r}; {_listed(known)}{hint}")
             _require_kind(name, option, value, known[option])
-        compose = self.compose
-        own = compose.options() if isinstance(compose, Varied) else {}
-        if isinstance(compose, Varied):
-            compose = compose.varied({k: v for k, v in options.items() if k in own})
-        of_runs = {k: v for k, v in options.items() if k not in own}
-        return Recipe(name, self.summary, self.citation, _Composed(name, compose, of_runs))
+        composed = _Composed(name, self.compose, {}).varied(options)
+        return Recipe(name, self.summary, self.citation, composed)
 
     @classmethod
     def of(
@@ -228,7 +224,7 @@ def _require_kind(recipe_name: str, option: str, value: Value, default: Any) -> 
 
 
 @dataclass(frozen=True)
-class _Composed:
+class _Composed(Varied):
     """What a recipe with options composes; a value that is out of range is told with its name."""
 
     name: str
@@ -244,6 +240,18 @@ class _Composed:
             return {label: replace(parts, **changed) for label, parts in made.items()}
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.name}: {error}") from error
+
+    def options(self) -> dict[str, Any]:
+        own = self.compose.options() if isinstance(self.compose, Varied) else {}
+        return {**own, **{k: v for k, v in RUN.items() if k not in own}, **self.of_runs}
+
+    def varied(self, options: Mapping[str, Value]) -> _Composed:
+        own = self.compose.options() if isinstance(self.compose, Varied) else {}
+        compose = self.compose
+        if isinstance(compose, Varied):
+            compose = compose.varied({k: v for k, v in options.items() if k in own})
+        of_runs = {**self.of_runs, **{k: v for k, v in options.items() if k not in own}}
+        return _Composed(self.name, compose, of_runs)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ help and refusals come at once.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from evenhand.app import config, progress, starting, table, using
 from evenhand.app.doctor import doctor
 from evenhand.app.refusing import complain, refusing
 from evenhand.app.source_options import keyed, takes_source
+from evenhand.app.using import dumped
 from evenhand.comparison.folder import RESULT, read_manifest
 from evenhand.recipes import recipe
 
@@ -306,12 +308,20 @@ def methods(
             "png, pdf or svg; some ten seconds a recipe.",
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with the options that a recipe takes.")
+    ] = False,
 ) -> None:
     """List the recipes: what they do, cost and promise."""
     with refusing():
         names = config.known(config.listed(recipes))
         if figure is not None:
             config.require_figure(figure)
+    if as_json:
+        from evenhand.app.methods import told
+
+        typer.echo(dumped([told(recipe(name)) for name in names]))
+        return
     if figure is None:
         console = table.console()
         console.print(table.recipes([recipe(name) for name in names], console.width))
@@ -329,8 +339,13 @@ app.command()(doctor)
 
 
 @app.command()
-def datasets() -> None:
+def datasets(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List the data sets."""
+    if as_json:
+        typer.echo(dumped([asdict(entry) for entry in sources.SOURCES]))
+        return
     table.console().print(table.sources(sources.SOURCES))
 
 

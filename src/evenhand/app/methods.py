@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 from evenhand.autodiff.gradients import Place
 from evenhand.recipes import Composition, Recipe
@@ -54,6 +55,24 @@ def traits(recipe: Recipe) -> Traits:
         _updates(recipe) + _passes(composition) + _moving(composition) + _networks(recipe),
         tuple(name for name, held in promises.items() if held),
     )
+
+
+def told(recipe: Recipe) -> dict[str, Any]:
+    """A recipe in JSON's types, with the options that it takes and their defaults."""
+    found = traits(recipe)
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in recipe.options().items()
+    }
+    return {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "citation": recipe.citation,
+        "needs": found.needs,
+        "cost": found.cost,
+        "promises": list(found.guarantees),
+        "options": plain,
+    }
 
 
 def _methods(composition: Composition) -> list[Method]:

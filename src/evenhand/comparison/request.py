@@ -204,7 +204,7 @@ class Settings:
         from evenhand.data.problem import Problem
 
         whole = _resolved(source, given.get("options") or {})
-        problem = whole if isinstance(whole, Problem) else whole(0)
+        problem = whole if isinstance(whole, Problem) else load_problem(whole, 0)
         own: dict[str, Any] = {
             "rates": problem.rates,
             "optimizer": problem.optimizer,

@@ -183,6 +183,12 @@ def _target(
 
     score(metric, made.kind, shown(name))
     made = targets.asked(name, reading, metric)
+    blank = int((~present(reading.values)).sum())
+    if made.kind == "labels" and blank:
+        notes.append(
+            f"target {shown(name)} is blank in {blank:,} rows: they count as not labelled; where "
+            "none of the labels holds, write a word for that, such as none"
+        )
     notes += _imbalance(made, reading, question)
     return made, reading
 
