@@ -17,6 +17,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import evenhand as eh
+from evenhand.text import LINE, quoted
 
 if TYPE_CHECKING:
     from evenhand.aggregation import Aggregator
@@ -526,5 +527,5 @@ def recipe(name: str) -> Recipe:
     known = {entry.name: entry for entry in RECIPES}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-    raise ValueError(f"no recipe is called {name!r}; did you mean {', '.join(near)}?")
+    near = difflib.get_close_matches(name[:LINE], known, n=3, cutoff=0.4) or sorted(known)
+    raise ValueError(f"no recipe is called {quoted(name)}; did you mean {', '.join(near)}?")

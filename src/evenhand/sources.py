@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from evenhand.text import LINE, quoted
+
 DESIGNS = ("hold-out", "k-fold", "time")
 """How data can be divided into train, validation and test, see `data/splits.py`."""
 
@@ -138,5 +140,5 @@ def source(name: str) -> Source:
     known = {entry.name: entry for entry in SOURCES}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-    raise ValueError(f"no data set is called {name!r}; did you mean {', '.join(near)}?")
+    near = difflib.get_close_matches(name[:LINE], known, n=3, cutoff=0.4) or sorted(known)
+    raise ValueError(f"no data set is called {quoted(name)}; did you mean {', '.join(near)}?")

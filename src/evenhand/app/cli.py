@@ -6,8 +6,8 @@ help and refusals come at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +15,10 @@ import typer
 
 import evenhand
 from evenhand import sources
-from evenhand.app import config, progress, table
-from evenhand.comparison.folder import RESULT, read_manifest
+from evenhand.app import config, door, progress, start, table
+from evenhand.app.door import before_work as _refusing
+from evenhand.comparison.folder import MANIFEST, RESULT, read_manifest
+from evenhand.files import held
 from evenhand.recipes import recipe
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="evenhand",
-    help="Train one network on many tasks without the tasks fighting.",
+    cls=door.Door,
+    help="Train one network on many tasks without the tasks fighting. "
+    "With --debug an error shows its trace.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -36,22 +40,10 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console entry."""
-    app()
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """A mistake in what was asked ends the command."""
-    try:
-        yield
-    except ValueError as error:
-        _complain(str(error))
-        raise typer.Exit(2) from error
-
-
-def _complain(message: str) -> None:
-    typer.echo(f"evenhand: {message}", err=True)
+    """The commands, for a console."""
+    start.quiet()
+    sys.excepthook = door.unforeseen
+    typer.main.get_command(app)()
 
 
 def _version(asked: bool) -> None:
@@ -205,42 +197,43 @@ def compare(
         "references": references,
         "matters": matters,
     }
-    with _refusing():
-        asked = config.read(file, given)
-        from evenhand.comparison.compare import finished, prepare
-        from evenhand.comparison.plan import state_bytes
-        from evenhand.comparison.pool import run_jobs
+    with ExitStack() as held_folder:
+        with _refusing():
+            asked = config.read(file, given)
+            folder = asked.folder()
+            held_folder.enter_context(held(folder))
+            from evenhand.comparison.compare import finished, prepare
+            from evenhand.comparison.plan import state_bytes
+            from evenhand.comparison.pool import run_jobs
 
-        settings, folder = asked.settings(), asked.folder()
-        jobs = prepare(settings, asked.recipes, folder, asked.resume)
-        problem = settings.problem()
-        most = settings.epochs or problem.epochs
-    console = table.console()
-    say = progress.saying(console)
-    rates = ", ".join(f"{rate:g}" for rate in settings.rates)
-    say(
-        f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
-        f"kept in {folder}"
-    )
-    say(progress.told_labels(problem.label_counts()))
-    say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
-    if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
-        say(told)
-    try:
-        with progress.shown(console, jobs, most) as listener:
-            run_jobs(jobs, settings, folder, listener, asked.processes())
-    except KeyboardInterrupt:
+            settings = asked.settings()
+            jobs = prepare(settings, asked.recipes, folder, asked.resume)
+            problem = settings.problem()
+            most = settings.epochs or problem.epochs
         again = config.command(settings, asked.recipes, folder)
-        _complain(
-            f"stopped; {_finished(jobs, folder)} of {len(jobs)} runs are finished and kept. "
-            f"Go on with:\n{again} --workers {asked.processes()} --resume"
-        )
-        raise typer.Exit(130) from None
-    _present(finished(folder))
+        again += f" --workers {asked.processes()}"
+        with door.at_work(lambda: _kept(jobs, folder, again)):
+            console = table.console()
+            say = progress.saying(console)
+            rates = ", ".join(f"{rate:g}" for rate in settings.rates)
+            say(
+                f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
+                f"kept in {folder}"
+            )
+            say(progress.told_labels(problem.label_counts()))
+            say(progress.told_memory(state_bytes(asked.recipes, problem, settings)))
+            if told := progress.told_stacks(read_manifest(folder).get("trained", {})):
+                say(told)
+            with progress.shown(console, jobs, most) as listener:
+                run_jobs(jobs, settings, folder, listener, asked.processes())
+            _present(finished(folder))
 
 
-def _finished(jobs: list[Job], folder: Path) -> int:
-    return sum((folder / job.folder / RESULT).exists() for job in jobs)
+def _kept(jobs: list[Job], folder: Path, again: str) -> str:
+    """What there is after a fault, and the command that goes on."""
+    done = sum((folder / job.folder / RESULT).exists() for job in jobs)
+    resume = " --resume" if (folder / MANIFEST).exists() else ""
+    return f"{done} of {len(jobs)} runs are finished and kept. Go on with:\n{again}{resume}"
 
 
 def _present(comparison: Comparison, delta: bool = False) -> None:

@@ -20,7 +20,7 @@ from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.references import REFERENCES
 from evenhand.comparison.request import REFERENCE
 from evenhand.comparison.verdict import joined
-from evenhand.training.records import write_atomically
+from evenhand.files import write_atomically
 
 REPORT = "report.html"
 FOLDED = ("Gradients", "Task weights", "Dynamics", "Phases")

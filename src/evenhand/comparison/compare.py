@@ -17,6 +17,7 @@ from evenhand.comparison.references import CONSTANT, reference_jobs, reference_n
 from evenhand.comparison.request import Given, Maker, Settings, load_problem
 from evenhand.comparison.statistics import Row, rows
 from evenhand.data.problem import Problem
+from evenhand.files import held
 from evenhand.recipes import Recipe
 from evenhand.training.records import Record, RecordFile
 
@@ -67,14 +68,18 @@ def compare(
     Raises:
         ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
             worker processes.
+        BusyError: another process writes to `out`.
+        WorkerEndedError: a worker process has ended before its run.
+        OSError: `out` cannot be read or written. What is finished is kept; `resume` goes on.
     """
     load_problem.cache_clear()  # the data may be others than those of an earlier comparison
     settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
     settings, names = settings.taking(recipes)
     if workers > 1:
         settings.given.require_picklable()
-    run_jobs(prepare(settings, names, out, resume), settings, out, listener, workers)
-    return finished(out, settings.given)
+    with held(out):
+        run_jobs(prepare(settings, names, out, resume), settings, out, listener, workers)
+        return finished(out, settings.given)
 
 
 def prepare(
@@ -87,12 +92,14 @@ def prepare(
     have one together) and, when it is finished, result.json.
 
     Raises:
-        ValueError: an unknown recipe or data set; a task without labels; `out` holds another
+        ValueError: an unknown recipe or data set; a task without labels, or whose network's
+            output is not finite for a sample (by task and count); `out` holds another
             comparison, or one on other data (or anything at all without `resume`); stacks are
             asked for where there can be none.
     """
     problem = settings.problem()
     problem.check_labels()
+    problem.check_finite()
     for split in range(1, settings.splits):
         if settings.design != "hold-out":  # an impossible division is told before training
             settings.problem(split).check_labels()
@@ -135,13 +142,9 @@ def finished(out: Path, given: Given | None = None) -> Comparison:
             f"{len(missing)} of the {len(files)} runs in {out} are not finished: go on with the "
             "command that began them, with --resume"
         )
-    results = tuple(Result.from_json(file.read_text()) for file in files)
+    results = tuple(Result.read(file, job) for file, job in zip(files, todo, strict=True))
     recipes = tuple(manifest["recipes"])
-    counted = [
-        Facts.from_json((out / job.folder / FACTS).read_text())
-        for job in todo
-        if job.recipe == CONSTANT
-    ]
+    counted = [Facts.read(out / job.folder / FACTS) for job in todo if job.recipe == CONSTANT]
     beside = [name for name in reference_names(settings) if any(j.recipe == name for j in todo)]
     return Comparison(
         settings,

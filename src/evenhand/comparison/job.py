@@ -6,12 +6,18 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
 
+from evenhand.files import parsed, read_text
+from evenhand.text import plain
 from evenhand.training.records import Record
 
 APART = 1_000_003
 """Between the seeds of one split and those of the next: more than anybody asks for."""
+
+
+class WorkerEndedError(RuntimeError):
+    """A worker process has ended before its run: killed, by the system where memory is short."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,21 @@ class Result:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Result:
-        values: dict[str, Any] = json.loads(text)
-        drawn = {task: tuple(them) for task, them in values.get("resampled", {}).items()}
-        made = {"job": Job(**values["job"]), "tasks": tuple(values["tasks"]), "resampled": drawn}
-        return cls(**{**values, **made})
+    def read(cls, file: Path, job: Job) -> Result:
+        """The result of `job` that `file` holds.
+
+        Raises:
+            ValueError: it is damaged, or another run's; the message says what to do.
+        """
+        found = parsed(cls, read_text(file), f"{file} is damaged ({AGAIN})")
+        if found.job != job:
+            raise ValueError(
+                f"{file} is the result of another run ({plain(found.job.folder, 80)}): {AGAIN}"
+            )
+        return found
+
+
+AGAIN = "delete it, and --resume makes the run again, to the same numbers"
 
 
 Listener = Callable[[Job, Record | Result], None]

@@ -14,8 +14,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.comparison.job import APART
 from evenhand.recipes import RECIPES, Recipe, recipe
 from evenhand.sources import DESIGNS
+from evenhand.text import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +53,24 @@ def adam(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"sgd": sgd, "adam": adam}
 """Fused: one pass over the memory instead of several; ``benchmarks/alternation.py`` has both."""
+
+
+MOST: Mapping[str, int] = {"seeds": 100_000, "splits": 1_000, "rates": 200, "epochs": 1_000_000}
+"""More than anybody asks for: beyond it is a mistake, which would take all memory or days."""
+MOST_RUNS = 1_000_000
+
+
+def require_few(*factors: int) -> None:
+    """See that a comparison has no more runs than can be listed.
+
+    Raises:
+        ValueError: the product of `factors` is larger.
+    """
+    if (runs := math.prod(factors)) > MOST_RUNS:
+        raise ValueError(
+            f"{' x '.join(map(str, factors))} (seeds, splits, rates, networks) are {runs:,} runs: "
+            f"at most {MOST_RUNS:,} can be planned"
+        )
 
 
 Maker = Callable[[int], "Problem"]
@@ -158,15 +178,24 @@ class Settings:
         return cls(problem.name if not isinstance(source, str) else source, **own | wanted)
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds={self.seeds}: must be different integers >= 0")
+        seeds, rates = quoted(self.seeds), quoted(self.rates)
+        if not all(isinstance(seed, int) and 0 <= seed < APART for seed in self.seeds):
+            raise ValueError(f"seeds={seeds}: must be integers from 0 to {APART - 1:,}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={seeds}: must be different integers >= 0")
+        for name, number in (("seeds", len(self.seeds)), ("rates", len(self.rates))):
+            if number > MOST[name]:
+                raise ValueError(f"{number:,} {name}: at most {MOST[name]:,}")
+        for name, value in (("epochs", self.epochs), ("patience", self.patience)):
+            if value is not None and value > MOST["epochs"]:
+                raise ValueError(f"{name}={quoted(value)}: must be at most {MOST['epochs']:,}")
         if not self.rates or any(not (math.isfinite(r) and r > 0) for r in self.rates):
-            raise ValueError(f"rates={self.rates}: must be positive numbers")
+            raise ValueError(f"rates={rates}: must be positive numbers")
         if len({f"{rate:g}" for rate in self.rates}) != len(self.rates):
-            raise ValueError(f"rates={self.rates}: must differ within six digits")
+            raise ValueError(f"rates={rates}: must differ within six digits")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(
-                f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}"
+                f"optimizer={quoted(self.optimizer)}: must be one of {', '.join(OPTIMIZERS)}"
             )
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}: must be at least 1")
@@ -177,14 +206,18 @@ class Settings:
         if self.observe_every < 0:
             raise ValueError(f"observe_every={self.observe_every}: must be >= 0")
         if self.stack not in STACK:
-            raise ValueError(f"stack={self.stack!r}: must be one of {', '.join(STACK)}")
+            raise ValueError(f"stack={quoted(self.stack)}: must be one of {', '.join(STACK)}")
         Chunking(self.jacobian)
-        if self.splits < 1:
-            raise ValueError(f"splits={self.splits}: must be at least 1")
+        if not 1 <= self.splits <= MOST["splits"]:
+            raise ValueError(
+                f"splits={quoted(self.splits)}: must be at least 1, at most {MOST['splits']:,}"
+            )
         if self.design not in DESIGNS:
-            raise ValueError(f"design={self.design!r}: must be one of {', '.join(DESIGNS)}")
+            raise ValueError(f"design={quoted(self.design)}: must be one of {', '.join(DESIGNS)}")
         if self.references not in LEVELS:
-            raise ValueError(f"references={self.references!r}: must be one of {', '.join(LEVELS)}")
+            raise ValueError(
+                f"references={quoted(self.references)}: must be one of {', '.join(LEVELS)}"
+            )
         if not (math.isfinite(self.matters) and self.matters >= 0):
             raise ValueError(f"matters={self.matters}: must be a number of points >= 0")
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evenhand.training.records import write_atomically
+from evenhand.files import write_atomically
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FILES = {

@@ -208,6 +208,7 @@ class Optimizers:
         self._parameters = [*trunk, *chain(*heads.values()), *scalars]
         if self._weights is not None:
             self._parts["weights"] = self._weights
+        self.initial_rates = self.rates()
 
     def named(self) -> dict[str, Optimizer]:
         """Every optimizer by a name: "shared" (or "shared.0", …), "own" (or "own.<task>", …),
