@@ -115,7 +115,7 @@ def test_a_file_says_what_does_not_fit(change, told) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\0", "9" * 5000, '{"job": 1}', "[]"])
 def test_what_is_no_json_is_told(text) -> None:
-    with pytest.raises(ValueError, match="^here: "):
+    with pytest.raises(ValueError, match=r"^here: "):
         files.parsed(Result, text, "here")
 
 
@@ -132,9 +132,9 @@ def test_words_from_outside_fit_a_line() -> None:
 def test_a_folder_is_held_by_one(tmp_path) -> None:
     folder = tmp_path / "a" / "b"
     with files.held(folder):
-        with pytest.raises(files.BusyError, match=rf"{folder} .* process {os.getpid()} on "):
-            with files.held(folder):
-                pass
+        mine = rf"{folder} .* process {os.getpid()} on "
+        with pytest.raises(files.BusyError, match=mine), files.held(folder):
+            pass
         assert folder.exists()
     assert not (tmp_path / "a").exists()
     with files.held(folder):
@@ -305,9 +305,9 @@ def test_results_that_are_damaged_or_anothers_are_refused(done) -> None:
     assert replace(found, seconds=0, processor=0) == replace(before, seconds=0, processor=0)
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
+def test_a_manifest_that_is_damaged_is_refused(done) -> None:
+    whole = (done / MANIFEST).read_text()
+    for spoil in (
         lambda m: m.pop("recipes"),
         lambda m: m.update(recipes="sg"),
         lambda m: m["settings"].update(seeds="01"),
@@ -315,14 +315,12 @@ def test_results_that_are_damaged_or_anothers_are_refused(done) -> None:
         lambda m: m["settings"].pop("rates"),
         lambda m: m.update(data={"fingerprint": 3, "labels": {}}),
         lambda m: m.update(machine=[]),
-    ],
-)
-def test_a_manifest_that_is_damaged_is_refused(spoil, done) -> None:
-    manifest = json.loads((done / MANIFEST).read_text())
-    spoil(manifest)
-    (done / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"is damaged: |another version"):
-        _again(done)
+    ):
+        manifest = json.loads(whole)
+        spoil(manifest)
+        (done / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=r"is damaged: |another version"):
+            _again(done)
 
 
 def test_a_leftover_stack_is_removed(tmp_path) -> None:
@@ -353,7 +351,10 @@ class _Repairing(nn.Linear):
 
 def test_a_network_may_make_a_number_of_nan() -> None:
     problem = replace(
-        _problem(), network=lambda tasks: MultiTaskNetwork(_Repairing(3, 4), _network(tasks).heads)
+        _problem(),
+        network=lambda tasks: MultiTaskNetwork(
+            _Repairing(3, 4), {task: nn.Linear(4, 1) for task in tasks}
+        ),
     )
     problem.validation.inputs[0, 0] = torch.nan
     problem.check_finite()
@@ -399,15 +400,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_configuration_is_a_line(name, tmp_path) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text(HOSTILE[name])
-    result = _run("compare", "--config", str(file), "--out", str(tmp_path / "out"))
+def test_a_hostile_configuration_is_a_line(name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(HOSTILE[name])
+    result = _run("compare", "--config", "c.yaml")
     assert result.exit_code == 2, result.output
     assert len(result.stderr.splitlines()) == 1
     assert len(result.stderr) < 450
-    assert result.stderr.isprintable() or result.stderr[:-1].isprintable()
-    assert not (tmp_path / "out").exists()
+    assert result.stderr[:-1].isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -494,7 +495,7 @@ def test_a_full_disk_in_mid_run_says_what_is_kept(tmp_path, monkeypatch) -> None
     def failing(descriptor: int) -> None:
         nonlocal count
         count += 1
-        if count > 6:
+        if count > 9:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

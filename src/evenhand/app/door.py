@@ -117,7 +117,7 @@ def told(error: BaseException) -> str:
     if _lacks_memory(error):
         return "there is not enough memory"
     if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        where = "" if error.filename is None else f"{plain(os.fsdecode(error.filename))}: "
         return _in_a_line(f"{where}{error.strerror}")
     kind = "" if isinstance(error, ValueError) and str(error) else f"{type(error).__name__}: "
     return _in_a_line(f"{kind}{error}")
