@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 LINE = 80
 """The most characters of something given that a message quotes."""
+
+NAME = 40
+"""The most characters of a name in a table, a figure or a sentence."""
 
 
 def plain(text: str, most: int | None = None) -> str:
@@ -26,6 +31,17 @@ def plain(text: str, most: int | None = None) -> str:
 def quoted(value: Any, most: int = LINE) -> str:
     """`repr` of something given, at most a line of it."""
     return plain(repr(value[: most + 1] if isinstance(value, str) else value), most)
+
+
+def unknown(name: Any, known: Iterable[str], what: str, argument: str = "") -> str:
+    """What to say of a name that is none of those known: the nearest, or what there is."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name)[:LINE], names, n=1, cutoff=0.4)
+    there = (
+        f"did you mean {quoted(near[0])}?" if near else f"there is {plain(', '.join(names), 160)}"
+    )
+    given = f"{argument}=" if argument else ""
+    return f"{given}{quoted(name)}: no {what} has this name; {there}"
 
 
 def steady(value: Any) -> str:

@@ -58,7 +58,7 @@ Item = TypeVar("Item")
 Listed = Annotated[
     tuple[Item, ...], BeforeValidator(listed), Field(min_length=1, max_length=MOST_VALUES)
 ]
-Rate = Annotated[float, BeforeValidator(number), Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(number)]
 Count = Annotated[int, BeforeValidator(number), Field(ge=1)]
 
 
@@ -85,7 +85,7 @@ class Config(BaseModel):
     stack: str = "auto"
     jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
     references: str | None = None
-    matters: Annotated[float, BeforeValidator(number), Field(ge=0, allow_inf_nan=False)] = 1.0
+    matters: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(number)] = 1.0
     workers: Annotated[Count, Field(le=MOST_PROCESSES)] | None = None
 
     @field_validator("recipes")

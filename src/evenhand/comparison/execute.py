@@ -24,6 +24,7 @@ from evenhand.comparison.resampling import resampled, rows_resampled
 from evenhand.comparison.weights import keep_weights
 from evenhand.ensemble.training import FINISHED, StackedTraining
 from evenhand.files import write_atomically
+from evenhand.text import LINE, plain
 from evenhand.training import checkpoint
 from evenhand.training.loop import Training
 from evenhand.training.records import Record, RecordFile
@@ -70,7 +71,7 @@ def _execute_alone(
         _keep(run, result, folder)
     except NonFiniteError as error:
         reason, _, _ = str(error).partition(";")
-        result = Result(job, run.tasks, f"diverged: {reason}")
+        result = Result(job, run.tasks, f"diverged: {plain(reason, 2 * LINE)}")
     write_atomically(done, result.to_json())
     return result
 
@@ -114,7 +115,7 @@ def _execute_as_one(
             found[k] = replace(found[k], processor=share)
             _keep(runs.members[k], found[k], folders[k])
         else:
-            found[k] = Result(jobs[k], runs.members[k].tasks, event)
+            found[k] = Result(jobs[k], runs.members[k].tasks, plain(event, 2 * LINE))
         write_atomically(folders[k] / RESULT, found[k].to_json())
         listener(jobs[k], found[k])
     saved.unlink(missing_ok=True)

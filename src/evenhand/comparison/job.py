@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -38,7 +39,7 @@ class Job:
     @property
     def group(self) -> str:
         """The folder, inside the comparison's, of the runs that differ in seed and rate alone."""
-        return f"{self.network}/split{self.split}"
+        return f"{_component(self.network)}/split{self.split}"
 
     @property
     def folder(self) -> str:
@@ -49,6 +50,17 @@ class Job:
     def run_seed(self) -> int:
         """Of initial weights and all chance in training: another one in every split."""
         return self.seed + APART * self.split
+
+
+def _component(name: str) -> str:
+    """A folder's name: the same, or what is left of it and a checksum.
+
+    A task may be called anything; no folder leaves the comparison's, or is too long for a disk.
+    """
+    if name == plain(name) and not {"/", "\\"} & {*name} and len(name.encode()) <= 150:
+        return name if name.strip(". ") == name else f"_{name}_"
+    kept = "".join(c for c in name[:40] if c.isascii() and (c.isalnum() or c in "-_+"))
+    return f"{kept}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

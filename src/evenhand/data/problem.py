@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from evenhand.arguments import require_kind
 from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork, leaves
 from evenhand.schedules import mixed_seed
@@ -300,6 +301,7 @@ class Stream:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
+        require_kind("batch_size", self.batch_size, int)
         self._order: tuple[int, Tensor] | None = None
         self._batches: _Numbered[Batch] | None = None
         self._indices: _Numbered[Sequence[int]] | None = None

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from evenhand.arguments import checked
 from evenhand.schedules.base import Schedule, Stateless
 from evenhand.schedules.clock import BLOCKS, Block, Clock, Phase
 
 
+@checked
 def nested(outer: Schedule, inner: Schedule, within: Sequence[Block] = BLOCKS) -> Schedule:
     """Each phase of `outer` is carried out by `inner`: tasks and moves are intersected.
 

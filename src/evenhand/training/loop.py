@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evenhand.arguments import require_fields, require_kind
 from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Samples, Stream
 from evenhand.files import held, sweep
 from evenhand.network import MultiTaskNetwork, Outputs, Rest, Resting, leaves
 from evenhand.schedules import Clock, Phase, Schedule, jointly, mixed_seed
-from evenhand.text import steady
+from evenhand.text import steady, unknown
 from evenhand.training import checkpoint
 from evenhand.training.epoch_statistics import Tally
 from evenhand.training.feature_cache import GIBIBYTE, FeatureMemory
@@ -34,6 +35,7 @@ from evenhand.training.flops import Meter
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record, RecordFile
 from evenhand.training.stopping import EarlyStopping, Monitor, Plateau, relative
+from evenhand.training.unmoved import require_moving
 
 Forward = Callable[..., Outputs]
 """(inputs, tasks=) -> outputs: the network's, or the heads' where the features are in memory."""
@@ -92,7 +94,14 @@ class Training:
     count_work: bool = False
 
     def __post_init__(self) -> None:
+        require_fields(self)
+        for name in ("epochs", "seed", "observe_every", "feature_memory"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
         self.tasks = self.tasks or tuple(self.problem.tasks)
+        for task in self.tasks:
+            if task not in self.problem.tasks:
+                raise ValueError(unknown(task, self.problem.tasks, "task", "tasks"))
         self.stream = Stream(
             self.problem.train,
             self.problem.batch_size,
@@ -132,12 +141,16 @@ class Training:
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
-            ValueError: a sample's target or output is not finite (by task and count, where data
-                are held in memory); a task has no label in the training part (likewise), or in the
-                validation part; or `directory` is another process's at this time, or holds a
-                checkpoint that is damaged or another run's.
+            ValueError: something would silently not be trained (`require_moving`); a sample's
+                target or output is not finite (by task and count, where data are held in memory);
+                a task has no label in the training part (likewise), or in the validation part; or
+                `directory` is another process's at this time, or holds a checkpoint that is
+                damaged or another run's.
             OSError: `directory` cannot be read or written.
         """
+        require_kind("checkpoint_every", checkpoint_every, int)
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every={checkpoint_every}: must be at least 1 epoch")
         if directory is None:
             yield from self._run(None)
             return
@@ -150,6 +163,7 @@ class Training:
 
     def _run(self, kept: _Kept | None) -> Iterator[Record]:
         if self.first is None:
+            require_moving(self)
             self.problem.check_labels(self.tasks, parts=("train",))
             self.problem.check_finite(self.tasks, parts=("train", "validation"))
             record = self._finish(Tally())

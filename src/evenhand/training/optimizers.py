@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from evenhand.arguments import require_kind
 from evenhand.network import Blocks
 from evenhand.schedules import Phase
 
@@ -188,6 +189,9 @@ class Optimizers:
         learned: Iterable[Tensor] = (),
         slots: int = 1,
     ) -> None:
+        require_kind("slots", slots, int)
+        if slots < 1:
+            raise ValueError(f"slots={slots}: must be at least 1, or nothing shared would move")
         trunk = [p for p in blocks.shared if p.requires_grad]
         heads = {
             task: [p for p in parameters if p.requires_grad]
