@@ -59,4 +59,4 @@ def alternate_epochs(shared: int, own: int) -> Schedule:
             return (Phase(tasks, moves=("shared",), lasts=shared),)
         return (Phase(tasks, moves=("own",), lasts=own),)
 
-    return Stateless(phases, f"alternate_epochs(shared={shared}, own={own})")
+    return Stateless(phases, f"alternate_epochs(shared={shared}, own={own})", counted=True)

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from evenhand.schedules import Clock, Phase
+from evenhand.schedules import Clock, Phase, Stateless
 from evenhand.text import NAME, plain
 
 if TYPE_CHECKING:
     from evenhand.training.loop import Training
 
-LOOKED_AT = 100
+LOOKED_AT = 200
 """How many epochs, and how many steps of the first, a schedule is asked about."""
 
 
 def require_moving(training: Training) -> None:
     """See that every parameter that requires a gradient has an optimizer and a phase.
 
-    A schedule that learns from records is not asked: what it will do is not known.
+    A schedule that learns from records is not asked: what it will do is not known. Nor is one that
+    was told for how many epochs each block trains (`alternate_epochs`).
 
     Raises:
         ValueError: learned weights, or parameters, have no optimizer; the optimizers are another
@@ -55,7 +56,8 @@ def require_moving(training: Training) -> None:
 
 
 def _require_phases(training: Training) -> None:
-    if training.schedule.state_dict():
+    schedule = training.schedule
+    if schedule.state_dict() or (isinstance(schedule, Stateless) and schedule.counted):
         return
     phases = list(_phases(training))
     blocks = training.network.blocks()
@@ -82,7 +84,7 @@ def _require_phases(training: Training) -> None:
 def _phases(training: Training) -> Iterator[Phase]:
     """The phases of the first steps, and of the first step of the first epochs."""
     each = len(training.stream)
-    epochs = range(min(training.epochs, LOOKED_AT))
+    epochs = range(LOOKED_AT)
     clocks = [Clock(epoch, epoch * each, training.seed) for epoch in epochs]
     clocks += [Clock(0, step, training.seed) for step in range(1, min(each, LOOKED_AT))]
     for clock in clocks:
