@@ -24,6 +24,7 @@ def main() -> int:
     """All kinds, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the attacks of each kind")
+    parser.add_argument("--minutes", type=float, default=60.0, help="for each kind at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", default="", help="only kinds whose name has this in it")
     asked = parser.parse_args()
@@ -37,7 +38,8 @@ def main() -> int:
     for name, (attack, number) in KINDS.items():
         if asked.kind not in name:
             continue
-        tally, begun = Tally(), time.monotonic()
+        begun = time.monotonic()
+        tally = Tally(until=begun + 60 * asked.minutes)
         with tempfile.TemporaryDirectory(prefix="evenhand-attack-") as root:
             chance = random.Random(f"{asked.seed} {name}")
             attack(Ground(Path(root)), tally, max(1, round(asked.share * number)), chance)

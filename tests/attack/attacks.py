@@ -60,7 +60,7 @@ def _drawn(chance: random.Random) -> tuple[int, str]:
 
 def kill(ground: Ground, tally: Tally, number: int, chance: random.Random) -> None:
     """SIGKILL of the main process, several times in a row, and on."""
-    while tally.attacks < number:
+    while tally.wants(number):
         workers, stack = _drawn(chance)
         words, folder = ground.asked(workers, stack), fresh(ground.root)
         for _ in range(chance.randint(1, 3)):
@@ -74,7 +74,7 @@ def kill(ground: Ground, tally: Tally, number: int, chance: random.Random) -> No
 
 def signals(ground: Ground, tally: Tally, number: int, chance: random.Random) -> None:
     """Ctrl-C, SIGTERM, SIGHUP, to the process or all of its session; the command told goes on."""
-    while tally.attacks < number:
+    while tally.wants(number):
         workers, stack = _drawn(chance)
         words, folder = ground.asked(workers, stack), fresh(ground.root)
         which, group = chance.choice(SIGNALS), chance.random() < 0.5
@@ -117,7 +117,7 @@ def _failing(nth: int, code: int) -> Callable[[], None]:
 
 def disk(ground: Ground, tally: Tally, number: int, chance: random.Random) -> None:
     """A disk that is full, or fails, at any moment; and on when there is room again."""
-    while tally.attacks < number:
+    while tally.wants(number):
         stack = chance.choice(["never", "always"])
         words, folder = ground.asked(1, stack), fresh(ground.root)
         if chance.random() < 0.5:
@@ -134,7 +134,7 @@ def disk(ground: Ground, tally: Tally, number: int, chance: random.Random) -> No
 
 def writers(ground: Ground, tally: Tally, number: int, chance: random.Random) -> None:
     """Two commands on one folder: one of them writes, the other says who does."""
-    while tally.attacks < number:
+    while tally.wants(number):
         stack = chance.choice(["never", "always"])
         words, folder = ground.asked(1, stack), fresh(ground.root)
         first = Child(words, folder)
@@ -233,7 +233,7 @@ def _spoil(file: Path, chance: random.Random) -> str:
 def folders(ground: Ground, tally: Tally, number: int, chance: random.Random) -> None:
     """Paths of every wrong kind for every option that is one; and damaged files read back."""
     words = ground.asked(1, "always")
-    while tally.attacks < number:
+    while tally.wants(number):
         folder = fresh(ground.root)
         os.chdir(folder)
         if chance.random() < 0.5:
@@ -308,7 +308,7 @@ WRONG = (
 
 def options(ground: Ground, tally: Tally, number: int, chance: random.Random) -> None:
     """Configurations and command lines: a line within a second of computing, and nothing begun."""
-    while tally.attacks < number:
+    while tally.wants(number):
         folder = fresh(ground.root)
         keys = chance.sample(KEYS, chance.randint(1, 4))
         values = {key: chance.choice(WRONG) for key in keys}

@@ -53,6 +53,11 @@ class Tally:
     differing: int = 0
     other: int = 0
     said: list[str] = field(default_factory=list)
+    until: float = float("inf")
+
+    def wants(self, number: int) -> bool:
+        """Whether there are fewer attacks than `number`, and there is time."""
+        return self.attacks < number and time.monotonic() < self.until
 
     def judge(self, ended: Ended, what: str, codes: Sequence[int], lines: int = 2) -> None:
         """One attack: no trace, no hang, no orphan, one of the codes, no more lines than these."""
