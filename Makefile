@@ -14,11 +14,12 @@ venv: .venv/.stamp  ## create .venv, or bring it up to date
 
 # An environment whose Python runs, is recent enough and has pip is updated in place; any other is made anew.
 RECENT := sys.version_info >= (3, 11)
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp: pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(None if $(RECENT) else "Evenhand needs Python 3.11 or newer, \
 	and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(BIN)/python -c 'import sys, pip; sys.exit(not $(RECENT))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing Evenhand and its pinned dependencies into .venv; this takes a minute or two."
+	@test -z "$(CI)" || $(BIN)/python -m pip install $(PIP_FLAGS) --require-hashes --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[app,dev,docs]'
 	@touch $@
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evenhand.arguments import checked
 from evenhand.schedules import Phase
 
 Nest = Any
@@ -156,6 +157,7 @@ class MultiTaskNetwork(nn.Module):
         {'a': (5, 2), 'b': (5, 1)}
     """
 
+    @checked
     def __init__(
         self, trunk: nn.Module, heads: Mapping[str, nn.Module], *, fused: bool = False
     ) -> None:

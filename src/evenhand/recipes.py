@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import evenhand as eh
 from evenhand.spelling import Spelled, Value
+from evenhand.text import LINE, quoted
 
 if TYPE_CHECKING:
     from evenhand.aggregation import Aggregator
@@ -759,5 +760,5 @@ def recipe(name: str) -> Recipe:
     if spelled.name in known:
         found = known[spelled.name]
         return found.varied(spelled.options) if spelled.options else found
-    near = difflib.get_close_matches(spelled.name, known, n=3, cutoff=0.4) or sorted(known)
-    raise ValueError(f"no recipe is called {spelled.name!r}; did you mean {', '.join(near)}?")
+    near = difflib.get_close_matches(spelled.name[:LINE], known, n=3, cutoff=0.4) or sorted(known)
+    raise ValueError(f"no recipe is called {quoted(spelled.name)}; did you mean {', '.join(near)}?")

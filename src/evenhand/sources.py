@@ -9,6 +9,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from evenhand.text import LINE, quoted
+
 DESIGNS = ("hold-out", "k-fold", "time")
 """How data can be divided into train, validation and test, see `data/splits.py`."""
 
@@ -186,10 +188,12 @@ def source(name: str) -> Source:
     known = {entry.name: entry for entry in SOURCES}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+    near = difflib.get_close_matches(name[:LINE], known, n=3, cutoff=0.4) or sorted(known)
     other = (
         ""
         if name.isidentifier()
         else (f"; a table's file ends in {', '.join(TABLES)}, a function is module:function")
     )
-    raise ValueError(f"no data set is called {name!r}; did you mean {', '.join(near)}?{other}")
+    raise ValueError(
+        f"no data set is called {quoted(name)}; did you mean {', '.join(near)}?{other}"
+    )

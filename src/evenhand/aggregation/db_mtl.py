@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evenhand.aggregation.tracking import Tracking
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Outcome
 from evenhand.weighting.state import State
@@ -44,6 +45,7 @@ class DBMTL(Tracking):
 
     traits = Traits(needs="jacobian", scale_invariant=True)
 
+    @checked
     def __init__(self, beta: float = 0.9, decay: float = 0.0) -> None:
         super().__init__()
         if not 0 <= beta < 1 or not decay >= 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evenhand.aggregation.base import Aggregator
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 
 
@@ -44,6 +45,7 @@ class GradDrop(Aggregator):
         tensor([ 4., -6.])
     """
 
+    @checked
     def __init__(
         self,
         leak: float | Mapping[str, float] = 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evenhand.aggregation.tracking import Tracking
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Outcome
 from evenhand.weighting.shares import equal_shares, redistribute
@@ -46,6 +47,7 @@ class MoCo(Tracking):
         tensor([1.8000, 1.2000])
     """
 
+    @checked
     def __init__(
         self, beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0, decay: float = 0.5
     ) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation.base import StatefulAggregator
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg.solution import Solution
 from evenhand.schedules import Clock
@@ -62,6 +63,7 @@ class PerBlock(StatefulAggregator):
         torch.Size([2, 3])
     """
 
+    @checked
     def __init__(
         self,
         make: Make,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evenhand.aggregation.base import Aggregator
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 
 
@@ -29,6 +30,7 @@ class TrimmedMean(Aggregator):
         tensor([2., 1.])
     """
 
+    @checked
     def __init__(self, trim: int = 1, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if trim < 0:

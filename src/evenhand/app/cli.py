@@ -6,6 +6,8 @@ help and refusals come at once.
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +16,13 @@ import typer
 
 import evenhand
 from evenhand import sources
-from evenhand.app import config, progress, starting, table, using
+from evenhand.app import config, door, progress, start, starting, table, using
 from evenhand.app.doctor import doctor
-from evenhand.app.refusing import complain, refusing
+from evenhand.app.door import before_work as refusing
 from evenhand.app.source_options import keyed, takes_source
 from evenhand.app.using import dumped
-from evenhand.comparison.folder import RESULT, read_manifest
+from evenhand.comparison.folder import MANIFEST, RESULT, read_manifest
+from evenhand.files import held
 from evenhand.recipes import recipe
 
 if TYPE_CHECKING:
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="evenhand",
-    help="Train one network on many tasks without the tasks fighting.",
+    cls=door.Door,
+    help="Train one network on many tasks without the tasks fighting. "
+    "With --debug an error shows its trace.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -44,8 +49,10 @@ for _command in (using.train, using.predict, using.export):
 
 
 def main() -> None:
-    """The console entry."""
-    app()
+    """The commands, for a console."""
+    start.quiet()
+    sys.excepthook = door.unforeseen
+    typer.main.get_command(app)()
 
 
 def _version(asked: bool) -> None:
@@ -234,50 +241,50 @@ def compare(
     }
     console = table.console(stderr=bool(as_json))
     say = progress.saying(console)
-    with refusing():
-        asked = config.read(file, given | keyed(told))
-        if print_config:
-            typer.echo(config.written(asked), nl=False)
-            return
-        from evenhand.app import planning
-        from evenhand.comparison.compare import finished, prepare
-        from evenhand.comparison.plan import state_bytes
-        from evenhand.comparison.pool import run_jobs
+    with ExitStack() as held_folder:
+        with refusing():
+            asked = config.read(file, given | keyed(told))
+            if print_config:
+                typer.echo(config.written(asked), nl=False)
+                return
+            from evenhand.app import planning
+            from evenhand.comparison.compare import finished, prepare
+            from evenhand.comparison.plan import state_bytes
+            from evenhand.comparison.pool import run_jobs
 
-        settings, recipes_asked = planning.planned(asked, say)
-        if asked.plan:
-            console.print(planning.shown(settings, recipes_asked, asked.processes()))
-            return
-        folder = asked.folder()
-        jobs = prepare(settings, recipes_asked, folder, asked.resume)
-        problem = settings.problem()
-        most = settings.epochs or problem.epochs
-    for note in planning.notes(settings):
-        say(note)
-    rates = ", ".join(f"{rate:g}" for rate in settings.rates)
-    say(
-        f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
-        f"kept in {folder}"
-    )
-    say(progress.told_labels(problem.label_counts()))
-    say(progress.told_memory(state_bytes(recipes_asked, problem, settings)))
-    if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
-        say(stacks)
-    try:
-        with progress.shown(console, jobs, most) as listener:
-            run_jobs(jobs, settings, folder, listener, asked.processes())
-    except KeyboardInterrupt:
+            settings, recipes_asked = planning.planned(asked, say)
+            if asked.plan:
+                console.print(planning.shown(settings, recipes_asked, asked.processes()))
+                return
+            folder = asked.folder()
+            held_folder.enter_context(held(folder))
+            jobs = prepare(settings, recipes_asked, folder, asked.resume)
+            problem = settings.problem()
+            most = settings.epochs or problem.epochs
         again = config.command(settings, recipes_asked, folder)
-        complain(
-            f"stopped; {_finished(jobs, folder)} of {len(jobs)} runs are finished and kept. "
-            f"Go on with:\n{again} --workers {asked.processes()} --resume"
-        )
-        raise typer.Exit(130) from None
-    _present(finished(folder), asked.delta, as_json=bool(as_json))
+        again += f" --workers {asked.processes()}"
+        with door.at_work(lambda: _kept(jobs, folder, again)):
+            for note in planning.notes(settings):
+                say(note)
+            rates = ", ".join(f"{rate:g}" for rate in settings.rates)
+            say(
+                f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
+                f"kept in {folder}"
+            )
+            say(progress.told_labels(problem.label_counts()))
+            say(progress.told_memory(state_bytes(recipes_asked, problem, settings)))
+            if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
+                say(stacks)
+            with progress.shown(console, jobs, most) as listener:
+                run_jobs(jobs, settings, folder, listener, asked.processes())
+            _present(finished(folder), asked.delta, as_json=bool(as_json))
 
 
-def _finished(jobs: list[Job], folder: Path) -> int:
-    return sum((folder / job.folder / RESULT).exists() for job in jobs)
+def _kept(jobs: list[Job], folder: Path, again: str) -> str:
+    """What there is after a fault, and the command that goes on."""
+    done = sum((folder / job.folder / RESULT).exists() for job in jobs)
+    resume = " --resume" if (folder / MANIFEST).exists() else ""
+    return f"{done} of {len(jobs)} runs are finished and kept. Go on with:\n{again}{resume}"
 
 
 def _present(comparison: Comparison, delta: bool = False, as_json: bool = False) -> None:

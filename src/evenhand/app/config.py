@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,9 +15,11 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from evenhand import sources
 from evenhand.app.source_options import SourceOptions, words_of
 from evenhand.comparison.folder import begun
-from evenhand.comparison.request import Settings
+from evenhand.comparison.request import MOST, Settings, require_few
+from evenhand.files import read_text, require_writable
 from evenhand.recipes import RECIPES, recipe
 from evenhand.spelling import split_list
+from evenhand.text import LINE, plain, quoted
 
 EVERYTHING = "all"
 """What asks for every recipe there is."""
@@ -25,6 +28,8 @@ EVERYTHING = "all"
 def listed(value: Any) -> Any:
     """`a,b(c=1,d=2)`, a single value, or a list of values: a list."""
     if isinstance(value, str):
+        if value.count(",") > MOST_VALUES:
+            raise ValueError(f"{value.count(',') + 1} values: at most {MOST_VALUES}")
         return split_list(value)
     return [value] if isinstance(value, int | float) else value
 
@@ -34,10 +39,29 @@ def numbered(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def number(value: Any) -> Any:
+    """The same; true and false are no numbers here."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    return value
+
+
+def a_path(value: Any) -> Any:
+    """A path that a folder can have."""
+    if isinstance(value, str | Path) and (not str(value) or "\0" in str(value)):
+        raise ValueError(f"{quoted(str(value))} is no folder's name")
+    return value
+
+
+MOST_VALUES = 200
+"""The most values of an option that takes several."""
+MOST_PROCESSES = 256
 Item = TypeVar("Item")
-Listed = Annotated[tuple[Item, ...], BeforeValidator(listed), Field(min_length=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Listed = Annotated[
+    tuple[Item, ...], BeforeValidator(listed), Field(min_length=1, max_length=MOST_VALUES)
+]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(number)]
+Count = Annotated[int, BeforeValidator(number), Field(ge=1)]
 
 
 class Config(SourceOptions):
@@ -48,21 +72,21 @@ class Config(SourceOptions):
     """
 
     recipes: Listed[str] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
-    splits: Count | None = None
+    splits: Annotated[Count, Field(le=MOST["splits"])] | None = None
     design: str | None = None
-    seeds: Count | None = None
+    seeds: Annotated[Count, Field(le=MOST["seeds"])] | None = None
     lr: Listed[Rate] | None = None
-    epochs: Count | None = None
-    patience: Count | None = None
+    epochs: Annotated[Count, Field(le=MOST["epochs"])] | None = None
+    patience: Annotated[Count, Field(le=MOST["epochs"])] | None = None
     optimizer: str | None = None
-    out: Path | None = None
+    out: Annotated[Path, BeforeValidator(a_path)] | None = None
     resume: bool = False
     stack: str = "auto"
     jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
     references: str | None = None
-    matters: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    matters: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(number)] = 1.0
     delta: bool = False
-    workers: Count | None = None
+    workers: Annotated[Count, Field(le=MOST_PROCESSES)] | None = None
     plan: bool = False
     budget: str | None = None
 
@@ -85,8 +109,9 @@ class Config(SourceOptions):
             read_duration(self.budget)
             if self.resume:
                 raise ValueError("--budget plans a comparison anew: leave it out with --resume")
-        if self.out is not None:
-            begun(self.out, self.resume)
+        if self.out is not None and not begun(self.out, self.resume) and self.resume:
+            raise ValueError(f"{self.out} holds nothing to go on with: begin without --resume")
+        require_few(self.seeds or 1, self.splits or 1, len(self.lr or (1,)), len(self.recipes))
         Settings(self.source, **{k: v for k, v in self._given().items() if v is not None})
 
     def _given(self) -> dict[str, Any]:
@@ -140,9 +165,8 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such recipe; the message names the nearest ones.
     """
-    if EVERYTHING in names:
-        return tuple(entry.name for entry in RECIPES)
-    return tuple(recipe(name).name for name in names)
+    found = tuple(recipe(name).name for name in names if name != EVERYTHING)
+    return tuple(entry.name for entry in RECIPES) if EVERYTHING in names else found
 
 
 def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
@@ -163,10 +187,10 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
     words += [] if settings.patience is None else ["--patience", str(settings.patience)]
     words += ["--optimizer", settings.optimizer, "--stack", settings.stack]
     words += ["--jacobian", str(settings.jacobian)]
-    return " ".join(quoted(word) for word in [*words, "--out", str(out)])
+    return " ".join(for_shell(word) for word in [*words, "--out", str(out)])
 
 
-def quoted(word: str) -> str:
+def for_shell(word: str) -> str:
     """A word for a shell; with characters that no terminal should be sent, as bash's $'…'."""
     if word.isprintable():
         return shlex.quote(word)
@@ -183,11 +207,15 @@ def require_figure(file: Path) -> None:
 
     Raises:
         ValueError: the suffix is unknown, or there is no such folder.
+        OSError: nothing can be written there.
     """
     if file.suffix not in FIGURES:
         raise ValueError(f"{file}: the suffix must be one of {', '.join(FIGURES)}")
     if not file.parent.is_dir():
         raise ValueError(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder")
+    require_writable(file.parent)
 
 
 def read(
@@ -209,7 +237,9 @@ def read(
         config = Config.model_validate(values)
         config.check()
     except ValidationError as error:
-        raise ValueError("; ".join(map(_complaint, error.errors()))) from error
+        told = [_complaint(entry) for entry in error.errors()[:3]]
+        more = [f"and {len(error.errors()) - 3} more"] if len(error.errors()) > 3 else []
+        raise ValueError("; ".join(told + more)) from error
     if config.resume and config.out is None:
         raise ValueError("--resume goes on in a folder: name it with --out")
     return config
@@ -226,16 +256,30 @@ def written(asked: Config) -> str:
 
 
 def _mapping(file: Path) -> dict[str, Any]:
+    """What a YAML file says, read within bounds.
+
+    Values are texts, as on the command line, or true, false, null, and lists of them: no times of
+    day, octal numbers or dates. There are no references and no tags, and every key comes once.
+    """
     import tomllib
 
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {}
+
+    for tag, words in (("bool", "true|True|TRUE|false|False|FALSE"), ("null", "~|null|Null|NULL|")):
+        pattern = re.compile(f"^(?:{words})$")
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, None)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, MOST_BYTES)
         if file.suffix.lower() == ".toml":
-            content: Any = tomllib.loads(text)
-        else:
-            content = yaml.safe_load(text)
+            return dict(tomllib.loads(text))
+        _require_flat(file, islice(yaml.parse(text, Loader=Loader), MOST_EVENTS))
+        root = yaml.compose(text, Loader=Loader)
+        content = yaml.load(text, Loader=Loader)  # a SafeLoader
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -243,15 +287,41 @@ def _mapping(file: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file} is not TOML: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+        said = plain(" ".join(str(error).split()), 2 * LINE)
+        raise ValueError(f"{file} is not YAML: {said}") from error
+    if not isinstance(content, dict) or not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{file} must hold keys and values, such as 'source: digits'")
+    keys = [key.value for key, _ in root.value if isinstance(key, yaml.ScalarNode)]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{file} has the key {quoted(key)} twice")
     return {str(key): value for key, value in content.items()}
+
+
+def _require_flat(file: Path, events: Iterable[Any]) -> None:
+    """See that a file is keys, values and lists, before it is made values of."""
+    import yaml
+
+    depth = count = 0
+    for event in events:
+        count += 1
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+            raise ValueError(f"{file} has a reference or a tag: write plain values")
+        if depth > DEEPEST:
+            raise ValueError(f"{file} is nested more than {DEEPEST} deep: write keys and lists")
+    if count == MOST_EVENTS:
+        raise ValueError(f"{file} holds thousands of values: an option takes {MOST_VALUES} at most")
+
+
+DEEPEST, MOST_EVENTS, MOST_BYTES = 3, 2000, 64 << 10
+"""How deep a file may be nested, of how many pieces it may be, and how large."""
 
 
 def _complaint(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors as a person would say it."""
-    key = str(error["loc"][0])
+    key = plain(str(error["loc"][0]), 40)
     match error["type"]:
         case "missing":
             names = ", ".join(entry.name for entry in sources.SOURCES)
@@ -262,6 +332,7 @@ def _complaint(error: Mapping[str, Any]) -> str:
             known = near or list(Config.model_fields)
             return f"there is no option {key!r}; did you mean {', '.join(known)}?"
         case "value_error":
-            return str(error["ctx"]["error"])
+            said = str(error["ctx"]["error"])
+            return said if key == "source" or "no recipe" in said else f"{key}: {said}"
     requirement = error["msg"].removeprefix("Input ").replace("should", "must")
-    return f"{key}={error['input']}: {requirement}"
+    return f"{key}={plain(str(error['input']), 40)}: {requirement}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from evenhand.app.findings import Findings
 from evenhand.comparison.assessment import Difference, Line
-from evenhand.training.records import write_atomically
+from evenhand.files import write_atomically
 
 TABLE, RESULTS, VERDICT = "table.csv", "results.csv", "verdict.json"
 FILES: Mapping[str, str] = {

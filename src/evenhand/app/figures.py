@@ -30,6 +30,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from evenhand.app.findings import MANY, Findings, Run, arrow
 from evenhand.comparison.request import BASELINE, REFERENCE
+from evenhand.files import write_atomically
 from evenhand.training.records import Record
 
 INK = "#5a5a5b"
@@ -471,7 +472,9 @@ def svg(figure: Figure, name: str) -> str:
 
 def save(figure: Figure, file: Path) -> None:
     """The figure as a file on white, of the kind that its suffix says."""
-    figure.savefig(file, dpi=200, facecolor="white")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=file.suffix[1:], dpi=200, facecolor="white")
+    write_atomically(file, drawn.getvalue())
 
 
 def _rounded(path: str) -> str:

@@ -6,10 +6,12 @@ The terminal and the report show the same cells.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from evenhand.aggregation import Aggregator
 from evenhand.comparison.assessment import Assessment, Difference, Line, assess
@@ -20,6 +22,7 @@ from evenhand.comparison.request import BASELINE, REFERENCE
 from evenhand.comparison.statistics import Row
 from evenhand.comparison.verdict import Verdict, joined, signed, verdict
 from evenhand.data.problem import Problem, Task
+from evenhand.text import LINE, NAME, plain
 from evenhand.training.records import Record
 
 MANY = 12
@@ -46,12 +49,21 @@ class Findings:
 
     @classmethod
     def of(cls, comparison: Comparison, problem: Problem) -> Findings:
-        """Read the records."""
+        """Read the records. Names that fit no line and numbers that fit no axis are made to."""
         runs = {
             row.recipe: tuple(Run(r, tuple(comparison.records(r))) for r in row.chosen)
             for row in comparison.rows
         }
-        return cls(comparison, problem, runs)
+        names = {task: plain(task, NAME) for task in problem.tasks}
+        if len(set(names.values())) < len(names):
+            names = {task: f"{plain(task, NAME - 6)} ({k})" for k, task in enumerate(names, 1)}
+        changed = {task: name for task, name in names.items() if task != name}
+        said = ("rows", "results", "references", "facts")
+        parts = {part: _shown(getattr(comparison, part), changed) for part in said}
+        tasks = {names[task]: entry for task, entry in problem.tasks.items()}
+        return cls(
+            replace(comparison, **parts), replace(problem, tasks=tasks), _shown(runs, changed)
+        )
 
     @cached_property
     def assessment(self) -> Assessment:
@@ -133,6 +145,32 @@ class Findings:
             .values()
             if isinstance(parts.aggregator, Aggregator)
         }
+
+
+def _reason(result: Result) -> str:
+    return plain(result.status.removeprefix("diverged: "), 2 * LINE)
+
+
+LARGEST = 1e30
+"""A larger number is no measurement; it is shown like one that is not known."""
+
+
+def _shown(value: Any, names: Mapping[str, str]) -> Any:
+    """The same with other names of tasks, in pairs of them too, and NaN for what is too large."""
+    if isinstance(value, float):
+        return value if abs(value) <= LARGEST else math.nan
+    if isinstance(value, str):
+        # The longest first: one name may be the beginning of another.
+        wanted = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.sub(wanted, lambda name: names[name[0]], value) if names else value
+    if isinstance(value, Mapping):
+        return {_shown(key, names): _shown(entry, names) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_shown(entry, names) for entry in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: _shown(getattr(value, f.name), names) for f in fields(value)}
+        return replace(value, **parts)
+    return value
 
 
 # The table ------------------------------------------------------------------------------------
@@ -517,7 +555,7 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
     """References that could not be had, and the tasks that they do not serve."""
     for row in comparison.references:
         for status in dict.fromkeys(r.status for r in row.diverged):
-            yield f"{title(row.recipe)}: {status}."
+            yield f"{title(row.recipe)}: {plain(status, 2 * LINE)}."
     if (
         comparison.settings.references == "none"
         and len(comparison.rows) > 0
@@ -539,7 +577,7 @@ def _diverged(comparison: Comparison) -> list[str]:
         last = "" if whole else "; some seed diverged at every rate, try smaller ones"
         found.append(
             f"{row.recipe}: {len(row.diverged)} of {jobs * labels} runs diverged "
-            f"(at rate {rates}: {row.diverged[0].status.removeprefix('diverged: ')}){last}."
+            f"(at rate {rates}: {_reason(row.diverged[0])}){last}."
         )
     return found
 

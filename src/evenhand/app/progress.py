@@ -20,6 +20,7 @@ from rich.table import Column
 
 from evenhand.comparison.folder import AS_ONE, MANIFEST
 from evenhand.comparison.job import Job, Listener, Result
+from evenhand.text import LINE, NAME, plain
 from evenhand.training.records import Record
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ def shown(console: Console, jobs: Sequence[Job], epochs: int) -> Iterator[Listen
         yield Lines(console, len(jobs))
         return
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TextColumn(
             "{task.fields[losses]}",
+            markup=False,
             style="dim",
             table_column=Column(no_wrap=True, overflow="ellipsis"),
         ),
@@ -85,7 +87,7 @@ class Lines:
         if isinstance(event, Result):
             self._finished += 1
             trained = f"best epoch {event.epoch}" if job.rate else "done"
-            ended = trained if event.status == "finished" else event.status
+            ended = trained if event.status == "finished" else plain(event.status, 2 * LINE)
             self._say(f"[{self._finished}/{self._jobs}] {named(job)}: {ended}")
         elif time.monotonic() - self._spoke > EVERY:
             self._say(f"{named(job)}: epoch {event.epoch}, {numbers(event)}")
@@ -102,7 +104,7 @@ def saying(console: Console) -> Say:
     """Writes a line at once, also where output is buffered."""
 
     def say(line: str) -> None:
-        console.out(line)
+        console.out(plain(line))
         console.file.flush()
 
     return say
@@ -110,15 +112,15 @@ def saying(console: Console) -> Say:
 
 def named(job: Job) -> str:
     """The run, as people call it."""
-    label = f" {job.label}" if job.label else ""
+    label = f" {plain(job.label, NAME)}" if job.label else ""
     split = f", split {job.split}" if job.split else ""
     settings = f", seed {job.seed}, rate {job.rate:g}" if job.rate else ""  # else it is computed
-    return f"{job.recipe}{label}{split}{settings}"
+    return f"{plain(job.recipe, NAME)}{label}{split}{settings}"
 
 
 def numbers(record: Record) -> str:
     """The tasks' validation losses."""
-    return "  ".join(f"{task} {loss:.3g}" for task, loss in record.validation.items())
+    return "  ".join(f"{plain(task, NAME)} {loss:.3g}" for task, loss in record.validation.items())
 
 
 def told_labels(counts: Mapping[str, Mapping[str, LabelCount]]) -> str:
@@ -133,7 +135,7 @@ def told_labels(counts: Mapping[str, Mapping[str, LabelCount]]) -> str:
         gaps = [count.gaps for count in found.values()]
         also = [f"{_by_part(out)} without a label left out"] if any(out) else []
         also += [f"{_by_part(gaps)} entries without one"] if any(gaps) else []
-        lines.append(f"{task} {used}" + (f" ({', '.join(also)})" if also else ""))
+        lines.append(f"{plain(task, NAME)} {used}" + (f" ({', '.join(also)})" if also else ""))
     return f"labels ({'/'.join(parts)}): {'; '.join(lines)}"
 
 
@@ -145,7 +147,7 @@ def told_memory(state_bytes: Mapping[str, int]) -> str:
     """What the optimizers keep for a network: what most recipes need, and those that need more."""
     usual = statistics.mode(state_bytes.values())
     more = {name: held for name, held in state_bytes.items() if held > usual}
-    others = "".join(f"; {name} {_size(held)}" for name, held in more.items())
+    others = "".join(f"; {plain(name, NAME)} {_size(held)}" for name, held in more.items())
     return f"optimizer state per network: {_size(usual)}{others}"
 
 

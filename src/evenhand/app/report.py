@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from evenhand.app import diagnostics, exports, figures, intervals
 from evenhand.app.config import command
@@ -20,7 +22,8 @@ from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.references import REFERENCES
 from evenhand.comparison.request import REFERENCE
 from evenhand.comparison.verdict import joined
-from evenhand.training.records import write_atomically
+from evenhand.files import write_atomically
+from evenhand.text import plain
 
 REPORT = "report.html"
 FOLDED = ("Gradients", "Task weights", "Dynamics", "Phases")
@@ -54,6 +57,7 @@ def render(findings: Findings, delta: bool = False) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
     )
     return environment.get_template("report.html.j2").render(
         problem=findings.problem,
@@ -75,6 +79,11 @@ def render(findings: Findings, delta: bool = False) -> str:
         command=command(comparison.settings, comparison.recipes, comparison.out),
         manifest=read_manifest(comparison.out),
     )
+
+
+def _printable(value: Any) -> Any:
+    """What stands in the page: text without control characters, which no page may hold."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def plates(findings: Findings) -> Iterator[Plate]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from evenhand.app.refusing import refusing
+from evenhand.app.door import before_work as refusing
 from evenhand.training.records import write_atomically
 
 app = typer.Typer(

@@ -14,6 +14,7 @@ from rich.text import Text
 from evenhand.comparison.request import BASELINE
 from evenhand.recipes import Recipe
 from evenhand.sources import Source
+from evenhand.text import NAME, plain
 
 if TYPE_CHECKING:
     from evenhand.app.findings import Column, Findings
@@ -44,19 +45,20 @@ def comparison(findings: Findings, width: int, delta: bool = False) -> Group:
 
     said = findings.verdict
     opening: list[RenderableType] = [
-        Text(subject(findings), style="dim"),
-        Text(said.headline, style="bold"),
-        *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said.sentences),
-        *([Text(f"Next: {said.advice}")] if said.advice else []),
+        _text(subject(findings), style="dim"),
+        _text(said.headline, style="bold"),
+        *(Padding(_text(sentence), (0, 0, 0, 2)) for sentence in said.sentences),
+        *([_text(f"Next: {said.advice}")] if said.advice else []),
     ]
     parts: list[RenderableType] = []
     parts += [_part(columns) for columns in _fitting(columns(findings, delta), width)]
     if len(findings.problem.tasks) > MANY:
         worst = task_table(findings, findings.worst)
         told = f"The {len(findings.worst)} tasks that are worst together; the report has all:"
-        parts += [Text(told, style="dim"), *(_part(c) for c in _fitting(worst, width))]
-    foot = [Text(f"* {' '.join(said.footnotes)}", style="dim"), Text(labels(findings), style="dim")]
-    return Group(*opening, *parts, *foot, *(Text(f"• {note}") for note in notes(findings)))
+        parts += [_text(told, style="dim"), *(_part(c) for c in _fitting(worst, width))]
+    foot = [f"* {' '.join(said.footnotes)}", labels(findings)]
+    notes_told = (_text(f"• {note}") for note in notes(findings))
+    return Group(*opening, *parts, *(_text(line, "dim") for line in foot), *notes_told)
 
 
 def over_tables(found: Sequence[Across]) -> Group:
@@ -67,18 +69,18 @@ def over_tables(found: Sequence[Across]) -> Group:
     shown = _list("row", "tables", "median difference", "better / worse", "p", "p by Holm")
     for entry in found:
         shown.add_row(
-            title(entry.name),
+            _text(title(entry.name)),
             str(entry.tables),
             signed(entry.median),
             f"{entry.better} / {entry.worse}",
             f"{entry.p:.3g}",
-            Text(f"{entry.adjusted:.3g}", style="bold" if entry.adjusted < 0.05 else ""),
+            _text(f"{entry.adjusted:.3g}", style="bold" if entry.adjusted < 0.05 else ""),
         )
     caption = (
         f"Mean skill against {BASELINE}: Wilcoxon's signed-rank test over the tables, two-sided, "
         "exact; Holm's correction over the rows. In bold: below 0.05."
     )
-    return Group(shown, Text(caption, style="dim"))
+    return Group(shown, _text(caption, style="dim"))
 
 
 def subject(findings: Findings) -> str:
@@ -89,7 +91,7 @@ def subject(findings: Findings) -> str:
     units = sum(facts[0].units) if facts else rows
     of = f" of {units:,} independent units" if units != rows else ""
     return (
-        f"{findings.problem.name}: {rows:,} rows{of}, {tasks} task{_s(tasks)}; "
+        f"{plain(findings.problem.name, NAME)}: {rows:,} rows{of}, {tasks} task{_s(tasks)}; "
         f"{splits} split{_s(splits)} ({made.design}) x {seeds} seed{_s(seeds)}"
     )
 
@@ -120,6 +122,11 @@ def labels(findings: Findings) -> str:
     return f"Labels (train/validation/test){which}: {told}."
 
 
+def _text(words: str, style: str = "") -> Text:
+    """Words that may hold anything: no markup, nothing that moves a cursor; lines stay lines."""
+    return Text("\n".join(map(plain, words.split("\n"))), style=style)
+
+
 def _s(number: int) -> str:
     return "" if number == 1 else "s"
 
@@ -145,11 +152,11 @@ def _width(column: Column) -> int:
 def _part(columns: Sequence[Column]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 2, 0, 1), pad_edge=False)
     for position, column in enumerate(columns):
-        head = Text(column.title, style="bold")
-        head.append(f"\n{column.subtitle}", style="not bold dim")
+        head = _text(column.title, style="bold")
+        head.append(f"\n{plain(column.subtitle)}", style="not bold dim")
         table.add_column(head, justify="right" if position else "left", vertical="bottom")
     for row in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*(Text(cell.text, style=SHOWN[cell.shown]) for cell in row))
+        table.add_row(*(_text(cell.text, style=SHOWN[cell.shown]) for cell in row))
     return table
 
 
@@ -193,4 +200,4 @@ def _list(name: str, *headers: str) -> Table:
 
 
 def _about(entry: Recipe | Source, more: str = "") -> Text:
-    return Text(entry.summary + more).append(f"\n{entry.citation}", style="dim")
+    return _text(entry.summary + more).append(f"\n{entry.citation}", style="dim")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from evenhand.app import config, progress, table
-from evenhand.app.refusing import complain, refusing
+from evenhand.app.door import before_work as refusing
+from evenhand.app.door import complain
 from evenhand.app.source_options import keyed, takes_source
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import reduce
 from typing import Any
 
@@ -144,8 +145,8 @@ def active(
     unknown = [t for t in (*losses, *(phase.tasks if phase else ())) if t not in tasks]
     if unknown:
         raise ValueError(
-            f"unknown task {unknown[0]!r}: the tasks are {', '.join(tasks)}; "
-            "they are fixed by tasks= or the first call"
+            f"unknown task {unknown[0]!r}: the tasks are {', '.join(tasks)}"
+            f"{_nearest(unknown[0], tasks)}; they are fixed by tasks= or the first call"
         )
     admitted = tasks if phase is None else phase.tasks
     found = {task: losses[task] for task in tasks if task in losses and task in admitted}
@@ -163,6 +164,11 @@ def active(
         if loss.shape != members:
             found[task] = loss.reshape(members)
     return found
+
+
+def _nearest(task: str, tasks: Sequence[str]) -> str:
+    near = get_close_matches(task, tasks, n=1, cutoff=0.4)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def not_finite(stacked: Tensor, tasks: Sequence[str]) -> list[str]:

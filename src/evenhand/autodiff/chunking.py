@@ -12,12 +12,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from evenhand.text import quoted
+
 if TYPE_CHECKING:  # what is asked for is checked without torch: the tool refuses mistakes at once
     from torch import Tensor
 
     from evenhand.autodiff.rows import Rows
 
 Jacobian = Literal["looped", "batched", "measured"] | int
+MOST = 1_000_000
+"""A larger chunk is a mistake."""
 GAIN = 0.95
 """A larger chunk must take less than this share of the time of the one before."""
 
@@ -46,11 +50,11 @@ class Chunking:
     """
 
     def __init__(self, wanted: Jacobian) -> None:
-        number = isinstance(wanted, int) and not isinstance(wanted, bool) and wanted >= 1
+        number = isinstance(wanted, int) and not isinstance(wanted, bool) and 1 <= wanted <= MOST
         if not number and wanted not in ("looped", "batched", "measured"):
             raise ValueError(
-                f"jacobian={wanted!r}: must be 'looped', 'batched', 'measured' or the number of "
-                "tasks to differentiate at once"
+                f"jacobian={quoted(wanted)}: must be 'looped', 'batched', 'measured' or the "
+                "number of tasks to differentiate at once"
             )
         self.wanted = wanted
         self.measured: int | None = None

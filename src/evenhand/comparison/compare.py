@@ -19,6 +19,7 @@ from evenhand.comparison.request import Given, Maker, Settings, forget
 from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import Verdict, verdict
 from evenhand.data.problem import Problem
+from evenhand.files import held
 from evenhand.recipes import Recipe
 from evenhand.training.records import Record, RecordFile
 
@@ -80,14 +81,18 @@ def compare(
     Raises:
         ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
             worker processes.
+        BusyError: another process writes to `out`.
+        WorkerEndedError: a worker process has ended before its run.
+        OSError: `out` cannot be read or written. What is finished is kept; `resume` goes on.
     """
     forget()  # the data may be others than those of an earlier comparison
     settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
     settings, names = settings.taking(recipes)
     if workers > 1:
         settings.given.require_picklable()
-    run_jobs(prepare(settings, names, out, resume), settings, out, listener, workers)
-    return finished(out, settings.given)
+    with held(out):
+        run_jobs(prepare(settings, names, out, resume), settings, out, listener, workers)
+        return finished(out, settings.given)
 
 
 def prepare(
@@ -100,12 +105,14 @@ def prepare(
     have one together) and, when it is finished, result.json.
 
     Raises:
-        ValueError: an unknown recipe or data set; a task without labels; `out` holds another
+        ValueError: an unknown recipe or data set; a task without labels, or whose network's
+            output is not finite for a sample (by task and count); `out` holds another
             comparison, or one on other data (or anything at all without `resume`); stacks are
             asked for where there can be none.
     """
     problem = settings.problem()
     problem.check_labels()
+    problem.check_finite()
     for split in range(1, settings.splits):
         # An impossible division is told before training.
         if settings.design != "hold-out" or problem.pool is not None or settings.options:
@@ -149,13 +156,9 @@ def finished(out: Path, given: Given | None = None) -> Comparison:
             f"{len(missing)} of the {len(files)} runs in {out} are not finished: go on with the "
             "command that began them, with --resume"
         )
-    results = tuple(Result.from_json(file.read_text()) for file in files)
+    results = tuple(Result.read(file, job) for file, job in zip(files, todo, strict=True))
     recipes = tuple(manifest["recipes"])
-    counted = [
-        Facts.from_json((out / job.folder / FACTS).read_text())
-        for job in todo
-        if job.recipe == CONSTANT
-    ]
+    counted = [Facts.read(out / job.folder / FACTS) for job in todo if job.recipe == CONSTANT]
     beside = [name for name in reference_names(settings) if any(j.recipe == name for j in todo)]
     return Comparison(
         settings,

@@ -23,9 +23,11 @@ from evenhand.comparison.request import Settings
 from evenhand.comparison.resampling import resampled, rows_resampled
 from evenhand.comparison.weights import keep_weights
 from evenhand.ensemble.training import FINISHED, StackedTraining
+from evenhand.files import write_atomically
+from evenhand.text import LINE, plain
 from evenhand.training import checkpoint
 from evenhand.training.loop import Training
-from evenhand.training.records import Record, RecordFile, write_atomically
+from evenhand.training.records import Record, RecordFile
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ def _execute_alone(
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / RESULT
     if done.exists():
-        return Result.from_json(done.read_text())
+        return Result.read(done, job)
     problem = settings.problem(job.split)
     if job.recipe in RUNS:
         start = time.process_time()
@@ -66,10 +68,10 @@ def _execute_alone(
             on_record(record)
         result = _result(job, run, records, settings)
         result = replace(result, processor=cost.seconds if whole else math.nan)
-        keep_weights(run, job, folder, result.epoch)
+        _keep(run, result, folder)
     except NonFiniteError as error:
         reason, _, _ = str(error).partition(";")
-        result = Result(job, run.tasks, f"diverged: {reason}")
+        result = Result(job, run.tasks, f"diverged: {plain(reason, 2 * LINE)}")
     write_atomically(done, result.to_json())
     return result
 
@@ -83,11 +85,12 @@ def _execute_as_one(
     for k, folder in enumerate(folders):
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RESULT).exists():
-            found[k] = Result.from_json((folder / RESULT).read_text())
+            found[k] = Result.read(folder / RESULT, jobs[k])
             listener(jobs[k], found[k])
-    if len(found) == len(jobs):
-        return [found[k] for k in range(len(jobs))]
     saved = out / jobs[0].group / STACKED
+    if len(found) == len(jobs):
+        saved.unlink(missing_ok=True)  # a kill may have come just before
+        return [found[k] for k in range(len(jobs))]
     if saved.exists():
         ended = checkpoint.load(saved)["ended"]
         if any(k not in found and status == FINISHED for k, status in ended.items()):
@@ -110,9 +113,9 @@ def _execute_as_one(
             share = cost.seconds / len(jobs) if whole else math.nan
             found[k] = _result(jobs[k], runs.members[k], records[k], settings)
             found[k] = replace(found[k], processor=share)
-            keep_weights(runs.members[k], jobs[k], folders[k], found[k].epoch)
+            _keep(runs.members[k], found[k], folders[k])
         else:
-            found[k] = Result(jobs[k], runs.members[k].tasks, event)
+            found[k] = Result(jobs[k], runs.members[k].tasks, plain(event, 2 * LINE))
         write_atomically(folders[k] / RESULT, found[k].to_json())
         listener(jobs[k], found[k])
     saved.unlink(missing_ok=True)
@@ -134,14 +137,21 @@ class _ProcessorTime:
         self.seconds += time.process_time() - start
 
 
+def _keep(run: Training, result: Result, folder: Path) -> None:
+    if result.status == FINISHED:
+        keep_weights(run, result.job, folder, result.epoch)
+
+
 def _result(job: Job, run: Training, records: Sequence[Record], settings: Settings) -> Result:
-    best = [record for record in records if record.best][-1]
-    problem = run.problem
+    improved = [record for record in records if record.best]
+    if not improved:
+        return Result(job, run.tasks, "diverged: no epoch has a finite validation loss")
+    best, problem = improved[-1], run.problem
     work = [record.work for record in records[1:]]
     return Result(
         job,
         run.tasks,
-        "finished",
+        FINISHED,
         best.epoch,
         best.monitored,
         best.metrics,

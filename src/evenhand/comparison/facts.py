@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from evenhand.comparison.constant import empty_outputs, labels
+from evenhand.comparison.folder import RESULT
 from evenhand.data.problem import Problem, Split
+from evenhand.files import parsed, read_text
 
 CLASSES = 100
 """A target with more different values is a quantity, and has no rarest class."""
@@ -68,15 +70,14 @@ class Facts:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Facts:
-        values: dict[str, Any] = json.loads(text)
-        return cls(
-            tuple(values["rows"]),
-            tuple(values["units"]),
-            values["training"],
-            {task: Target(**target) for task, target in values["test"].items()},
-            values.get("validation", {}),
-        )
+    def read(cls, file: Path) -> Facts:
+        """What `file` holds.
+
+        Raises:
+            ValueError: it is damaged; the message says what to do.
+        """
+        again = f"delete it and the {RESULT} beside it, and --resume makes both again"
+        return parsed(cls, read_text(file), f"{file} is damaged ({again})")
 
 
 def facts(problem: Problem) -> Facts:

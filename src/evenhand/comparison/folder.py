@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenhand.comparison.request import Settings
-from evenhand.training.records import write_atomically
+from evenhand.files import MEBIBYTE, is_empty, parsed, read_text, sweep, write_atomically
+from evenhand.text import plain, quoted, steady
 
 if TYPE_CHECKING:
     from evenhand.data.problem import Problem
-    from evenhand.recipes import Composition
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 
@@ -39,16 +38,74 @@ LATER: Mapping[str, Any] = {
 """Settings that came later, and what there was before."""
 
 
+@dataclass(frozen=True)
+class Written:
+    """The settings in a manifest; those that came later may be missing."""
+
+    source: str
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    epochs: int | None
+    patience: int | None
+    optimizer: str
+    weights_rate: float
+    observe_every: int
+    stack: str = ""
+    jacobian: str | int = ""
+    splits: int = 1
+    design: str = ""
+    references: str = ""
+    matters: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a comparison was given as objects."""
+
+    problem: bool
+    recipes: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is known of its data."""
+
+    fingerprint: str
+    labels: dict[str, dict[str, dict[str, int]]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest must hold: what was asked, and where it was made."""
+
+    settings: Written
+    recipes: tuple[str, ...]
+    versions: dict[str, str]
+    machine: dict[str, str | int | None]
+    trained: dict[str, str] | None = None
+    objects: Objects | None = None
+    data: Data | None = None
+
+
 def read_manifest(out: Path) -> dict[str, Any]:
     """What the comparison in the folder `out` was asked, and where it was made.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged.
+        OSError: it cannot be read.
     """
     try:
-        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        text = read_text(out / MANIFEST, 64 * MEBIBYTE)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{out} holds no comparison: no readable {MANIFEST}") from error
+    parsed(Manifest, text, f"{out} holds no comparison: its {MANIFEST} is damaged")
+    manifest: dict[str, Any] = json.loads(text)
+    known = {entry.name for entry in fields(Written)}
+    if unknown := [name for name in manifest["settings"] if name not in known]:
+        raise ValueError(
+            f"{out} was made by another version of Evenhand: this one knows no setting "
+            f"{quoted(unknown[0])}"
+        )
     return manifest
 
 
@@ -60,7 +117,7 @@ def begun(out: Path, resume: bool) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or is_empty(out):
         return False
     if not resume:
         raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
@@ -94,8 +151,10 @@ def claim(
         "recipes": list(recipes),
         "objects": told_objects(settings, tuple(data["labels"])),
     }
-    if not begun(out, resume):
-        out.mkdir(parents=True, exist_ok=True)
+    resuming = begun(out, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
+    if not resuming:
         manifest = {**asked, **chosen, "data": data, **environment()}
         write_atomically(out / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
         return
@@ -110,7 +169,9 @@ def claim(
         for m in (before, asked)
     )
     differing = [
-        f"{key} was {then.get(key)}, now {now[key]}" for key in now if then.get(key) != now[key]
+        f"{key} was {plain(str(then.get(key)), 60)}, now {plain(str(now[key]), 60)}"
+        for key in now
+        if then.get(key) != now[key]
     ]
     if differing:
         raise ValueError(f"{out} holds another comparison: {'; '.join(differing)}")
@@ -129,15 +190,10 @@ def told_objects(settings: Settings, tasks: tuple[str, ...]) -> dict[str, Any]:
     return {
         "problem": settings.given.problem is not None,
         "recipes": {
-            name: {label: _described(parts) for label, parts in entry.compose(tasks).items()}
+            name: {label: steady(parts) for label, parts in entry.compose(tasks).items()}
             for name, entry in settings.given.recipes.items()
         },
     }
-
-
-def _described(parts: Composition) -> str:
-    """The same text in every process: without addresses in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(parts))
 
 
 def told_data(problem: Problem) -> dict[str, Any]:

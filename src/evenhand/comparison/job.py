@@ -7,15 +7,20 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
-from urllib.parse import quote
+from pathlib import Path
 
+from evenhand.files import parsed, read_text
+from evenhand.text import plain
 from evenhand.training.records import Record
 
 LONGEST = 100
 """Letters of a label in the name of a folder."""
 APART = 1_000_003
 """Between the seeds of one split and those of the next: more than anybody asks for."""
+
+
+class WorkerEndedError(RuntimeError):
+    """A worker process has ended before its run: killed, by the system where memory is short."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,12 @@ class Job:
     @property
     def network(self) -> str:
         """The recipe, and which of its networks; a folder inside the comparison's."""
-        return f"{self.recipe}-{_as_folder(self.label)}" if self.label else self.recipe
+        return f"{self.recipe}-{self.label}" if self.label else self.recipe
 
     @property
     def group(self) -> str:
         """The folder, inside the comparison's, of the runs that differ in seed and rate alone."""
-        return f"{self.network}/split{self.split}"
+        return f"{_component(self.network)}/split{self.split}"
 
     @property
     def folder(self) -> str:
@@ -49,12 +54,15 @@ class Job:
         return self.seed + APART * self.split
 
 
-def _as_folder(label: str) -> str:
-    """A label in letters that any file system takes, no two labels alike; `%` writes the others."""
-    quoted = quote(label, safe=" +(),=")
-    if len(quoted) <= LONGEST:
-        return quoted
-    return f"{quoted[: LONGEST - 17]}-{hashlib.sha256(label.encode()).hexdigest()[:16]}"
+def _component(name: str) -> str:
+    """A folder's name: the same, or what is left of it and a checksum.
+
+    A task may be called anything; no folder leaves the comparison's, or is too long for a disk.
+    """
+    if name == plain(name) and not {"/", "\\"} & {*name} and len(name.encode()) <= 150:
+        return name if name.strip(". ") == name else f"_{name}_"
+    kept = "".join(c for c in name[:40] if c.isascii() and (c.isalnum() or c in "-_+"))
+    return f"{kept}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,21 @@ class Result:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Result:
-        values: dict[str, Any] = json.loads(text)
-        drawn = {task: tuple(them) for task, them in values.get("resampled", {}).items()}
-        made = {"job": Job(**values["job"]), "tasks": tuple(values["tasks"]), "resampled": drawn}
-        return cls(**{**values, **made})
+    def read(cls, file: Path, job: Job) -> Result:
+        """The result of `job` that `file` holds.
+
+        Raises:
+            ValueError: it is damaged, or another run's; the message says what to do.
+        """
+        found = parsed(cls, read_text(file), f"{file} is damaged ({AGAIN})")
+        if found.job != job:
+            raise ValueError(
+                f"{file} is the result of another run ({plain(found.job.folder, 80)}): {AGAIN}"
+            )
+        return found
+
+
+AGAIN = "delete it, and --resume makes the run again, to the same numbers"
 
 
 Listener = Callable[[Job, Record | Result], None]

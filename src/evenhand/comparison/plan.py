@@ -11,11 +11,12 @@ import torch
 from evenhand.balancer import Balancer
 from evenhand.comparison.job import Job, Unit
 from evenhand.comparison.references import REFERENCES, Variant
-from evenhand.comparison.request import OPTIMIZERS, Settings, optimizer
+from evenhand.comparison.request import OPTIMIZERS, Settings, optimizer, require_few
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
 from evenhand.recipes import Composition
 from evenhand.schedules import as_schedule
+from evenhand.text import LINE, plain
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.stopping import EarlyStopping, Plateau
@@ -28,12 +29,14 @@ def jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[J
         ValueError: a recipe is unknown, asked for twice, or cannot serve the problem's tasks.
     """
     if not recipes or len(set(recipes)) != len(recipes):
-        raise ValueError(f"recipes={', '.join(recipes)}: must be one or more different names")
+        told = plain(", ".join(recipes), LINE)
+        raise ValueError(f"recipes={told}: must be one or more different names")
     labels = [
         (name, label)
         for name in recipes
         for label in settings.recipe(name).compose(tuple(problem.tasks))
     ]
+    require_few(len(settings.seeds), settings.splits, len(settings.rates), len(labels))
     return [
         Job(name, label, seed, rate, split)
         for split in range(settings.splits)
@@ -59,12 +62,14 @@ def units(todo: Sequence[Job], settings: Settings) -> list[Unit]:
         key = group[0].network, len(group)
         if key not in reasons:
             reasons[key] = _why_single(group, settings)
-    found: dict[tuple[Job, ...], Unit] = {}
+    found: list[Unit] = []
     for job in todo:
-        why = reasons[job.network, len(groups[job.group])]
-        unit = Unit((job,) if why else tuple(groups[job.group]), why)
-        found[unit.jobs] = unit
-    return list(found.values())
+        group = groups[job.group]
+        if why := reasons[job.network, len(group)]:
+            found.append(Unit((job,), why))
+        elif job is group[0]:
+            found.append(Unit(tuple(group)))
+    return found
 
 
 def _why_single(group: Sequence[Job], settings: Settings) -> str:

@@ -15,8 +15,8 @@ from evenhand.comparison.request import Settings
 from evenhand.comparison.resampling import resampled, rows_resampled, said
 from evenhand.comparison.shallow import Models, linear_models, predictions, tree_models
 from evenhand.data.problem import Problem, Split
+from evenhand.files import write_atomically
 from evenhand.network import MultiTaskNetwork
-from evenhand.training.records import write_atomically
 
 FACTS = "facts.json"
 """Beside the constant's result: the split, counted."""

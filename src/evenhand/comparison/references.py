@@ -22,6 +22,7 @@ from evenhand.data.problem import Problem, Split
 from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import Composition, recipe, single_task
 from evenhand.schedules import mixed_seed
+from evenhand.text import NAME, plain
 from evenhand.training.loop import evaluate
 from evenhand.weighting import Fixed
 
@@ -108,7 +109,7 @@ def title(name: str) -> str:
     """What tables call a row: a reference's title, a recipe's name, and what sg is."""
     if name == BASELINE:
         return f"{BASELINE} (plain sum)"
-    return REFERENCES[name].title if name in REFERENCES else name
+    return REFERENCES[name].title if name in REFERENCES else plain(name, NAME)
 
 
 # Which there are ------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.comparison.job import APART
 from evenhand.recipes import RECIPES, Recipe, recipe
 from evenhand.sources import DESIGNS, is_function, is_table
 from evenhand.spelling import Spelled
+from evenhand.text import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +110,22 @@ TORCH = {
     )
 }
 """The optimizers of torch that step on dense gradients alone."""
+MOST: Mapping[str, int] = {"seeds": 100_000, "splits": 1_000, "rates": 200, "epochs": 1_000_000}
+"""More than anybody asks for: beyond it is a mistake, which would take all memory or days."""
+MOST_RUNS = 1_000_000
+
+
+def require_few(*factors: int) -> None:
+    """See that a comparison has no more runs than can be listed.
+
+    Raises:
+        ValueError: the product of `factors` is larger.
+    """
+    if (runs := math.prod(factors)) > MOST_RUNS:
+        raise ValueError(
+            f"{' x '.join(map(str, factors))} (seeds, splits, rates, networks) are {runs:,} runs: "
+            f"at most {MOST_RUNS:,} can be planned"
+        )
 
 
 Maker = Callable[[int], "Problem"]
@@ -221,12 +239,21 @@ class Settings:
         return cls(problem.name if not isinstance(source, str) else source, **own | wanted)
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds={self.seeds}: must be different integers >= 0")
+        seeds, rates = quoted(self.seeds), quoted(self.rates)
+        if not all(isinstance(seed, int) and 0 <= seed < APART for seed in self.seeds):
+            raise ValueError(f"seeds={seeds}: must be integers from 0 to {APART - 1:,}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={seeds}: must be different integers >= 0")
+        for name, number in (("seeds", len(self.seeds)), ("rates", len(self.rates))):
+            if number > MOST[name]:
+                raise ValueError(f"{number:,} {name}: at most {MOST[name]:,}")
+        for name, value in (("epochs", self.epochs), ("patience", self.patience)):
+            if value is not None and value > MOST["epochs"]:
+                raise ValueError(f"{name}={quoted(value)}: must be at most {MOST['epochs']:,}")
         if not self.rates or any(not (math.isfinite(r) and r > 0) for r in self.rates):
-            raise ValueError(f"rates={self.rates}: must be positive numbers")
+            raise ValueError(f"rates={rates}: must be positive numbers")
         if len({f"{rate:g}" for rate in self.rates}) != len(self.rates):
-            raise ValueError(f"rates={self.rates}: must differ within six digits")
+            raise ValueError(f"rates={rates}: must differ within six digits")
         _require_optimizer(self.optimizer)
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}: must be at least 1")
@@ -237,14 +264,18 @@ class Settings:
         if self.observe_every < 0:
             raise ValueError(f"observe_every={self.observe_every}: must be >= 0")
         if self.stack not in STACK:
-            raise ValueError(f"stack={self.stack!r}: must be one of {', '.join(STACK)}")
+            raise ValueError(f"stack={quoted(self.stack)}: must be one of {', '.join(STACK)}")
         Chunking(self.jacobian)
-        if self.splits < 1:
-            raise ValueError(f"splits={self.splits}: must be at least 1")
+        if not 1 <= self.splits <= MOST["splits"]:
+            raise ValueError(
+                f"splits={quoted(self.splits)}: must be at least 1, at most {MOST['splits']:,}"
+            )
         if self.design not in DESIGNS:
-            raise ValueError(f"design={self.design!r}: must be one of {', '.join(DESIGNS)}")
+            raise ValueError(f"design={quoted(self.design)}: must be one of {', '.join(DESIGNS)}")
         if self.references not in LEVELS:
-            raise ValueError(f"references={self.references!r}: must be one of {', '.join(LEVELS)}")
+            raise ValueError(
+                f"references={quoted(self.references)}: must be one of {', '.join(LEVELS)}"
+            )
         if not (math.isfinite(self.matters) and self.matters >= 0):
             raise ValueError(f"matters={self.matters}: must be a number of points >= 0")
 

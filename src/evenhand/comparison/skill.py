@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.inference import Estimate, over_rows, over_splits, over_trainings
 from evenhand.comparison.request import Settings
-from evenhand.comparison.statistics import Row
+from evenhand.comparison.statistics import Row, mean
 from evenhand.data.problem import Task
 
 
@@ -122,7 +122,7 @@ def _draws(row: Row, task: str) -> dict[int, list[float]]:
         if result.resampled.get(task):
             found.setdefault(result.job.split, []).append(result.resampled[task])
     return {
-        split: [statistics.fmean(values) for values in zip(*several, strict=True)]
+        split: [mean(values) for values in zip(*several, strict=True)]
         for split, several in found.items()
     }
 

@@ -52,7 +52,7 @@ class Row:
         for result in self.chosen:
             if task in result.test:
                 found[result.job.split].append(result.test[task])
-        return {split: statistics.fmean(values) for split, values in found.items()}
+        return {split: mean(values) for split, values in found.items()}
 
 
 def rows(results: Sequence[Result], recipes: Sequence[str], problem: Problem) -> tuple[Row, ...]:
@@ -62,13 +62,14 @@ def rows(results: Sequence[Result], recipes: Sequence[str], problem: Problem) ->
     signs = {t: 1.0 if task.higher_is_better else -1.0 for t, task in problem.tasks.items()}
     complete = {row.recipe: row for row in found if set(row.test) == set(signs)}
     reference, baseline = complete.get(REFERENCE), by_name.get(BASELINE)
+    clock = (_seconds(baseline) if baseline else math.nan) or math.nan
     ranks = _ranks(complete, signs)
     return tuple(
         replace(
             row,
             delta=_delta(row, reference, signs) if reference and row.recipe in complete else (),
             rank=ranks.get(row.recipe, math.nan),
-            relative_time=_seconds(row) / _seconds(baseline) if baseline else math.nan,
+            relative_time=_seconds(row) / clock,
         )
         for row in found
     )
@@ -101,6 +102,16 @@ def _row(results: Sequence[Result], name: str) -> Row:
         {label: statistics.mode(several) for label, several in rates.items()},
         diverged=diverged,
     )
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean; NaN where it is no number: infinities of both signs, an overflow."""
+    try:
+        return statistics.fmean(values)
+    except (ValueError, OverflowError):
+        if not values:
+            raise
+        return math.nan
 
 
 def _seconds(row: Row) -> float:

@@ -23,6 +23,7 @@ from evenhand.comparison.inference import Interval, half_width_with
 from evenhand.comparison.references import LINEAR, NARROW, OWN_EPOCHS, TREES, TUNED, WIDE
 from evenhand.comparison.request import BASELINE, REFERENCE
 from evenhand.comparison.skill import Design
+from evenhand.text import NAME, plain
 
 NAMED = 4
 """The most tasks that a sentence names."""
@@ -92,7 +93,7 @@ def joined(names: Sequence[str], most: int = 8) -> str:
     """a, b and c; of many, the first and how many more."""
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return " and ".join(", ".join(names).rsplit(", ", 1))
+    return " and ".join(", ".join(plain(name, NAME) for name in names).rsplit(", ", 1))
 
 
 def _points(value: float) -> str:

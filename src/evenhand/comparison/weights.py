@@ -13,9 +13,9 @@ from evenhand import data
 from evenhand.comparison.job import Job
 from evenhand.comparison.references import REFERENCES
 from evenhand.data.problem import Problem
+from evenhand.files import require_file, write_atomically
 from evenhand.network import MultiTaskNetwork
 from evenhand.training.loop import Training
-from evenhand.training.records import write_atomically
 
 BEST = "best.safetensors"
 """In the folder of a finished run: the weights of its best epoch."""
@@ -67,13 +67,15 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
             f"{folder} has no {BEST}: its run is not finished, has diverged, or is of a reference "
             "that is no one network"
         )
+    require_file(file)
     try:
         with safe_open(file, framework="pt") as opened:
             about: dict[str, Any] = json.loads((opened.metadata() or {}).get("evenhand", "{}"))
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if about.get("format") != FORMAT:
+    known = about.get("format") if isinstance(about, dict) else None
+    if known != FORMAT or not {"source", "tasks", *(e.name for e in fields(Job))} <= about.keys():
         raise ValueError(f"{file} holds no weights of a run ({FORMAT})")
     return weights, about
 

@@ -13,16 +13,17 @@ import gzip
 import hashlib
 import os
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
 from urllib.request import urlopen
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evenhand.training.records import write_atomically
+from evenhand.files import read_bytes, require_file, write_atomically
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FILES = {
@@ -95,14 +96,16 @@ def fetch(
     mirror = MIRROR if mirror is None else mirror
     where.mkdir(parents=True, exist_ok=True)
     for name, digest in FILES.items():
-        if (where / name).exists() and _sha256((where / name).read_bytes()) == digest:
+        if (where / name).is_file() and _sha256(read_bytes(where / name, LARGEST)) == digest:
             told(f"{name} is there")
             continue
         try:
             with urlopen(mirror + name, timeout=60) as answer:
-                content = answer.read()
-        except (URLError, TimeoutError) as error:
-            raise ValueError(f"{mirror}{name} cannot be read: {error}") from error
+                content = answer.read(LARGEST)
+        except (OSError, HTTPException) as error:  # a broken connection may be either
+            raise ValueError(
+                f"{mirror}{name} cannot be read: {error}; nothing of it was kept"
+            ) from error
         if _sha256(content) != digest:
             raise ValueError(
                 f"{mirror}{name} is not the original file: its SHA-256 is {_sha256(content)}, it "
@@ -118,18 +121,38 @@ def _sha256(content: bytes) -> str:
 
 
 def _npz(file: Path) -> tuple[Tensor, Tensor]:
-    with np.load(file, allow_pickle=False) as arrays:
-        return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]).long()
+    require_file(file)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        raise ValueError(f"{file} holds no arrays x and y ({error}): {AGAIN}") from error
+    if x.dtype != np.uint8 or x.shape != (len(x), 28, 28) or y.shape != (len(x),):
+        raise ValueError(
+            f"{file} has x {x.dtype} {x.shape} and y {y.shape}, not uint8 [n, 28, 28] and [n]: "
+            f"{AGAIN}"
+        )
+    if not np.issubdtype(y.dtype, np.integer) or not ((y >= 0) & (y <= 9)).all():
+        raise ValueError(f"{file} has classes that are no digits: {AGAIN}")
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
 
 
 def _idx(file: Path) -> Tensor:
     """An idx file: two zero bytes, the type (8: unsigned byte), the rank, the sizes, the data."""
-    content = gzip.decompress(file.read_bytes())
+    packed = read_bytes(file, LARGEST)
+    if _sha256(packed) != FILES[file.name]:
+        raise ValueError(f"{file} is damaged, or not the original file: {AGAIN}")
+    content = gzip.decompress(packed)
     rank = content[3]
     sizes = np.frombuffer(content, ">u4", count=rank, offset=4).astype(int)
     start = 4 + 4 * rank
     if content[:3] != b"\0\0\x08" or len(content) != start + sizes.prod():
-        raise ValueError(f"{file} is damaged: delete it and run `evenhand data mnist`")
+        raise ValueError(f"{file} is damaged: {AGAIN}")
     values = np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy()
     array = torch.from_numpy(values)
     return array if rank == 3 else array.long()
+
+
+AGAIN = "delete it and run `evenhand data mnist`"
+LARGEST = 64 << 20
+"""The most bytes of one of the files."""

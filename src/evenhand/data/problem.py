@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from evenhand.arguments import require_kind
 from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
-from evenhand.network import MultiTaskNetwork
+from evenhand.network import MultiTaskNetwork, leaves
 from evenhand.schedules import mixed_seed
 
 if TYPE_CHECKING:
@@ -284,6 +285,62 @@ class Problem:
                         "leave the task out, or split the data otherwise"
                     )
 
+    def check_finite(
+        self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
+    ) -> None:
+        """See that no sample makes a loss NaN or infinite before anything is trained.
+
+        A NaN among the inputs is no fault where the network makes a number of it: that is tried
+        with a fresh network, on the samples concerned alone. NaN targets are missing labels.
+
+        Raises:
+            ValueError: a target is infinite, or an output is not finite, in a part that is held in
+                memory; the message says of which task, and for how many samples.
+        """
+        names = tuple(self.tasks if tasks is None else tasks)
+        for part in parts:
+            split = getattr(self, part)
+            if not isinstance(split, Split):
+                continue
+            infinite = {
+                t: _infinite(split.targets[t], self.tasks[t].labels)
+                for t in names
+                if t in split.targets
+            }
+            for what, counts in (("target", infinite), ("output", self._spoilt(names, split))):
+                if told := [f"{task!r} ({count})" for task, count in counts.items() if count]:
+                    raise ValueError(
+                        f"the {part} part has samples whose {what} is not finite: of task "
+                        f"{', '.join(told)}, of {len(split)} samples. Repair them or leave them out"
+                    )
+
+    def _spoilt(self, tasks: tuple[str, ...], split: Split) -> dict[str, int]:
+        """For how many labelled samples each task's output is not finite, for want of an input."""
+        rows = _not_finite(split.inputs).nonzero().flatten()
+        if not len(rows):
+            return {}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network = self.network(tasks).eval()
+            counts = dict.fromkeys(tasks, 0)
+            for index in torch.split(rows, 1024):
+                inputs, targets = split.take(index)
+                for task, output in network(inputs, tasks=tasks).items():
+                    if task in targets:
+                        bad = torch.stack([_not_finite(leaf) for leaf in leaves(output)]).any(dim=0)
+                        used = self.tasks[task].labels.samples(targets[task])
+                        counts[task] += int((bad.to(used.device) & used).sum())
+        return counts
+
+
+def _not_finite(values: Tensor) -> Tensor:
+    """Which samples have an entry that is NaN or infinite, bool [b]."""
+    return ~values.isfinite().reshape(len(values), -1).all(dim=1)
+
+
+def _infinite(target: Tensor, labels: Labelling) -> int:
+    found = target.isinf() & labels.entries(target)
+    return int(found.reshape(len(target), -1).any(dim=1).sum())
+
 
 def _counted(task: Task, name: str, split: Split) -> LabelCount:
     if name not in split.targets:
@@ -314,6 +371,7 @@ class Stream:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
+        require_kind("batch_size", self.batch_size, int)
         self._order: tuple[int, Tensor] | None = None
         self._batches: _Numbered[Batch] | None = None
         self._indices: _Numbered[Sequence[int]] | None = None

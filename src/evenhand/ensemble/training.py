@@ -65,7 +65,7 @@ from evenhand.training.epoch_statistics import Tally
 from evenhand.training.flops import Meter
 from evenhand.training.loop import Forward, Training, kind_of
 from evenhand.training.optimizers import Factory, Optimizers, Scheduled
-from evenhand.training.records import Record, RecordFile
+from evenhand.training.records import Mark, Record, RecordFile
 from evenhand.training.stopping import EarlyStopping
 
 FINISHED = "finished"
@@ -211,12 +211,19 @@ class StackedTraining:
             files: where to keep the records of the members at these positions. They are written
                 when a checkpoint is, and when a member ends.
             checkpoint_every: epochs between checkpoints.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or other runs'.
+            OSError: a file cannot be read or written.
         """
+        logs, marks = _Logs(files or {}), None
         if saved is not None and saved.exists():
-            self.load_state_dict(checkpoint.load(saved))
-        logs = _Logs(files or {})
+            state, about = checkpoint.read(saved)
+            about.require(self.identity(), saved)
+            marks = about.records
+            self.load_state_dict(state)
         begun = any(member.first is not None for member in self.members)
-        yield from logs.so_far(self._steps.epoch if begun else -1, self.ended)
+        yield from logs.so_far(marks, self.ended)
         if not begun:
             yield from logs.added(self._judged([Tally() for _ in self.alive]))
         yield from self._released()
@@ -226,7 +233,8 @@ class StackedTraining:
             due = self._steps.epoch % checkpoint_every == 0
             logs.write(k for k in before if due or k in self.ended or self.members[k].finished)
             if saved is not None and due:
-                checkpoint.save(self.state_dict(), saved)
+                about = checkpoint.About(self.identity(), logs.marks())
+                checkpoint.save(self.state_dict(), saved, about)
             yield from events
             yield from self._released()
 
@@ -285,6 +293,11 @@ class StackedTraining:
 
     # Resuming ---------------------------------------------------------------------------------
 
+    def identity(self) -> dict[str, str]:
+        """What tells these runs from others: what their members' identities have in turn."""
+        each = [member.identity() for member in self.members]
+        return {name: "; ".join(dict.fromkeys(one[name] for one in each)) for name in each[0]}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
         states = [member.state_dict() for member in self.members]
@@ -321,14 +334,31 @@ class _Logs:
         self._files = files
         self._waiting: dict[int, list[Record]] = {k: [] for k in files}
 
-    def so_far(self, epoch: int, ended: Mapping[int, str]) -> Iterator[tuple[int, Record | str]]:
-        """What there was up to `epoch`, which alone stays in the files."""
+    def so_far(
+        self, marks: Mapping[str, Mark] | None, ended: Mapping[int, str]
+    ) -> Iterator[tuple[int, Record | str]]:
+        """What there was at the checkpoint with these marks, which alone stays in the files."""
         for k, file in self._files.items():
-            if k not in ended:
-                file.keep([record for record in file if record.epoch <= epoch])
+            if marks is None:
+                file.rewind(None)
+            elif str(k) in marks:
+                self._rewind(file, marks[str(k)])
             yield from ((k, record) for record in file)
             if k in ended:
                 yield k, ended[k]
+
+    def _rewind(self, file: RecordFile, mark: Mark) -> None:
+        try:
+            file.rewind(mark)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} that the checkpoint of these runs was taken after: delete it, and they "
+                "begin anew, to the same numbers"
+            ) from error
+
+    def marks(self) -> dict[str, Mark]:
+        """How far each member's file has come."""
+        return {str(k): file.mark() for k, file in self._files.items()}
 
     def added(self, records: Sequence[tuple[int, Record]]) -> Sequence[tuple[int, Record]]:
         """The same, remembered until they are written."""

@@ -26,10 +26,12 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from evenhand.arguments import checked
 from evenhand.schedules import BLOCKS, Block, Clock, Phase, Schedule
 from evenhand.training.records import Record
 
 
+@checked
 def alternate_adaptively(longest: int = 100, memory: float = 0.8) -> Schedule:
     """ATE-SG whose phases end when they bring less per unit of work than training has lately.
 

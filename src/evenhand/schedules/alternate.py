@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evenhand.arguments import checked
 from evenhand.schedules.base import Schedule, Stateless
 from evenhand.schedules.clock import Clock, Phase
 
 
+@checked
 def alternate_steps() -> Schedule:
     """SAT-SG: a step on the trunk, then one on the heads with a fresh batch and the new trunk.
 
@@ -34,6 +36,7 @@ def alternate_steps() -> Schedule:
     )
 
 
+@checked
 def alternate_epochs(shared: int, own: int) -> Schedule:
     """ATE-SG: `shared` epochs on the trunk, then `own` epochs on the heads, and again.
 
@@ -56,4 +59,4 @@ def alternate_epochs(shared: int, own: int) -> Schedule:
             return (Phase(tasks, moves=("shared",), lasts=shared),)
         return (Phase(tasks, moves=("own",), lasts=own),)
 
-    return Stateless(phases, f"alternate_epochs(shared={shared}, own={own})")
+    return Stateless(phases, f"alternate_epochs(shared={shared}, own={own})", counted=True)

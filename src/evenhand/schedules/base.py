@@ -62,7 +62,8 @@ class Schedule(ABC):
 class Stateless(Schedule):
     """A schedule that is a pure function of the clock. By default all its phases share a slot.
 
-    `draws` says that it looks at the clock's seed.
+    `draws` says that it looks at the clock's seed; `counted`, that whoever made it has said for how
+    many epochs each block trains, none perhaps.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Stateless(Schedule):
         description: str,
         slots: Slots = lambda tasks: (tasks,),
         draws: bool = False,
+        counted: bool = False,
     ) -> None:
         self._phases = phases
         self._description = description
         self._slots = slots
         self.draws = draws
+        self.counted = counted
 
     def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
         return self._phases(clock, tasks)

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from evenhand.arguments import require_fields
+
 Block = Literal["shared", "own"]
 
 
@@ -28,6 +30,12 @@ class Clock:
     step: int = 0
     seed: int = 0
     seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_fields(self)
+        for name in ("epoch", "step", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
 
     def generator(self, purpose: str, member: int = 0, every: str = "step") -> torch.Generator:
         """A CPU generator that depends on (seed, time, purpose, member) alone.
@@ -68,8 +76,12 @@ class Phase:
     lasts: int = 0
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if not self.tasks:
             raise ValueError("a phase needs at least one task")
         unknown = [block for block in self.moves if block not in BLOCKS]
         if unknown or not self.moves:
             raise ValueError(f"moves={self.moves!r}: a non-empty selection of {BLOCKS}")
+        for name in ("batch", "slot", "lasts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")

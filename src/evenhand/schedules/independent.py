@@ -7,10 +7,12 @@ from typing import Literal
 
 import torch
 
+from evenhand.arguments import checked
 from evenhand.schedules.base import Schedule, Stateless
 from evenhand.schedules.clock import Clock, Phase
 
 
+@checked
 def one_by_one(order: Literal["fixed", "random"] = "fixed") -> Schedule:
     """A step for each task in turn, on the same batch, with the forward pass recomputed.
 
@@ -41,6 +43,7 @@ def one_by_one(order: Literal["fixed", "random"] = "fixed") -> Schedule:
     )
 
 
+@checked
 def in_groups(size: int, redraw: Literal["never", "epoch", "step"] = "never") -> Schedule:
     """Tasks are split at random into groups of `size`, and the groups take turns like tasks.
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from evenhand.arguments import checked
 from evenhand.schedules.base import Phases, Schedule, Stateless, as_schedule
 from evenhand.schedules.clock import BLOCKS, Block, Clock, Phase
 
 
+@checked
 def nested(
     outer: Schedule | Phases, inner: Schedule | Phases, within: Sequence[Block] = BLOCKS
 ) -> Schedule:

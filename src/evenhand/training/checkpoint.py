@@ -1,34 +1,73 @@
 """Everything that makes a run resume bit for bit, in one file that holds no code.
 
 A checkpoint is a safetensors file: tensors as they are, the rest of the state as JSON in its
-metadata. It is written atomically.
+metadata, and what it is of: the run, how far its records had come, and a SHA-256 of it all. It is
+written atomically.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evenhand.training.records import write_atomically
+from evenhand.files import parsed, require_file, write_atomically
+from evenhand.text import plain
+from evenhand.training.records import Mark
 
-FORMAT = "evenhand-1"
+FORMAT = "evenhand-2"
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint is of.
+
+    Attributes:
+        run: what tells the run from others, by name (`Training.identity`).
+        records: how far each of its files of records had come, by name.
+    """
+
+    run: Mapping[str, str] = field(default_factory=dict)
+    records: Mapping[str, Mark] = field(default_factory=dict)
+
+    def require(self, run: Mapping[str, str], path: Path) -> None:
+        """See that the checkpoint at `path` is one of this run.
+
+        Raises:
+            ValueError: it is another's; the message says what differs.
+        """
+        for name in {**run, **self.run}:
+            then, now = self.run.get(name, "nothing"), run.get(name, "nothing")
+            if then != now:
+                raise ValueError(
+                    f"{path} is of another run: its {name} was {plain(then, 80)}, here it is "
+                    f"{plain(now, 80)}. Choose another folder, or {AGAIN}"
+                )
+
+
+AGAIN = "delete it, and the run begins anew, to the same numbers"
+
+
+def save(state: dict[str, Any], path: Path, about: About | None = None) -> None:
     """Write nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
 
     Raises:
         TypeError: something else is among them; the message says where.
+        OSError: it cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
     tensors: dict[str, Tensor] = {}
-    structure = _encode(state, "state", tensors)
-    metadata = {"format": FORMAT, "structure": json.dumps(structure)}
+    structure = json.dumps(_encode(state, "state", tensors))
+    told = json.dumps(asdict(about or About()))
+    metadata = {"format": FORMAT, "structure": structure, "about": told}
+    metadata["sha256"] = _digest(structure, told, tensors)
     write_atomically(path, to_bytes(tensors, metadata=metadata))
 
 
@@ -37,19 +76,39 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is not a checkpoint of this kind, or it is damaged.
+        OSError: it cannot be read.
     """
+    return read(path)[0]
+
+
+def read(path: Path) -> tuple[dict[str, Any], About]:
+    """The same, and what it is of."""
     from safetensors import SafetensorError, safe_open
 
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
+        raise ValueError(f"{path} is damaged or no checkpoint ({error}): {AGAIN}") from error
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is no {FORMAT} checkpoint")
-    state: dict[str, Any] = _decode(json.loads(metadata["structure"]), tensors)
-    return state
+        raise ValueError(f"{path} is no {FORMAT} checkpoint: {AGAIN}")
+    structure, told = metadata.get("structure", ""), metadata.get("about", "")
+    if metadata.get("sha256") != _digest(structure, told, tensors):
+        raise ValueError(f"{path} is damaged (its checksum is another): {AGAIN}")
+    state: dict[str, Any] = _decode(json.loads(structure), tensors)
+    return state, parsed(About, told, str(path))
+
+
+def _digest(structure: str, told: str, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all that a checkpoint says, whatever the order in its file."""
+    found = hashlib.sha256(f"{structure}\0{told}".encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()  # not copied
+        found.update(content)
+    return found.hexdigest()
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

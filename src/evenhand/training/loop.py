@@ -7,9 +7,10 @@ the update. Where a phase lets the trunk rest for epochs, it reads features from
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,8 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evenhand.arguments import require_fields, require_kind
+from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Samples, Stream
+from evenhand.files import held, sweep
 from evenhand.network import MultiTaskNetwork, Outputs, Rest, Resting, leaves
 from evenhand.schedules import (
     Clock,
@@ -31,6 +35,7 @@ from evenhand.schedules import (
     jointly,
     mixed_seed,
 )
+from evenhand.text import steady, unknown
 from evenhand.training import checkpoint
 from evenhand.training.epoch_statistics import Tally
 from evenhand.training.feature_cache import GIBIBYTE, FeatureMemory
@@ -38,6 +43,7 @@ from evenhand.training.flops import Meter
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record, RecordFile
 from evenhand.training.stopping import EarlyStopping, Monitor, Plateau, relative
+from evenhand.training.unmoved import require_moving
 
 Forward = Callable[..., Outputs]
 """(inputs, tasks=) -> outputs: the network's, or the heads' where the features are in memory."""
@@ -96,8 +102,15 @@ class Training:
     count_work: bool = False
 
     def __post_init__(self) -> None:
+        require_fields(self)
+        for name in ("epochs", "seed", "observe_every", "feature_memory"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
         self.tasks = self.tasks or tuple(self.problem.tasks)
         self.phases = as_schedule(self.schedule)
+        for task in self.tasks:
+            if task not in self.problem.tasks:
+                raise ValueError(unknown(task, self.problem.tasks, "task", "tasks"))
         self.stream = Stream(
             self.problem.train,
             self.problem.batch_size,
@@ -148,25 +161,43 @@ class Training:
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; it names the task.
-            ValueError: a task has no label in the training part (where that is held in memory),
-                or in the validation part.
+            ValueError: something would silently not be trained (`require_moving`); a sample's
+                target or output is not finite (by task and count, where data are held in memory);
+                a task has no label in the training part (likewise), or in the validation part; or
+                `directory` is another process's at this time, or holds a checkpoint that is
+                damaged or another run's.
+            OSError: `directory` cannot be read or written.
         """
-        log = None if directory is None else RecordFile(directory / "records.jsonl")
-        saved = None if directory is None else directory / "checkpoint.safetensors"
-        if log is not None and saved is not None:
-            if saved.exists():
-                self.load_state_dict(checkpoint.load(saved))
-            log.keep([r for r in log if self.first is not None and r.epoch <= self.epoch])
-            yield from log
+        require_kind("checkpoint_every", checkpoint_every, int)
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every={checkpoint_every}: must be at least 1 epoch")
+        if directory is None:
+            yield from self._run(None)
+            return
+        with held(directory):
+            sweep(directory)
+            kept = _Kept(directory, self.identity(), checkpoint_every)
+            kept.resume(self)
+            yield from kept.log
+            yield from self._run(kept)
+
+    def _run(self, kept: _Kept | None) -> Iterator[Record]:
         if self.first is None:
+            require_moving(self)
             self.problem.check_labels(self.tasks, parts=("train",))
+            self.problem.check_finite(self.tasks, parts=("train", "validation"))
             record = self._finish(Tally())
+            spoilt = [t for t, loss in record.validation.items() if not math.isfinite(loss)]
+            if spoilt:
+                raise NonFiniteError("validation loss before training", spoilt)
             self.phases.observe(record)
-            yield self._logged(record, log)
+            if kept is not None:
+                kept.log.append(record)
+            yield record
         while not self.finished:
-            record = self._logged(self._run_epoch(), log)
-            if saved is not None and (self.finished or self.epoch % checkpoint_every == 0):
-                checkpoint.save(self.state_dict(), saved)
+            record = self._run_epoch()
+            if kept is not None:
+                kept.add(self, record)
             yield record
         self.network.load_state_dict(self.best_weights)
 
@@ -406,12 +437,28 @@ class Training:
         self.first = first
         return replace(record, monitored=value, best=best)
 
-    def _logged(self, record: Record, log: RecordFile | None) -> Record:
-        if log is not None:
-            log.append(record)
-        return record
-
     # Resuming ---------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, str]:
+        """What tells this run from others, by name: what a checkpoint of it is held against."""
+        shapes = [(n, tuple(p.shape), str(p.dtype)) for n, p in self.network.named_parameters()]
+        drawing = (self.stream.batch_size, self.replacement, self.drop_last)
+        return {
+            "problem": self.problem.name,
+            "tasks": ", ".join(self.tasks),
+            "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:12],
+            "weighting": steady(self.balancer.weighting),
+            "aggregator": steady(self.balancer.aggregator),
+            "schedule": steady(self.phases),
+            "optimizers": ", ".join(self._optimizers_told()),
+            "batches (size, replacement, drop_last)": repr(drawing),
+            "seed": str(self.seed),
+        }
+
+    def _optimizers_told(self) -> Iterator[str]:
+        rates = self.optimizers.initial_rates
+        for name, optimizer in self.optimizers.named().items():
+            yield f"{name} {type(optimizer).__name__} at {rates[name]:g}"
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the training depends on."""
@@ -445,6 +492,42 @@ class Training:
         self.first = None if state["first"] is None else Record.from_json(state["first"])
         self._features.drop()
         self._refill, self._work = state["filled"], dict(state["work"])
+
+
+class _Kept:
+    """A run's folder: its records, and the checkpoint that they belong to."""
+
+    def __init__(self, directory: Path, run: Mapping[str, str], every: int) -> None:
+        self.log = RecordFile(directory / RECORDS)
+        self._saved = directory / "checkpoint.safetensors"
+        self._run = run
+        self._every = every
+
+    def resume(self, training: Training) -> None:
+        """Go on where the checkpoint was taken, if there is one; later records are dropped."""
+        mark = None
+        if self._saved.exists():
+            state, about = checkpoint.read(self._saved)
+            about.require(self._run, self._saved)
+            mark = about.records.get(RECORDS)
+            training.load_state_dict(state)
+        try:
+            self.log.rewind(mark)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} that {self._saved.name} was taken after: delete both, and the run "
+                "begins anew, to the same numbers"
+            ) from error
+
+    def add(self, training: Training, record: Record) -> None:
+        """Keep the record of an epoch, and now and then where the training stands."""
+        self.log.append(record)
+        if training.finished or training.epoch % self._every == 0:
+            about = checkpoint.About(self._run, {RECORDS: self.log.mark()})
+            checkpoint.save(training.state_dict(), self._saved, about)
+
+
+RECORDS = "records.jsonl"
 
 
 @torch.no_grad()

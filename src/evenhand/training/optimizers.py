@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from evenhand.arguments import require_kind
 from evenhand.network import Blocks
 from evenhand.schedules import Phase
 
@@ -188,6 +189,9 @@ class Optimizers:
         learned: Iterable[Tensor] = (),
         slots: int = 1,
     ) -> None:
+        require_kind("slots", slots, int)
+        if slots < 1:
+            raise ValueError(f"slots={slots}: must be at least 1, or nothing shared would move")
         trunk = [p for p in blocks.shared if p.requires_grad]
         heads = {
             task: [p for p in parameters if p.requires_grad]
@@ -208,6 +212,7 @@ class Optimizers:
         self._parameters = [*trunk, *chain(*heads.values()), *scalars]
         if self._weights is not None:
             self._parts["weights"] = self._weights
+        self.initial_rates = self.rates()
 
     def named(self) -> dict[str, Optimizer]:
         """Every optimizer by a name: "shared" (or "shared.0", …), "own" (or "own.<task>", …),

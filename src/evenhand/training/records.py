@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+from evenhand.files import append, parsed, read_text
+from evenhand.files import write_atomically as write_atomically
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,13 @@ class Record:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
+    def from_json(cls, line: str, where: str = "no record") -> Record:
         """The record that a line of `to_json` holds.
 
         Raises:
-            ValueError: the line is no such record.
+            ValueError: the line is no such record; the message begins with `where`.
         """
-        try:
-            values: dict[str, Any] = json.loads(line)
-            values["moves"] = tuple(values.get("moves", ()))
-            known = {entry.name for entry in fields(cls)}
-            return cls(**{key: value for key, value in values.items() if key in known})
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
-            raise ValueError(f"no record: {line[:80]!r} ({error})") from error
+        return parsed(cls, line, where)
 
 
 def oscillation(losses: Sequence[float]) -> float:
@@ -108,39 +104,55 @@ def oscillation(losses: Sequence[float]) -> float:
     return swing / (len(losses) - 2) / (size / len(losses))
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far a file of records has come: its complete lines, and their SHA-256."""
+
+    lines: int
+    sha256: str
+
+
 class RecordFile:
     """Records on disk, a line each. Every line is flushed; a line cut off by a kill is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._count, self._hash = 0, hashlib.sha256()
+        self._known = False  # whether these two are the file's
 
     def __iter__(self) -> Iterator[Record]:
-        if self.path.exists():
-            for line in self.path.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    yield Record.from_json(line)
+        for number, line in enumerate(self._lines(), 1):
+            yield Record.from_json(line, f"{self.path}, line {number}")
+
+    def _lines(self) -> list[str]:
+        lines = read_text(self.path).split("\n") if self.path.exists() else [""]
+        return [f"{line}\n" for line in lines[:-1]]
 
     def append(self, *records: Record) -> None:
         """Add a line for each record and see them written."""
-        with self.path.open("a") as file:
-            file.write("".join(record.to_json() + "\n" for record in records))
-            file.flush()
-            os.fsync(file.fileno())
+        text = "".join(record.to_json() + "\n" for record in records)
+        append(self.path, text)
+        self._hash.update(text.encode())
+        self._count += len(records)
 
-    def keep(self, records: Iterable[Record]) -> None:
-        """Replace the file by these records, at once or not at all."""
-        write_atomically(self.path, "".join(r.to_json() + "\n" for r in records))
+    def mark(self) -> Mark:
+        """How far it has come."""
+        if not self._known:
+            self._count_from(self._lines())
+        return Mark(self._count, self._hash.hexdigest())
 
+    def _count_from(self, lines: Sequence[str]) -> None:
+        self._count, self._hash = len(lines), hashlib.sha256("".join(lines).encode())
+        self._known = True
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a kill, meets the old content or the new one whole."""
-    data = content.encode() if isinstance(content, str) else content
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    def rewind(self, to: Mark | None) -> None:
+        """Drop what came after a mark, at once or not at all; everything, without one.
+
+        Raises:
+            ValueError: what came before it is not what was there then.
+        """
+        lines = [] if to is None else self._lines()[: to.lines]
+        self._count_from(lines)
+        if to is not None and self.mark() != to:
+            raise ValueError(f"{self.path} does not hold the {to.lines} records")
+        write_atomically(self.path, "".join(lines))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from evenhand.arguments import require_fields
 from evenhand.training.records import Record
 
 Monitor = Callable[[Record, Record], float]
@@ -57,6 +58,7 @@ class _Counter:
     waited: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience}: must be at least 1 epoch, or None")
 

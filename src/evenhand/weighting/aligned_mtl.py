@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.traits import Traits
@@ -47,6 +48,7 @@ class AlignedMTL(Preferring):
 
     traits = Traits(needs="gramian")
 
+    @checked
     def __init__(
         self,
         preference: Mapping[str, float] | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import cagrad_weights
 from evenhand.weighting.base import Solved, Weighting
@@ -43,6 +44,7 @@ class CAGrad(Weighting):
 
     traits = Traits(needs="gramian")
 
+    @checked
     def __init__(self, c: float = 0.5, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if not (c >= 0 and math.isfinite(c)):

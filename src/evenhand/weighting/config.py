@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients, cosines, norms
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.traits import Traits
@@ -54,6 +55,7 @@ class ConFIG(Preferring):
 
     traits = Traits(needs="gramian")
 
+    @checked
     def __init__(
         self,
         preference: Mapping[str, float] | None = None,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.schedules import Clock
 from evenhand.weighting.base import Outcome, Weighting, Wrapper
@@ -45,6 +46,7 @@ class CRMOGM(Wrapper):
         tensor([0.3750, 0.6250])
     """
 
+    @checked
     def __init__(self, base: Weighting, alpha: float | Callable[[Clock], float] = 0.9) -> None:
         super().__init__(base)
         self.traits = replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.state import State, put, take
@@ -45,6 +46,7 @@ class DWA(StatefulWeighting):
 
     traits = Traits(needs="losses", counts_epochs=True)
 
+    @checked
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
         if not temperature > 0:

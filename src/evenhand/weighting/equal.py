@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.traits import Traits
@@ -23,6 +24,7 @@ class Equal(Weighting):
 
     traits = Traits(needs="nothing")
 
+    @checked
     def __init__(self, mean: bool = False) -> None:
         super().__init__()
         self.mean = mean

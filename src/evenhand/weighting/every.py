@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.schedules import Clock
 from evenhand.weighting.base import Gradients, Outcome, Weighting, Wrapper
@@ -30,6 +31,7 @@ class Every(Wrapper):
         >>> lazy = Balancer(aggregator=Every(MGDA(), steps=10))
     """
 
+    @checked
     def __init__(self, base: Weighting, steps: int) -> None:
         super().__init__(base)
         if steps < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.per_coordinate import nothing, recalled, remembered
@@ -49,6 +50,7 @@ class ExcessMTL(StatefulWeighting):
 
     traits = Traits(needs="jacobian")
 
+    @checked
     def __init__(self, lr: float = 0.01, warmup: int = 1, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if not lr > 0 or warmup < 1:

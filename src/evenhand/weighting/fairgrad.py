@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import nash_weights
 from evenhand.weighting.base import Solved, Weighting
@@ -45,6 +46,7 @@ class FairGrad(Weighting):
 
     traits = Traits(needs="gramian", feasible=True)
 
+    @checked
     def __init__(self, alpha: float = 2.0, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if not (alpha >= 0 and math.isfinite(alpha)):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.positive import positive
@@ -66,6 +67,7 @@ class FAMO(StatefulWeighting):
 
     traits = Traits(needs="losses", after=True, scale_invariant=True)
 
+    @checked
     def __init__(
         self,
         lr: float = 0.025,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.traits import Traits
@@ -32,6 +33,7 @@ class Fixed(Weighting):
 
     traits = Traits(needs="nothing")
 
+    @checked
     def __init__(self, weights: Mapping[str, float]) -> None:
         super().__init__()
         wrong = {t: w for t, w in weights.items() if not (math.isfinite(w) and w >= 0)}

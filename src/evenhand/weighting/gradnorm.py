@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
@@ -58,6 +59,7 @@ class GradNorm(Learned):
     traits = Traits(needs="norms", learned=True)
     initial = 1.0
 
+    @checked
     def __init__(self, alpha: float = 1.5, *, at: Place = "last_layer") -> None:
         super().__init__(at=at)
         if not (math.isfinite(alpha) and alpha >= 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients, cosines, norms
 from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.pcgrad import Meetings, visiting_orders
@@ -48,6 +49,7 @@ class GradVac(StatefulWeighting):
 
     traits = Traits(needs="gramian")
 
+    @checked
     def __init__(self, beta: float = 0.01, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if not 0 <= beta <= 1:

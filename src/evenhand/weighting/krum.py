@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.traits import Traits
@@ -37,6 +38,7 @@ class Krum(Weighting):
 
     traits = Traits(needs="gramian")
 
+    @checked
     def __init__(self, byzantine: int = 0, selected: int = 1, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if byzantine < 0 or selected < 1:

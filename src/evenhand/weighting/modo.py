@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.double_sampling import check, cross_gramian
@@ -50,6 +51,7 @@ class MoDo(StatefulWeighting):
 
     traits = Traits(needs="jacobian")
 
+    @checked
     def __init__(
         self,
         gamma: float = 0.1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import nash_weights
 from evenhand.weighting.base import Solved, Weighting
@@ -42,6 +43,7 @@ class NashMTL(Weighting):
 
     traits = Traits(needs="gramian", feasible=True, scale_invariant=True)
 
+    @checked
     def __init__(self, max_norm: float | None = None, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if max_norm is not None and not max_norm > 0:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Gradients, Outcome, Weighting, Wrapper
 from evenhand.weighting.state import State, put, take
@@ -66,6 +67,7 @@ class Normalized(Wrapper):
         tensor([0.1000, 0.0385])
     """
 
+    @checked
     def __init__(self, base: Weighting, by: str = "none", back: bool = False) -> None:
         if by not in SCALES:
             raise ValueError(f"by={by!r}: must be one of {', '.join(map(repr, SCALES))}")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.linalg import min_norm
 from evenhand.schedules import Clock
@@ -61,6 +62,7 @@ class OnlineMinNorm(StatefulWeighting):
 
     traits = Traits(needs="product")
 
+    @checked
     def __init__(self, rate: float = 0.5, check: int = 0, *, at: Place = "parameters") -> None:
         super().__init__(at=at)
         if not rate > 0 or check < 0:

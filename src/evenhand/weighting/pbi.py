@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.reference import Reference
@@ -45,6 +46,7 @@ class PBI(Preferring):
 
     traits = Traits(needs="losses")
 
+    @checked
     def __init__(
         self,
         theta: float = 5.0,

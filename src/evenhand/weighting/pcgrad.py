@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients, cosines, norms
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.traits import Traits
@@ -76,6 +77,7 @@ class Meetings:
     squared: Tensor
     size: Tensor
 
+    @checked
     def __init__(self, length: Tensor, cosine: Tensor, lengths: bool = False) -> None:
         self.coefficients = torch.diag_embed(length)
         self._cosine = cosine

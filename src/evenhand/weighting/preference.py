@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Weighting
 
@@ -25,6 +26,7 @@ class Preferring(Weighting):
             known) a task has no number or a number has no task.
     """
 
+    @checked
     def __init__(
         self, preference: Mapping[str, float] | None = None, *, at: Place = "parameters"
     ) -> None:

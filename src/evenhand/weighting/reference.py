@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 
 
@@ -18,6 +19,7 @@ class Reference:
         ValueError: an entry is not finite.
     """
 
+    @checked
     def __init__(self, values: Mapping[str, float] | None) -> None:
         wrong = {t: z for t, z in (values or {}).items() if not math.isfinite(z)}
         if wrong:

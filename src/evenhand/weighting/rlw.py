@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Weighting
 from evenhand.weighting.traits import Traits
@@ -55,6 +56,7 @@ class RLW(Weighting):
 
     traits = Traits(needs="nothing")
 
+    @checked
     def __init__(self, distribution: str = "normal") -> None:
         super().__init__()
         if distribution not in DISTRIBUTIONS:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Gradients, Method, warn_of
 from evenhand.weighting.state import Held, State
@@ -34,6 +35,7 @@ class Running(nn.Module):
         tensor([0.2500, 0.7500])
     """
 
+    @checked
     def __init__(self, method: Method, tasks: Sequence[str]) -> None:
         super().__init__()
         method.require(tasks)

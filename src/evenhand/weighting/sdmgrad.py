@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.double_sampling import check, cross_gramian
@@ -64,6 +65,7 @@ class SDMGrad(Preferring, StatefulWeighting):
 
     traits = Traits(needs="jacobian")
 
+    @checked
     def __init__(
         self,
         strength: float = 0.3,

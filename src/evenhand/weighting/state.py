@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 
 State = dict[str, Any]
@@ -47,6 +48,7 @@ class Held(nn.Module):
         TypeError: a value is neither a tensor nor a tree.
     """
 
+    @checked
     def __init__(self, start: State) -> None:
         super().__init__()
         self._dimensions: dict[str, int] = {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Outcome, StatefulWeighting
 from evenhand.weighting.positive import positive
@@ -40,6 +41,7 @@ class STCH(Preferring):
 
     traits = Traits(needs="losses")
 
+    @checked
     def __init__(
         self,
         mu: float = 1.0,
@@ -105,6 +107,7 @@ class LogSTCH(Preferring, StatefulWeighting):
 
     traits = Traits(needs="losses", counts_epochs=True, scale_invariant=True)
 
+    @checked
     def __init__(
         self,
         mu: float = 1.0,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.reference import Reference
@@ -38,6 +39,7 @@ class Tchebycheff(Preferring):
 
     traits = Traits(needs="losses")
 
+    @checked
     def __init__(
         self,
         preference: Mapping[str, float] | None = None,

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients, norms
 from evenhand.linalg import Solution, project_cone
 from evenhand.weighting.base import Outcome, Weighting, Wrapper
@@ -67,6 +68,7 @@ class Tension(Wrapper):
         tensor([0.7150, 0.2850])
     """
 
+    @checked
     def __init__(
         self,
         base: Weighting,

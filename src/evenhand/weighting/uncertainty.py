@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
 from evenhand.weighting.base import Gradients, Outcome
 from evenhand.weighting.learned import Learned
@@ -53,6 +54,7 @@ class Uncertainty(Learned):
     traits = Traits(needs="losses", learned=True)
     initial = 0.0
 
+    @checked
     def __init__(self, kind: str | Mapping[str, str] = "regression") -> None:
         super().__init__()
         kinds = [kind] if isinstance(kind, str) else list(kind.values())

@@ -1,0 +1,124 @@
+"""Arguments of the wrong kind, told by name before they are used."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from collections import abc
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache, wraps
+from numbers import Integral, Real
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from evenhand.text import quoted
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which refuses arguments that are not what its annotations say.
+
+    Numbers, words, truth values, classes, and tuples, sequences and mappings of them are looked
+    at; a protocol, a function's own arguments and what is generic otherwise are not.
+
+    Raises:
+        TypeError: from the function: an argument is of another kind; the message names it.
+        ValueError: from the function: a number is NaN.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def checking(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        hints = _hints(function)
+        for name, value in given.items():
+            if name in hints:
+                require_kind(name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return checking
+
+
+def require_kind(name: str, value: Any, hint: Any) -> None:
+    """See that an argument is of a kind.
+
+    Raises:
+        TypeError: it is of another one.
+        ValueError: it is NaN.
+    """
+    if _fits(value, hint):
+        return
+    message = f"{name}={quoted(value)}: must be {_told(hint)}"
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(message)
+    raise TypeError(message)
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_word(hint: Any) -> bool:
+    return get_origin(hint) is Literal
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    parts, inner = _parts(hint), get_args(hint)
+    if len(parts) > 1:
+        return any(_fits(value, part) for part in parts)
+    origin = get_origin(hint)
+    if hint in (int, float):
+        kind = Integral if hint is int else Real
+        return type(value) is not bool and isinstance(value, kind) and value == value
+    if _is_word(hint):
+        return isinstance(value, str) or value in inner  # which words there are, the function says
+    if origin in (tuple, abc.Sequence):
+        fits = isinstance(value, tuple | list if origin is tuple else abc.Sequence)
+        return fits and not isinstance(value, str) and all(_fits(v, inner[0]) for v in value)
+    if origin is abc.Iterable:
+        return isinstance(value, abc.Iterable) and not isinstance(value, str)
+    if origin is abc.Mapping:
+        return isinstance(value, abc.Mapping) and all(_fits(v, inner[1]) for v in value.values())
+    if origin is abc.Callable:
+        return callable(value)
+    if isinstance(hint, type) and origin is None and not vars(hint).get("_is_protocol"):
+        return isinstance(value, hint)
+    return True
+
+
+def _told(hint: Any) -> str:
+    """A kind in words."""
+    names = {int: "an integer", float: "a number", bool: "True or False", type(None): "None"}
+    parts, inner = _parts(hint), get_args(hint)
+    if len(parts) > 1:
+        return " or ".join(map(_told, parts))
+    if _is_word(hint):
+        return f"one of {', '.join(map(repr, inner))}"
+    origin = get_origin(hint)
+    if origin is abc.Callable:
+        return "a function"
+    if origin in (tuple, abc.Sequence, abc.Iterable):
+        return f"several ({_told(inner[0])} each), not a single one or a text"
+    if origin is abc.Mapping:
+        return f"a mapping to values ({_told(inner[1])} each)"
+    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def require_fields(made: Any) -> None:
+    """`require_kind` for every field of a dataclass.
+
+    Raises:
+        TypeError, ValueError: as `require_kind` does.
+    """
+    kind: Any = type(made)
+    hints = _hints(kind)
+    for entry in fields(made):
+        require_kind(entry.name, getattr(made, entry.name), hints[entry.name])

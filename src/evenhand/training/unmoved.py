@@ -1,0 +1,100 @@
+"""What a training would silently not train, told before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from evenhand.schedules import Clock, Phase, Stateless
+from evenhand.text import NAME, plain
+
+if TYPE_CHECKING:
+    from evenhand.training.loop import Training
+
+LOOKED_AT = 200
+"""How many epochs, and how many steps of the first, a schedule is asked about."""
+
+
+def require_moving(training: Training) -> None:
+    """See that every parameter that requires a gradient has an optimizer and a phase.
+
+    A schedule that learns from records is not asked: what it will do is not known. Nor is one that
+    was told for how many epochs each block trains (`alternate_epochs`).
+
+    Raises:
+        ValueError: learned weights, or parameters, have no optimizer; the optimizers are another
+            network's; or no phase trains the trunk, or some task. The message says what would be
+            right; what is to rest for good has ``requires_grad_(False)``.
+    """
+    stepped = {
+        id(parameter)
+        for optimizer in training.optimizers.named().values()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    learned = list(training.balancer.parameters())
+    own = {n: p for n, p in training.network.named_parameters() if p.requires_grad}
+    if any(id(weight) not in stepped for weight in learned):
+        names = [type(m).__name__ for m in training.balancer.methods if m.traits.learned]
+        raise ValueError(
+            f"no optimizer has the learned weights of {' and '.join(names)}: make the optimizers "
+            "with learned=balancer.parameters() of this training's balancer"
+        )
+    if stepped and stepped.isdisjoint(map(id, own.values())) and own:
+        raise ValueError(
+            "the optimizers are of another network: make them of network.blocks() of the network "
+            "that is trained"
+        )
+    if lost := [name for name, parameter in own.items() if id(parameter) not in stepped]:
+        raise ValueError(
+            f"no optimizer has {_several(lost)}: make the optimizers of network.blocks(), or call "
+            "requires_grad_(False) on what is to rest"
+        )
+    _require_phases(training)
+
+
+def _require_phases(training: Training) -> None:
+    schedule = training.phases
+    if schedule.state_dict() or (isinstance(schedule, Stateless) and schedule.counted):
+        return
+    phases = list(_phases(training))
+    blocks = training.network.blocks()
+    if _trainable(blocks.shared) and not any("shared" in phase.moves for phase in phases):
+        raise ValueError(
+            f"no phase of {training.phases!r} trains the shared parameters: let one move "
+            "'shared', or call requires_grad_(False) on them"
+        )
+    spoken = {task for phase in phases for task in phase.tasks}
+    if silent := [task for task in training.tasks if task not in spoken]:
+        raise ValueError(
+            f"no phase of {training.phases!r} has a loss of {_several(silent)}: name the task in "
+            "a phase, or leave it out of tasks="
+        )
+    moved = {task for phase in phases if "own" in phase.moves for task in phase.tasks}
+    resting = [t for t in training.tasks if t not in moved and _trainable(blocks.own.get(t, ()))]
+    if resting:
+        raise ValueError(
+            f"no phase of {training.phases!r} trains the own parameters of {_several(resting)}: "
+            "let one move 'own', or call requires_grad_(False) on them"
+        )
+
+
+def _phases(training: Training) -> Iterator[Phase]:
+    """The phases of the first steps, and of the first step of the first epochs."""
+    each = len(training.stream)
+    epochs = range(LOOKED_AT)
+    clocks = [Clock(epoch, epoch * each, training.seed) for epoch in epochs]
+    clocks += [Clock(0, step, training.seed) for step in range(1, min(each, LOOKED_AT))]
+    for clock in clocks:
+        yield from training.phases(clock, training.tasks)
+
+
+def _trainable(parameters: tuple[Tensor, ...] | list[Tensor]) -> bool:
+    return any(parameter.requires_grad for parameter in parameters)
+
+
+def _several(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(plain(name, NAME) for name in names[:3]) + more

@@ -1,0 +1,180 @@
+"""Wrong values of every public argument, made from the signatures: each answer names it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import evenhand as eh
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers
+from evenhand.training.stopping import EarlyStopping, Plateau
+from samplers import mixed
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "MultiTaskNetwork": {"trunk": nn.Linear(2, 2), "heads": {"a": nn.Linear(2, 1)}},
+    "Phase": {"tasks": ("a",)},
+    "alternate_epochs": {"shared": 1, "own": 1},
+    "in_groups": {"size": 2},
+    "nested": {"outer": eh.jointly(), "inner": eh.jointly()},
+    "PerBlock": {"make": eh.MGDA, "blocks": {"a": [torch.zeros(1, requires_grad=True)]}},
+    "CRMOGM": {"base": eh.MGDA()},
+    "Every": {"base": eh.MGDA(), "steps": 2},
+    "Normalized": {"base": eh.MGDA()},
+    "Tension": {"base": eh.MGDA()},
+}
+"""What a call must have besides the argument that is wrong."""
+MADE_BY_US = {
+    *("Balance", "Blocks", "NonFiniteError", "Outcome", "Outputs", "Solved", "TaskGradients"),
+    *("Traits", "Running", "resting", "Aggregator", "Method", "StatefulAggregator"),
+    *("StatefulWeighting", "Weighting", "Wrapper", "Learned"),
+}
+"""What users get, or derive from; and a context manager, whose body is what is wrong."""
+EXCEPTIONS = {
+    ("Balancer", "tasks"): "told by Python",
+    ("Balancer", "model"): "any module",
+    ("Balancer", "seed"): "not looked at before it is used",
+    ("Balancer", "members"): "told by Python",
+    ("nested", "outer"): "a protocol: any function",
+    ("nested", "inner"): "a protocol: any function",
+    ("PerBlock", "make"): "any function",
+    ("PerBlock", "blocks"): "of several kinds",
+    ("GradDrop", "leak"): "of several kinds",
+    ("CRMOGM", "alpha"): "of several kinds",
+}
+
+
+def _wrong(annotation: str) -> list[Any]:
+    """Values that no reading of an annotation allows."""
+    first = annotation.partition("[")[0]
+    if "int" in annotation and first == "int":
+        return ["x", 2.5, math.nan, True, [1]]
+    if first == "float":
+        return ["x", math.nan, [1], object()]
+    if first == "bool":
+        return ["x", 2, None]
+    if first == "str" or "Literal" in annotation:
+        return [3.5, object()]
+    return [object()] if "float" in annotation else [3.5, object()]
+
+
+def _arguments() -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    public = {name: getattr(eh, name) for name in eh.__all__ if name not in MADE_BY_US}
+    for name, made in public.items():
+        if not callable(made) or inspect.isabstract(made):
+            continue
+        for key, parameter in inspect.signature(made).parameters.items():
+            positional = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if positional and (name, key) not in EXCEPTIONS:
+                yield name, key, made
+
+
+@pytest.mark.parametrize(("name", "key", "made"), list(_arguments()))
+def test_a_wrong_argument_is_named(name, key, made) -> None:
+    annotation = str(inspect.signature(made).parameters[key].annotation)
+    for value in _wrong(annotation):
+        with pytest.raises((TypeError, ValueError), match=key):
+            made(**{**NEEDED.get(name, {}), key: value})
+
+
+def test_the_exceptions_are_few_and_there() -> None:
+    for name, key in EXCEPTIONS:
+        assert key in inspect.signature(getattr(eh, name)).parameters
+    assert len(EXCEPTIONS) <= 10
+
+
+# Training that would silently do nothing --------------------------------------------------------
+
+
+def _training(**changes: Any) -> Training:
+    problem = mixed()
+    tasks = tuple(problem.tasks)
+    torch.manual_seed(0)
+    network = changes.pop("network", None) or problem.network(tasks)
+    balancer = changes.pop("balancer", None) or eh.Balancer(tasks=tasks)
+    optimizers = changes.pop("optimizers", None) or Optimizers(
+        network.blocks(), partial(torch.optim.SGD, lr=0.1), learned=balancer.parameters()
+    )
+    return Training(problem, network, optimizers, balancer, epochs=1, **changes)
+
+
+def _sgd(network: eh.MultiTaskNetwork, **options: Any) -> Optimizers:
+    return Optimizers(network.blocks(), partial(torch.optim.SGD, lr=0.1), **options)
+
+
+def test_learned_weights_without_an_optimizer_are_refused() -> None:
+    tasks = tuple(mixed().tasks)
+    network = mixed().network(tasks)
+    run = _training(
+        network=network,
+        optimizers=_sgd(network),
+        balancer=eh.Balancer(eh.GradNorm(), tasks=tasks),
+    )
+    with pytest.raises(ValueError, match=r"learned weights of GradNorm: .*learned=balancer"):
+        next(run.run())
+
+
+def test_optimizers_of_another_network_are_refused() -> None:
+    with pytest.raises(ValueError, match="of another network"):
+        next(_training(optimizers=_sgd(mixed().network(tuple(mixed().tasks)))).run())
+
+
+def test_a_parameter_without_an_optimizer_is_refused_unless_it_rests() -> None:
+    network = mixed().network(tuple(mixed().tasks))
+    optimizers = _sgd(network)
+    network.trunk.register_parameter("extra", nn.Parameter(torch.ones(2)))
+    with pytest.raises(ValueError, match=r"no optimizer has trunk\.extra"):
+        next(_training(network=network, optimizers=optimizers).run())
+    network.trunk.extra.requires_grad_(False)
+    next(_training(network=network, optimizers=optimizers).run())
+
+
+@pytest.mark.parametrize(
+    ("phase", "told"),
+    [
+        (lambda tasks: eh.Phase(tasks, moves=("own",)), "trains the shared parameters"),
+        (lambda tasks: eh.Phase(tasks, moves=("shared",)), "trains the own parameters of"),
+        (lambda tasks: eh.Phase(tasks[:1]), "has a loss of"),
+    ],
+)
+def test_what_no_phase_trains_is_refused(phase, told) -> None:
+    from evenhand.schedules import Stateless
+
+    schedule = Stateless(lambda clock, tasks: (phase(tasks),), "made here")
+    with pytest.raises(ValueError, match=told):
+        next(_training(schedule=schedule).run())
+
+
+def test_slots_and_counts_are_counts() -> None:
+    network = mixed().network(tuple(mixed().tasks))
+    for slots in (0, -1, 1.0, True):
+        with pytest.raises((TypeError, ValueError), match="slots="):
+            _sgd(network, slots=slots)
+    for changes in ({"epochs": 2.5}, {"seed": -1}, {"observe_every": 0.5}, {"tasks": "left"}):
+        (name,) = changes
+        with pytest.raises((TypeError, ValueError), match=name):
+            Training(**{**vars_of(_training()), **changes})
+    with pytest.raises(ValueError, match=r"tasks='clas': no task .* did you mean 'class'"):
+        Training(**{**vars_of(_training()), "tasks": ("clas",)})
+    with pytest.raises(ValueError, match="checkpoint_every=0"):
+        next(_training().run(checkpoint_every=0))
+    for make in (EarlyStopping, Plateau):
+        with pytest.raises(TypeError, match=r"patience=2\.5"):
+            make(2.5)
+
+
+def vars_of(training: Training) -> dict[str, Any]:
+    names = ("problem", "network", "optimizers", "balancer")
+    return {name: getattr(training, name) for name in names}
+
+
+def test_a_trunk_is_a_module() -> None:
+    with pytest.raises(TypeError, match="trunk="):
+        eh.MultiTaskNetwork(lambda x: x, {"a": nn.Linear(1, 1)})
