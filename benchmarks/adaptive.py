@@ -122,7 +122,7 @@ def trainer(data: Problem, schedule: Schedule, rate: float, seed: int) -> Traini
         schedule=schedule,
         epochs=sys.maxsize,
         seed=seed,
-        count_work=True,
+        count_flops=True,
     )
 
 
@@ -140,10 +140,10 @@ def run(data: Problem, name: str, rate: float, seed: int, compute: float) -> Run
     spent, best, halfway, test, moves = 0.0, float("inf"), float("inf"), None, []
     try:
         for record in training.run():
-            spent += record.work or 0.0
+            spent += record.flops or 0.0
             if spent > compute:
                 break
-            moves.append("+".join(record.moves))
+            moves.append("+".join(record.trains))
             if record.best:
                 best = record.monitored
                 test = evaluate(training.network, data, data.test, training.tasks)[1]

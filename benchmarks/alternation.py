@@ -21,7 +21,7 @@ last and the project's own loop is the test of every gradient for NaN, and bookk
 the perceptron these are nearly all of a step's time, and no loop can bring them below shared 0.778,
 own 0.667, and 0.556 with the features in memory, since two thirds of its parameters are the heads',
 which an own phase passes forwards and backwards like any other step. The optimizer's time falls in
-proportion to what moves, to a third in a shared phase.
+proportion to what trains, to a third in a shared phase.
 
 Time is the processor time of the process on one thread, which a busy machine disturbs less than
 the time on the wall (given too). The variants take turns in every round, in an order drawn for it,
@@ -65,7 +65,7 @@ from evenhand.comparison.request import OPTIMIZERS
 from evenhand.data import Problem, Split, Task, quadrants
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import Block, Phase, Stateless
-from evenhand.training.epoch_statistics import Tally
+from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.feature_cache import FeatureMemory
 from evenhand.training.flops import Meter
 from evenhand.training.loop import Training
@@ -173,7 +173,7 @@ def by_hand(problem: Problem, optimizer: Factory, *moves: Block, cached: bool = 
 def training(
     problem: Problem,
     optimizer: Factory,
-    moves: tuple[Block, ...],
+    trains: tuple[Block, ...],
     lasts: int = 0,
     memory: int = 0,
 ) -> Training:
@@ -182,7 +182,7 @@ def training(
         problem,
         network,
         Optimizers(network.blocks(), optimizer),
-        schedule=Stateless(lambda clock, tasks: (Phase(tasks, moves, lasts=lasts),), "one phase"),
+        schedule=Stateless(lambda clock, tasks: (Phase(tasks, trains, lasts=lasts),), "one phase"),
         feature_memory=memory,
     )
 
@@ -192,14 +192,14 @@ def phase(
 ) -> Step:
     """A step of the training loop; nothing is evaluated."""
     run = training(problem, optimizer, moves, lasts, memory)
-    return lambda: run._step(Tally())
+    return lambda: run._step(EpochStatistics())
 
 
 def fill(problem: Problem, optimizer: Factory) -> Step:
     """The pass through all batches that fills the memory for features."""
     run = training(problem, optimizer, ("own",))
     memory = FeatureMemory(run.network, run.stream)
-    return lambda: memory.fill(Phase(tuple(problem.tasks), moves=("own",), lasts=2))
+    return lambda: memory.fill(Phase(tuple(problem.tasks), trains=("own",), lasts=2))
 
 
 VARIANTS: Mapping[str, Callable[[Problem, str], Step]] = {

@@ -87,8 +87,8 @@ def made(recipe: str, label: str, seed: int, case: Case) -> Training:
 
 def told(record: Record, tasks: Sequence[str]) -> Iterator[Any]:
     """What a record says of training, in this order."""
-    yield from (record.epoch, record.step, len(record.moves))
-    yield from (BLOCKS.index(block) for block in record.moves)
+    yield from (record.epoch, record.step, len(record.trains))
+    yield from (BLOCKS.index(block) for block in record.trains)
     of_tasks = (record.losses, record.validation, record.metrics, record.weights, record.norms)
     for values in (*of_tasks, record.oscillation):
         yield from (values.get(task) for task in tasks)
@@ -102,7 +102,7 @@ def told(record: Record, tasks: Sequence[str]) -> Iterator[Any]:
 
 def cost(record: Record) -> Iterator[Any]:
     """What a record says of the cost, without the time."""
-    yield from (record.work, record.reused, record.state_bytes)
+    yield from (record.flops, record.reused, record.state_bytes)
 
 
 # Differences that are meant --------------------------------------------------------------------

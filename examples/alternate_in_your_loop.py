@@ -1,4 +1,4 @@
-"""Alternate training in a loop of your own: `resting` makes a phase cost only what it moves.
+"""Alternate training in a loop of your own: `frozen` makes a phase cost only what it moves.
 
 In an own phase no graph is built for the trunk; in a shared phase no gradient of a head's weights
 is taken; what rests does not move, not even by AdamW's decay or BatchNorm's statistics.
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from evenhand import Balancer, Clock, MultiTaskNetwork, alternate_epochs, resting
+from evenhand import Balancer, Clock, MultiTaskNetwork, alternate_epochs, frozen
 
 torch.manual_seed(0)
 trunk = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU())
@@ -24,7 +24,7 @@ kind, size = x[:, :3].argmax(dim=1), x.square().mean(dim=1, keepdim=True)
 for epoch in range(12):
     (phase,) = schedule(Clock(epoch=epoch), network.tasks)
     for rows in torch.randperm(512).split(64):
-        with resting(network, phase):
+        with frozen(network, phase):
             y = network(x[rows])
         losses = {
             "kind": cross_entropy(y["kind"], kind[rows]),
@@ -34,4 +34,4 @@ for epoch in range(12):
         for optimizer in (shared, own):
             optimizer.step()
             optimizer.zero_grad()
-    print(epoch, *phase.moves, dict(zip(balance.tasks, balance.losses.tolist(), strict=True)))
+    print(epoch, *phase.trains, dict(zip(balance.tasks, balance.losses.tolist(), strict=True)))

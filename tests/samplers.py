@@ -499,17 +499,17 @@ class PlainTraining:
 
     def update(self, phase: Phase, batch: Batch, clock: Clock) -> None:
         self.network.eval()
-        self.network.trunk.train("shared" in phase.moves)
+        self.network.trunk.train("shared" in phase.trains)
         for task in phase.tasks:
-            self.network.head(task).train("own" in phase.moves)
+            self.network.head(task).train("own" in phase.trains)
         outputs = self.network(batch[0], tasks=phase.tasks)
         losses = self.problem.losses(outputs, batch[1])
         weights, direction = self.balanced(losses, outputs.features, phase, clock)
         own = {t: plain_jacobian([loss], self.blocks.own[t])[0] for t, loss in losses.items()}
-        if "shared" in phase.moves:
+        if "shared" in phase.trains:
             put_grad(self.blocks.shared, direction)
             self.slots[phase.slot].step()
-        if "own" in phase.moves:
+        if "own" in phase.trains:
             for task, weight in zip(losses, weights, strict=True):
                 put_grad(self.blocks.own[task], weight * own[task])
                 self.heads[task].step()
@@ -533,7 +533,7 @@ class PlainTraining:
                 clock=clock,
             )
 
-        trunk_moves = "shared" in phase.moves
+        trunk_moves = "shared" in phase.trains
         weights = torch.ones_like(values)
         if self.weighting is not None:
             if trunk_moves or not self.weighting.traits.reads_gradients:

@@ -49,7 +49,7 @@ from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import joined
 from evenhand.data import LabelCount, Problem, Source, Split, Task
 from evenhand.recipes import RECIPES, recipe
-from evenhand.training.epoch_statistics import Tally
+from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.records import Record
 
 RECIPES_ASKED = "single-task,sg,mgda,ate-sg,uncertainty,db-mtl"
@@ -809,7 +809,7 @@ def test_the_ink_is_the_page_s(copied) -> None:
 
 
 def _made(values: dict[int, float], moves: tuple[str, ...] = ("shared", "own")) -> Run:
-    records = [Record(e, e, moves=moves, validation={"side": x}) for e, x in values.items()]
+    records = [Record(e, e, trains=moves, validation={"side": x}) for e, x in values.items()]
     return Run(Result(JOB, ("side",), "finished"), tuple(records))
 
 
@@ -826,10 +826,10 @@ def test_series_end_where_the_first_seed_stopped() -> None:
 
 def test_an_epoch_at_rest_is_a_gap_and_one_unobserved_is_not() -> None:
     records = (
-        Record(1, 1, moves=("shared",), norms={"side": 1.0}),
-        Record(2, 2, moves=("shared",)),
-        Record(3, 3, moves=("own",)),
-        Record(4, 4, moves=("shared",), norms={"side": 2.0}),
+        Record(1, 1, trains=("shared",), norms={"side": 1.0}),
+        Record(2, 2, trains=("shared",)),
+        Record(3, 3, trains=("own",)),
+        Record(4, 4, trains=("shared",), norms={"side": 2.0}),
     )
     run = Run(Result(JOB, ("side",), "finished"), records)
     series = figures.Series.of([run], lambda record: record.norms, "side")
@@ -839,7 +839,7 @@ def test_an_epoch_at_rest_is_a_gap_and_one_unobserved_is_not() -> None:
 
 
 def test_rests_are_told(found) -> None:
-    assert figures.resting(found) == {"ate-sg": [(epoch, 1) for epoch in range(1, 12, 2)]}
+    assert figures.frozen(found) == {"ate-sg": [(epoch, 1) for epoch in range(1, 12, 2)]}
 
 
 def test_only_as_many_colours_as_can_be_told_apart(found) -> None:
@@ -931,9 +931,9 @@ def test_orthogonal_gradients_are_no_conflict() -> None:
     """Gradients (1, 0) and (0, 1) meet at a cosine of 0, (1, 0) and (−1, 1) below it."""
     weights = torch.zeros(2, requires_grad=True)
     for other, share in ((weights[1], 0.0), (weights[1] - weights[0], 1.0)):
-        tally = Tally()
-        tally.observe(Balancer().gradients({"a": weights[0] * 1, "b": other * 1}))
-        assert tally.means()["conflicts"] == {"a|b": share}
+        statistics = EpochStatistics()
+        statistics.observe(Balancer().gradients({"a": weights[0] * 1, "b": other * 1}))
+        assert statistics.means()["conflicts"] == {"a|b": share}
 
 
 def test_phases_tell_what_each_kind_did_to_each_task(found) -> None:

@@ -33,7 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 """What a call must have besides the argument that is wrong."""
 MADE_BY_US = {
     *("Balance", "Blocks", "NonFiniteError", "Outcome", "Outputs", "Solved", "TaskGradients"),
-    *("Traits", "Running", "resting", "Aggregator", "Method", "StatefulAggregator"),
+    *("Traits", "Running", "frozen", "Aggregator", "Method", "StatefulAggregator"),
     *("StatefulWeighting", "Weighting", "Wrapper", "Learned"),
 }
 """What users get, or derive from; and a context manager, whose body is what is wrong."""
@@ -139,8 +139,8 @@ def test_a_parameter_without_an_optimizer_is_refused_unless_it_rests() -> None:
 @pytest.mark.parametrize(
     ("phase", "told"),
     [
-        (lambda tasks: eh.Phase(tasks, moves=("own",)), "trains the shared parameters"),
-        (lambda tasks: eh.Phase(tasks, moves=("shared",)), "trains the own parameters of"),
+        (lambda tasks: eh.Phase(tasks, trains=("own",)), "trains the shared parameters"),
+        (lambda tasks: eh.Phase(tasks, trains=("shared",)), "trains the own parameters of"),
         (lambda tasks: eh.Phase(tasks[:1]), "has a loss of"),
     ],
 )

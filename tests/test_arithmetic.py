@@ -128,7 +128,7 @@ def _made_result(
         "test": test,
         "seconds": chance.uniform(0.5, 2.0),
         "parameters": 100 * len(tasks) + len(job.label),
-        "work": chance.uniform(1e9, 3e9),
+        "flops": chance.uniform(1e9, 3e9),
         "processor": chance.uniform(10.0, 30.0),
     }
 
@@ -137,14 +137,14 @@ def _made_records(result: dict[str, Any], chance: random.Random) -> list[dict[st
     tasks = result["tasks"]
     found = []
     for epoch in range(EPOCHS + 1):
-        resting = result["job"]["recipe"] == "ate-sg" and epoch % 2 == 0
-        moves = [] if not epoch else ["own"] if resting else ["shared", "own"]
+        frozen = result["job"]["recipe"] == "ate-sg" and epoch % 2 == 0
+        moves = [] if not epoch else ["own"] if frozen else ["shared", "own"]
         weights = {task: chance.uniform(0, 2) for task in tasks} if epoch else {}
         found.append(
             {
                 "epoch": epoch,
                 "step": 3 * epoch,
-                "moves": moves,
+                "trains": moves,
                 "weights": weights,
                 "validation": dict.fromkeys(tasks, 4.0 / (1 + epoch)),
                 "monitored": result["monitored"] if epoch == result["epoch"] else 6.0,
@@ -361,7 +361,7 @@ class Again:
             sum(record["weights"].values())
             for run in self.standing(recipe)
             for record in self.records[self.key(run)]
-            if "shared" in record["moves"]
+            if "shared" in record["trains"]
         ]
         return float(np.mean(totals))
 
@@ -435,7 +435,7 @@ def test_every_number_that_is_printed_is_that_of_its_files(folder) -> None:
             chances = [100 * p for p in versus.chances()]
             assert _near(cells["worse/same/"].replace("/", " "), *chances)
         assert _near(cells["parameters"], again.cost(recipe, "parameters"))
-        for title, what in (("operations", "work"), ("processor", "processor")):
+        for title, what in (("operations", "flops"), ("processor", "processor")):
             assert _near(cells[title], again.cost(recipe, what) / again.cost("sg", what))
         assert float(cells["Σw"]) == pytest.approx(again.weight(recipe), rel=5e-3)
         assert set(_numbers(cells["rate"].partition(" (")[0])) <= set(RATES)
@@ -477,7 +477,7 @@ def test_every_number_in_the_sentences_is_that_of_the_files(folder) -> None:
     ratio = again.cost("sg", "parameters") / again.cost("single-task", "parameters")
     assert costs is not None
     assert costs[1] == f"{100 * ratio:.0f} %"
-    for word, what in (("operations", "work"), ("processor time", "processor")):
+    for word, what in (("operations", "flops"), ("processor time", "processor")):
         shown = re.search(rf"([\d.]+) x the {word}", text)
         assert shown is not None
         expected = again.cost("sg", what) / again.cost("single-task", what)
@@ -536,7 +536,7 @@ def test_every_number_of_the_reference_rows_is_that_of_the_files(tmp_path) -> No
         for j, task in enumerate(TASKS):
             assert _near(cells[task], again.test(name)[..., j].mean())
         assert _near(cells["parameters"], again.cost(name, "parameters"))
-        for title, what in (("operations", "work"), ("processor", "processor")):
+        for title, what in (("operations", "flops"), ("processor", "processor")):
             assert _near(cells[title], again.cost(name, what) / again.cost("sg", what))
     # Each reference stands against the sum by itself, the best of the two of scikit-learn is told.
     text = " ".join(found.verdict.sentences)
@@ -648,7 +648,7 @@ def test_every_number_in_the_exports_is_that_of_the_files(folder) -> None:
             **{"low": low, "high": high, "worse": worse, "same": same, "better": better},
             **({"delta_m": again.delta(recipe).mean()} if again.delta_says() else {}),
             "parameters": again.cost(recipe, "parameters"),
-            "operations": again.cost(recipe, "work"),
+            "operations": again.cost(recipe, "flops"),
             "processor_seconds": again.cost(recipe, "processor"),
         }
         for k, task in enumerate(TASKS):
@@ -802,7 +802,7 @@ def test_a_rate_at_which_a_seed_diverged_does_not_stand() -> None:
 def test_seconds_are_of_an_epoch_of_the_mean_kind() -> None:
     """Trunk epochs 1, 3, 9 (median 3), head epochs 1, 2 (1.5): (3·3 + 2·1.5)/5 = 2.4."""
     records = [
-        Record(k, k, moves=(what,), seconds=seconds)
+        Record(k, k, trains=(what,), seconds=seconds)
         for k, (what, seconds) in enumerate(
             (("shared", 1.0), ("own", 1.0), ("shared", 9.0), ("own", 2.0), ("shared", 3.0))
         )

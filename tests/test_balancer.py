@@ -343,7 +343,7 @@ def test_what_is_shared_is_remembered() -> None:
 
 
 def test_a_phase_of_the_heads_finds_the_trunk_in_the_graph() -> None:
-    own = Phase(ALL, moves=("own",))
+    own = Phase(ALL, trains=("own",))
     for named in (False, True):
         model = Model()
         shared = {"shared": model.trunk} if named else {}
@@ -353,7 +353,7 @@ def test_a_phase_of_the_heads_finds_the_trunk_in_the_graph() -> None:
     with pytest.raises(ValueError, match=r"shared=.*MultiTaskNetwork"):
         # One task in the first call, and nobody has said what is shared.
         Balancer(tasks=ALL).backward(
-            {"a": losses_of(model(inputs()))["a"]}, phase=Phase(("a",), moves=("shared",))
+            {"a": losses_of(model(inputs()))["a"]}, phase=Phase(("a",), trains=("shared",))
         )
 
 
@@ -379,7 +379,7 @@ def test_a_phase_warns_of_nothing_that_rests() -> None:
     network = small_network()
     balancer = Balancer(model=network, tasks=ALL)
     for moves in (("shared",), ("own",), ("shared", "own")):
-        phase = Phase(ALL, moves=moves)
+        phase = Phase(ALL, trains=moves)
         outputs = network(inputs())
         balancer.backward(losses_of(outputs), features=outputs.features, phase=phase)
 
@@ -673,7 +673,7 @@ def test_with_a_phase_what_rests_gets_no_grad_and_without_one_it_is_left_alone()
     assert all(p.grad is not None for p in network.parameters())
     balancer.backward({"a": losses_of(network(inputs()))["a"]})
     assert all(p.grad is not None for p in network.parameters())
-    balancer.backward(losses_of(network(inputs())), phase=Phase(("a",), moves=("own",)))
+    balancer.backward(losses_of(network(inputs())), phase=Phase(("a",), trains=("own",)))
     assert {p for p in network.parameters() if p.grad is not None} == set(
         network.head("a").parameters()
     )
@@ -682,7 +682,7 @@ def test_with_a_phase_what_rests_gets_no_grad_and_without_one_it_is_left_alone()
 def test_where_the_trunk_rests_a_weighting_of_gradients_repeats_its_last_weights() -> None:
     network = small_network()
     balancer = Balancer(weighting=Steps(), model=network)
-    own = Phase(ALL, moves=("own",))
+    own = Phase(ALL, trains=("own",))
     seen = []
     for phase in (own, None, None, own, None, own):
         balance = balancer.backward(losses_of(network(inputs())), phase=phase)
@@ -699,7 +699,7 @@ def test_plus_is_nobodys_task() -> None:
 
     trunk, heads = list(network.trunk.parameters()), list(network.heads.parameters())
     plain = {}
-    for phase in (None, Phase(ALL, moves=("own",)), Phase(("a",), moves=("shared",))):
+    for phase in (None, Phase(ALL, trains=("own",)), Phase(("a",), trains=("shared",))):
         for aggregator in (None, MGDA(), Momentum(), MGDA(at="representation")):
             for plus in (None, penalty):
                 network.zero_grad()

@@ -22,7 +22,7 @@ from evenhand import MGDA, Balancer, MultiTaskNetwork, alternate_epochs, alterna
 from evenhand.comparison.constant import constants
 from evenhand.data import Problem, Split, Task
 from evenhand.ensemble.training import StackedTraining, obstacle
-from evenhand.network import resting
+from evenhand.network import frozen
 from evenhand.schedules import Phase, Schedule, jointly, one_by_one
 from evenhand.training.loop import Training, evaluate
 from evenhand.training.optimizers import Optimizers
@@ -255,7 +255,7 @@ def test_a_head_with_two_losses_is_balanced_like_the_trunk() -> None:
 
 
 def test_it_trains_with_the_heads() -> None:
-    """In the heads' phases it moves, by weights of its own Gramian, and the trunk rests."""
+    """In the heads' phases it moves, by weights of its own Gramian, and the trunk is frozen."""
     data = problem("area", "edge")
     run = training(data, Balancer(aggregator=MGDA()), schedule=ALTERNATE())
     hand = ByHand(run.network, data)
@@ -305,7 +305,7 @@ def test_a_phase_of_one_task_moves_the_heads_it_reads_and_no_other() -> None:
             self.name = name
 
         def __call__(self, clock: Any, tasks: tuple[str, ...]) -> Sequence[Phase]:
-            return [Phase((self.name,), moves=("own",))]
+            return [Phase((self.name,), trains=("own",))]
 
     reads = {"area": {MASK}, "edge": {MASK}, "overlap": {MASK, BOX}, "pose": {POSE}}
     for name, heads in reads.items():
@@ -363,7 +363,7 @@ def test_statistics_are_of_tasks_at_the_trunk() -> None:
 def test_a_head_that_several_tasks_read_is_evaluated_once() -> None:
     """Work is what a step written out takes, by torch's own counter."""
     data = problem()
-    run = training(data, count_work=True)
+    run = training(data, count_flops=True)
     network = copy.deepcopy(run.network)
     with FlopCounterMode(display=False) as counter:
         sum(losses_of(network, data.train.inputs, data.train.targets).values()).backward()
@@ -501,10 +501,10 @@ def test_heads_are_one_or_several_different_names(heads: Any) -> None:
 
 
 def test_a_phase_that_names_no_head_is_refused() -> None:
-    """A loop of one's own that hands the tasks' phase to `resting` would train no head."""
+    """A loop of one's own that hands the tasks' phase to `frozen` would train no head."""
     data = problem()
     network = data.network(tuple(TASKS))
-    phase = Phase(("area",), moves=("own",))
+    phase = Phase(("area",), trains=("own",))
     unknown = pytest.raises(ValueError, match=r"no head is called 'area'.*mask, box, pose")
-    with unknown, resting(network, phase):
+    with unknown, frozen(network, phase):
         pass

@@ -32,7 +32,7 @@ from evenhand import (
     Running,
     TaskGradients,
     Weighting,
-    resting,
+    frozen,
 )
 from evenhand.autodiff.gradients import Matrices, Place, norms, times
 from evenhand.comparison.job import Job
@@ -939,13 +939,13 @@ def test_a_step_that_is_not_finite_leaves_no_trace(case, where) -> None:
 def test_phases_without_the_trunk(case, slot) -> None:
     """A method that reads gradients waits, in either slot; one that reads losses goes on."""
     rig, joint = Rig(case, slot), Rig(case, slot)
-    own = Phase(rig.tasks, moves=("own",))
+    own = Phase(rig.tasks, trains=("own",))
     for step in range(2):
         for each in (rig, joint):
             each.step(step)
     before = state(rig.balancer.states)
     for step in (2, 3):
-        with resting(rig.network, own):
+        with frozen(rig.network, own):
             balance = rig.backward(step, phase=own)
         together = joint.backward(step)
         for each in (rig, joint):
@@ -1062,7 +1062,7 @@ TWINS = [
 
 @pytest.mark.parametrize(("name", "schedule", "at", "optimizer", "slot"), TWINS, ids=named(TWINS))
 def test_training_is_its_plain_twin(name, schedule, at, optimizer, slot) -> None:
-    """Features, resting parts, shared passes: nothing that makes a step cheap changes it."""
+    """Features, frozen parts, shared passes: nothing that makes a step cheap changes it."""
     case = BY_NAME[name]
     run = trained(case, schedule, at, optimizer, slot=slot)
     problem = in_double()
@@ -1079,7 +1079,7 @@ def test_training_is_its_plain_twin(name, schedule, at, optimizer, slot) -> None
         assert torch.allclose(one, other, rtol=1e-7, atol=1e-9), key
 
 
-# Rest: what a phase does not move does not move -----------------------------------------------
+# Frozen: what a phase does not move does not move -----------------------------------------------
 
 
 class Watched(Training):
@@ -1093,16 +1093,16 @@ class Watched(Training):
         super()._update(phase, *rest)
         assert same(self._resting_state(phase), before)
         moved = not same(self.network.trunk.state_dict(), trunk)
-        assert moved <= ("shared" in phase.moves)
+        assert moved <= ("shared" in phase.trains)
         Watched.moved += moved
 
     def _resting_state(self, phase: Phase) -> Any:
         blocks = self.network.blocks()
-        moving = set(blocks.moving(phase))
+        moving = set(blocks.training(phase))
         parts = [self.network.head(t) for t in self.tasks if t not in phase.tasks]
-        if "own" not in phase.moves:
+        if "own" not in phase.trains:
             parts = list(self.network.heads)
-        if "shared" not in phase.moves:
+        if "shared" not in phase.trains:
             parts.append(self.network.trunk)
         optimizers = self.optimizers.named()
         still = [k for k in optimizers if k.startswith("shared.") and k != f"shared.{phase.slot}"]
@@ -1111,7 +1111,7 @@ class Watched(Training):
             for name, optimizer in optimizers.items()
             if name in still
         }
-        moments["resting"] = [
+        moments["frozen"] = [
             snapshot(optimizer.state[p])
             for optimizer in optimizers.values()
             for p in blocks.all
@@ -1127,7 +1127,7 @@ RESTS = products(["eval", "train"])
 def test_rest(name, schedule, at, optimizer, mode) -> None:
     """Parameters, buffers and moments, bit for bit."""
     Watched.moved = 0
-    trained(BY_NAME[name], schedule, at, optimizer, kind=Watched, resting=mode)
+    trained(BY_NAME[name], schedule, at, optimizer, kind=Watched, frozen=mode)
     assert Watched.moved
 
 

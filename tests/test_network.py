@@ -1,4 +1,4 @@
-"""Who is shared, what rests, and what a resting part costs: nothing."""
+"""Who is shared, what rests, and what a frozen part costs: nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evenhand import MGDA, Balancer, MultiTaskNetwork, Phase, resting
+from evenhand import MGDA, Balancer, MultiTaskNetwork, Phase, frozen
 from samplers import inputs, losses_of, same, small_network, snapshot
 
 ALL = ("a", "b", "c")
-SHARED = Phase(ALL, moves=("shared",))
-OWN = Phase(ALL, moves=("own",))
+SHARED = Phase(ALL, trains=("shared",))
+OWN = Phase(ALL, trains=("own",))
 
 
 # MultiTaskNetwork -----------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_a_trunk_without_parameters_has_no_last_layer() -> None:
     assert blocks.last_layer == ()
 
 
-# resting --------------------------------------------------------------------------------------
+# frozen --------------------------------------------------------------------------------------
 
 
 def test_resting_freezes_what_does_not_move_and_gives_it_back() -> None:
@@ -82,14 +82,14 @@ def test_resting_freezes_what_does_not_move_and_gives_it_back() -> None:
     network.head("b").eval()
     network.trunk[0].bias.requires_grad_(False)
     before = _flags(network)
-    with resting(network, OWN):
+    with frozen(network, OWN):
         assert not any(p.requires_grad for p in network.trunk.parameters())
         assert not any(m.training for m in network.trunk.modules())
         assert all(p.requires_grad for p in network.heads.parameters())
         assert network.head("a").training
         assert not network.head("b").training
     assert _flags(network) == before
-    with resting(network, Phase(("a",))):
+    with frozen(network, Phase(("a",))):
         assert not any(p.requires_grad for p in network.head("c").parameters())
         assert network.trunk.training
         assert not network.head("c").training
@@ -104,7 +104,7 @@ def test_flags_and_buffers_come_back_when_an_exception_passes(mode, error) -> No
     identities = [id(buffer) for buffer in network.trunk.buffers()]
 
     def fail() -> None:
-        with resting(network, OWN, mode=mode):
+        with frozen(network, OWN, mode=mode):
             network(inputs())
             raise error
 
@@ -118,14 +118,14 @@ def test_flags_and_buffers_come_back_when_an_exception_passes(mode, error) -> No
     assert [id(buffer) for buffer in network.trunk.buffers()] == identities
 
 
-@pytest.mark.parametrize("phase", [SHARED, OWN, Phase(("b",), moves=("own",)), Phase(("b",))])
+@pytest.mark.parametrize("phase", [SHARED, OWN, Phase(("b",), trains=("own",)), Phase(("b",))])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_resting_buffers_do_not_move(phase, mode) -> None:
     network = small_network(norm=True)
     before = snapshot(dict(network.named_buffers()))
-    with resting(network, phase, mode=mode):
+    with frozen(network, phase, mode=mode):
         network(inputs())
-    moving = set(network.blocks().moving(phase))
+    moving = set(network.blocks().training(phase))
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm1d):
             moved = not torch.equal(module.running_mean, before[f"{name}.running_mean"])
@@ -136,16 +136,16 @@ def test_the_two_modes_normalise_differently() -> None:
     network = small_network(norm=True)
     x = inputs()
     plain = network(x).features.detach()
-    with resting(network, OWN, mode="train"):
+    with frozen(network, OWN, mode="train"):
         assert torch.equal(network(x).features, plain)
-    with resting(network, OWN, mode="eval"):
+    with frozen(network, OWN, mode="eval"):
         assert not torch.allclose(network(x).features, plain)
 
 
 def test_parameterless_modules_inside_a_resting_part_rest_too() -> None:
     trunk = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Dropout())
     network = MultiTaskNetwork(trunk, {"a": nn.Linear(2, 1)})
-    with resting(network, Phase(("a",), moves=("own",))):
+    with frozen(network, Phase(("a",), trains=("own",))):
         assert not trunk[1].training
         assert not trunk[2].training
 
@@ -153,19 +153,19 @@ def test_parameterless_modules_inside_a_resting_part_rest_too() -> None:
 def test_a_part_the_user_froze_keeps_its_mode() -> None:
     network = small_network(norm=True)
     network.trunk.requires_grad_(False)
-    with resting(network, OWN):
+    with frozen(network, OWN):
         assert network.trunk.training
     assert not any(p.requires_grad for p in network.trunk.parameters())
 
 
 def test_resting_a_foreign_model_needs_its_blocks() -> None:
     model = nn.ModuleDict({"trunk": nn.Linear(2, 2), "a": nn.Linear(2, 1), "b": nn.Linear(2, 1)})
-    with pytest.raises(ValueError, match="blocks="), resting(model, OWN):
+    with pytest.raises(ValueError, match="blocks="), frozen(model, OWN):
         pass
     balancer = Balancer(model=model)
     z = model["trunk"](torch.ones(3, 2))
     balancer.backward({"a": model["a"](z).sum(), "b": model["b"](z).sum()})
-    with resting(model, Phase(("b",), moves=("own",)), blocks=balancer.blocks):
+    with frozen(model, Phase(("b",), trains=("own",)), blocks=balancer.blocks):
         flags = {name: p.requires_grad for name, p in model.named_parameters()}
     assert [name for name, on in flags.items() if on] == ["b.weight", "b.bias"]
 
@@ -173,7 +173,7 @@ def test_resting_a_foreign_model_needs_its_blocks() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with (
         pytest.raises(ValueError, match="'eval' or 'train'"),
-        resting(small_network(), OWN, mode="frozen"),
+        frozen(small_network(), OWN, mode="frozen"),
     ):
         pass
 
@@ -189,7 +189,7 @@ def test_an_own_phase_builds_no_trunk_graph() -> None:
     network = small_network(norm=True)
     with _keeping() as joint:
         losses_of(network(inputs()))
-    with _keeping() as own, resting(network, OWN):
+    with _keeping() as own, frozen(network, OWN):
         outputs = network(inputs())
         losses_of(outputs)
     with _keeping() as heads_alone:
@@ -209,7 +209,7 @@ def test_a_shared_phase_keeps_nothing_for_the_weights_of_heads() -> None:
     # A layer keeps its input for the gradient of its weight only.
     network = small_network()
     for phase, kept in ((Phase(ALL), True), (SHARED, False)):
-        with resting(network, phase):
+        with frozen(network, phase):
             features = network(inputs()).features
             with _keeping() as tensors:
                 assert network.head("a")[0](features).requires_grad
@@ -217,18 +217,18 @@ def test_a_shared_phase_keeps_nothing_for_the_weights_of_heads() -> None:
 
 
 @pytest.mark.parametrize("rested", [True, False])
-@pytest.mark.parametrize("phase", [Phase(ALL), SHARED, OWN, Phase(("b",), moves=("own",))])
+@pytest.mark.parametrize("phase", [Phase(ALL), SHARED, OWN, Phase(("b",), trains=("own",))])
 def test_backward_visits_only_what_the_phase_moves(phase, rested) -> None:
     network = small_network()
-    with resting(network, phase if rested else Phase(ALL)):
+    with frozen(network, phase if rested else Phase(ALL)):
         outputs = network(inputs(), tasks=phase.tasks)
     losses = losses_of(outputs)
     visited = _visits(outputs.features, losses.values())
     Balancer(model=network, tasks=ALL).backward(losses, features=outputs.features, phase=phase)
-    assert visited["trunk"] == ("shared" in phase.moves)
+    assert visited["trunk"] == ("shared" in phase.trains)
     assert visited["heads"] > 0
     filled = {p for p in network.parameters() if p.grad is not None}
-    assert filled == set(network.blocks().moving(phase))
+    assert filled == set(network.blocks().training(phase))
 
 
 def test_one_trunk_pass_serves_all_tasks_at_the_representation() -> None:
@@ -279,6 +279,6 @@ class Listening(nn.Linear):
 def test_a_module_with_a_setter_of_its_own_hears_that_it_rests() -> None:
     network = MultiTaskNetwork(Listening(2, 3), {"a": nn.Linear(3, 1)})
     network.trunk.heard = []
-    with resting(network, Phase(("a",), moves=("own",))):
+    with frozen(network, Phase(("a",), trains=("own",))):
         assert not network.trunk.training
     assert network.trunk.heard == [False, True]

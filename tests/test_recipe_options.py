@@ -177,7 +177,7 @@ def test_options_are_in_manifest_folder_and_table(tmp_path) -> None:
     found = compare(made, names, tmp_path)
     assert [row.recipe for row in found.rows] == names
     assert read_manifest(tmp_path)["recipes"] == names
-    moved = [record.moves for record in found.records(found.rows[1].chosen[0])[1:]]
+    moved = [record.trains for record in found.records(found.rows[1].chosen[0])[1:]]
     assert moved == [("shared",), ("shared",)]
     folder = tmp_path / "ate-sg(shared=2,own=1)/split0/seed0-lr0.1"
     assert (folder / "best.safetensors").exists()

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork
 from evenhand.data import Problem, Split, Stream
-from evenhand.network import resting
+from evenhand.network import frozen
 from evenhand.schedules import (
     Phase,
     Schedule,
@@ -35,7 +35,7 @@ from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record, oscillation
 from samplers import mixed, same, snapshot, two_scales
 
-SHARED, OWN = Phase(("a", "b"), moves=("shared",)), Phase(("a", "b"), moves=("own",))
+SHARED, OWN = Phase(("a", "b"), trains=("shared",)), Phase(("a", "b"), trains=("own",))
 BOTH = Phase(("a", "b"))
 
 
@@ -78,18 +78,18 @@ def leaves_of(root: Tensor) -> set[Tensor]:
 
 def test_an_own_phase_builds_no_trunk_graph() -> None:
     net, x = network(), torch.randn(10, 6)
-    with resting(net, OWN), saved_bytes() as kept:
+    with frozen(net, OWN), saved_bytes() as kept:
         outputs = net(x)
     assert outputs.features.grad_fn is None
     assert leaves_of(loss(outputs)) == set(net.heads.parameters())
-    with resting(net, OWN), saved_bytes() as heads_alone:
+    with frozen(net, OWN), saved_bytes() as heads_alone:
         outputs = {t: net.head(t)(outputs.features) for t in net.tasks}
     assert sorted(kept.values()) == sorted(heads_alone.values())
 
 
 def test_a_shared_phase_differentiates_by_no_head() -> None:
     net, x = network(), torch.randn(10, 6)
-    with resting(net, SHARED):
+    with frozen(net, SHARED):
         outputs = net(x)
     assert leaves_of(loss(outputs)) == set(net.trunk.parameters())
 
@@ -99,7 +99,7 @@ def counted(phase: Phase, batch: int = 10) -> int:
     net, x = network(), torch.randn(batch, 6)
     balancer = Balancer(tasks=net.tasks, model=net)
     with Meter() as meter:
-        with resting(net, phase):
+        with frozen(net, phase):
             outputs = net(x)
         losses = {t: outputs[t].square().mean() for t in phase.tasks}
         balancer.backward(losses, features=outputs.features, phase=phase)
@@ -143,8 +143,8 @@ def run(training: Training) -> list[Record]:
 
 def test_work_is_counted() -> None:
     """An epoch's work, from the work of its phases; own phases that read features cost heads."""
-    alternating = run(prepared(alternate_epochs(1, 3), count_work=True))
-    joint = run(prepared(jointly(), count_work=True))
+    alternating = run(prepared(alternate_epochs(1, 3), count_flops=True))
+    joint = run(prepared(jointly(), count_flops=True))
     # Trunk 4 → 8 → 6, two heads 6 → 1, 48 samples in 3 batches.
     trunk, inner, heads = 2 * 48 * (4 * 8 + 8 * 6), 2 * 48 * 8 * 6, 2 * 48 * 2 * 6
     trial = trunk / 3 / 2  # half a batch, to see whether the trunk varies
@@ -156,7 +156,7 @@ def test_work_is_counted() -> None:
         *[shared, trunk + trial + own],
     ]
     assert [r.reused for r in alternating] == [0, 0, 48, 48, 48, 0, 48]
-    unread = run(prepared(alternate_epochs(1, 3), count_work=True, feature_memory=0))
+    unread = run(prepared(alternate_epochs(1, 3), count_flops=True, feature_memory=0))
     assert [r.work for r in unread[1:5]] == [shared] + [trunk + own] * 3
     assert all(r.work is None for r in run(prepared(jointly())))
 
@@ -166,7 +166,7 @@ def test_looking_on_costs_no_work() -> None:
     blind, seeing = (
         run(
             prepared(
-                alternate_steps(), count_work=True, observe_every=n, balancer=Balancer(**looks)
+                alternate_steps(), count_flops=True, observe_every=n, balancer=Balancer(**looks)
             )
         )
         for n in (0, 1)
@@ -248,7 +248,7 @@ def test_it_is_said_once_what_features_in_memory_save(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, "evenhand.training.feature_cache"):
         run(prepared(alternate_epochs(1, 2)))
     assert [r.getMessage() for r in caplog.records] == [
-        "features of the resting trunk are kept (0.00115 of at most 1074 MB): one pass through the "
+        "features of the frozen trunk are kept (0.00115 of at most 1074 MB): one pass through the "
         "trunk instead of 2 in a phase of 2 epochs"
     ]
 
@@ -279,7 +279,7 @@ def memory(*last: nn.Module, data: Any = None, **options: Any) -> FeatureMemory:
     return FeatureMemory(net, stream, **options)
 
 
-LASTING = Phase(("a", "b"), moves=("own",), lasts=2)
+LASTING = Phase(("a", "b"), trains=("own",), lasts=2)
 
 
 def test_why_features_are_not_kept_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -288,7 +288,7 @@ def test_why_features_are_not_kept_is_said_once(caplog: pytest.LogCaptureFixture
         features.fill(LASTING)
         features.fill(LASTING)
     (record,) = caplog.records
-    said = "features of the resting trunk are not kept: "
+    said = "features of the frozen trunk are not kept: "
     assert record.getMessage() == said + features.obstacle
 
 
@@ -337,8 +337,8 @@ def test_only_phases_that_last_are_served() -> None:
     features = memory()
     assert features.wanted(LASTING)
     assert not features.wanted(replace(LASTING, lasts=1))
-    assert not features.wanted(replace(LASTING, moves=("shared",)))
-    assert not features.wanted(replace(LASTING, moves=("shared", "own")))
+    assert not features.wanted(replace(LASTING, trains=("shared",)))
+    assert not features.wanted(replace(LASTING, trains=("shared", "own")))
     assert not memory(mode="train").wanted(LASTING)
     with pytest.raises(ValueError, match="fill it first"):
         features.batch(0)
@@ -416,7 +416,7 @@ def test_a_loader_resumes_bit_for_bit(stable: bool, tmp_path: Path) -> None:
     for name, schedule in (("ate", alternate_epochs(1, 4)), ("sat", alternate_steps())):
 
         def made(schedule: Schedule = schedule) -> Training:
-            return prepared(schedule, loaded(two_scales()), stable_loader=stable, count_work=True)
+            return prepared(schedule, loaded(two_scales()), stable_loader=stable, count_flops=True)
 
         whole, folder = made(), tmp_path / name
         folder.mkdir()
@@ -471,7 +471,7 @@ def test_changes_say_what_each_phase_did_to_each_loss() -> None:
         before = problem.losses(net(inputs), targets)
         step(phase)
         after = problem.losses(net(inputs), targets)
-        seen.append((phase.moves[0], {t: (after[t] - before[t]).item() for t in after}))
+        seen.append((phase.trains[0], {t: (after[t] - before[t]).item() for t in after}))
 
     training.optimizers.step = watched
     record = list(training.run())[1]

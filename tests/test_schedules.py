@@ -20,7 +20,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork
 from evenhand.data import Problem, Split, Stream
-from evenhand.network import resting
+from evenhand.network import frozen
 from evenhand.schedules import (
     BLOCKS,
     Clock,
@@ -95,7 +95,7 @@ def test_groups_part_the_tasks(m: int, size: int, step: int) -> None:
     assert tuple(len(phase.tasks) for phase in drawn) == schedule.slots(m)
     assert [phase.slot for phase in drawn] == list(range(len(drawn)))
     assert all(list(phase.tasks) == sorted(phase.tasks) for phase in drawn)
-    assert {(phase.moves, phase.batch) for phase in drawn} == {(BLOCKS, 0)}
+    assert {(phase.trains, phase.batch) for phase in drawn} == {(BLOCKS, 0)}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_groups_in_shared_phases_only() -> None:
 
 def test_task_steps_in_alternate_steps_share_its_two_batches() -> None:
     turns = phases(nested(alternate_steps(), one_by_one()))
-    assert [(p.tasks, p.moves, p.batch, p.slot) for p in turns] == [
+    assert [(p.tasks, p.trains, p.batch, p.slot) for p in turns] == [
         *[((task,), ("shared",), 0, k) for k, task in enumerate(ABC)],
         *[((task,), ("own",), 1, k) for k, task in enumerate(ABC)],
     ]
@@ -139,7 +139,7 @@ def test_task_steps_in_alternate_steps_share_its_two_batches() -> None:
 
 def test_alternate_steps_in_task_steps_finish_a_task_before_the_next() -> None:
     turns = phases(nested(one_by_one(), alternate_steps()))
-    assert [(p.tasks, p.moves, p.batch, p.slot) for p in turns] == [
+    assert [(p.tasks, p.trains, p.batch, p.slot) for p in turns] == [
         ((task,), moves, batch, k)
         for k, task in enumerate(ABC)
         for batch, moves in enumerate((("shared",), ("own",)))
@@ -156,8 +156,8 @@ def test_task_steps_in_groups_have_a_slot_each() -> None:
 
 def test_alternating_inside_the_alternation_of_epochs_keeps_what_both_move() -> None:
     schedule = nested(alternate_epochs(1, 1), alternate_steps())
-    assert [(p.moves, p.batch) for p in phases(schedule, epoch=0)] == [(("shared",), 0)]
-    assert [(p.moves, p.batch) for p in phases(schedule, epoch=1)] == [(("own",), 0)]
+    assert [(p.trains, p.batch) for p in phases(schedule, epoch=0)] == [(("shared",), 0)]
+    assert [(p.trains, p.batch) for p in phases(schedule, epoch=1)] == [(("own",), 0)]
     told = (
         "nothing moves in epoch 0 of nested(alternate_epochs(shared=1, own=0), "
         "alternate_epochs(shared=0, own=1))"
@@ -212,7 +212,7 @@ def test_nesting_passes_records_and_state_on() -> None:
         (lambda: nested(jointly(), jointly(), within=("trunk",)), "within="),
         (lambda: nested(jointly(), jointly(), within=()), "within="),
         (lambda: Phase(()), "at least one task"),
-        (lambda: Phase(ABC, ("head",)), "moves="),
+        (lambda: Phase(ABC, ("head",)), "trains="),
         (lambda: jointly().load_state_dict({"x": 1}), "keeps no state"),
     ],
 )
@@ -238,8 +238,8 @@ def fed(schedule: Schedule, told: Sequence[tuple[float, float]], **rates: float)
     blocks = []
     for monitored, work in told:
         (phase,) = phases(schedule)
-        blocks.append(phase.moves[0][0])
-        entry = Record(1, 1, moves=phase.moves, monitored=monitored, work=work)
+        blocks.append(phase.trains[0][0])
+        entry = Record(1, 1, trains=phase.trains, monitored=monitored, flops=work)
         schedule.observe(replace(entry, rates={"shared": 0.1, "own": 0.1} | rates))
     return "".join(blocks)
 
@@ -268,7 +268,7 @@ def test_a_reduced_rate_does_not_look_like_progress_that_dried_up() -> None:
         state["past"]["own"]["length"] = 4  # doubling does not end the phase
         schedule.load_state_dict(state)
         rates = {"shared": rate, "own": rate}
-        schedule.observe(Record(4, 4, ("own",), monitored=0.6923, work=1.0, rates=rates))
+        schedule.observe(Record(4, 4, ("own",), monitored=0.6923, flops=1.0, rates=rates))
         assert phases(schedule)[0].moves == (block,)
 
 
@@ -290,8 +290,8 @@ def test_no_progress_means_the_highest_frequency() -> None:
 
 def test_adaptive_alternation_needs_counted_work() -> None:
     schedule = alternate_adaptively()
-    with pytest.raises(ValueError, match="count_work=True"):
-        schedule.observe(Record(1, 1, moves=("shared",), rates={"shared": 0.1, "own": 0.1}))
+    with pytest.raises(ValueError, match="count_flops=True"):
+        schedule.observe(Record(1, 1, trains=("shared",), rates={"shared": 0.1, "own": 0.1}))
     for wrong in ({"longest": 0}, {"memory": 1.0}, {"memory": -0.1}):
         with pytest.raises(ValueError, match=r"must be|at least"):
             alternate_adaptively(**wrong)
@@ -334,7 +334,7 @@ def weights(training: Training) -> dict[str, Tensor]:
 
 def turns(clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
     """`alternate_epochs(1, 1)`, as a user writes it."""
-    return (Phase(tasks, moves=(BLOCKS[clock.epoch % 2],)),)
+    return (Phase(tasks, trains=(BLOCKS[clock.epoch % 2],)),)
 
 
 def test_a_plain_function_is_a_schedule() -> None:
@@ -368,7 +368,7 @@ def test_a_schedule_with_a_state_needs_no_more_than_it_has() -> None:
         seen = 0
 
         def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
-            return (Phase(tasks, moves=BLOCKS[: 1 + self.seen % 2]),)
+            return (Phase(tasks, trains=BLOCKS[: 1 + self.seen % 2]),)
 
         def observe(self, record: Record) -> None:
             self.seen += 1
@@ -394,7 +394,7 @@ def test_moments_tell_ius_from_io(factory: Factory) -> None:
 
 
 def test_io_is_one_optimizer_per_task_over_all_parameters() -> None:
-    """The released code's form: for Adam without decay, resting heads do not move anyway."""
+    """The released code's form: for Adam without decay, frozen heads do not move anyway."""
     problem, factory = two_scales(), partial(Adam, lr=0.01)
     ours = trained(one_by_one(), factory, problem=problem, epochs=2)
     torch.manual_seed(0)
@@ -490,17 +490,17 @@ def watched(schedule: Schedule, factory: Factory, **options: Any) -> Watching:
     ids=repr,
 )
 def test_what_rests_rests(schedule: Schedule, factory: Factory, mode: Any) -> None:
-    """No momentum, decay or statistics: a resting trunk, resting heads, other tasks' heads."""
-    optimizers = watched(schedule, factory, resting=mode)
+    """No momentum, decay or statistics: a frozen trunk, frozen heads, other tasks' heads."""
+    optimizers = watched(schedule, factory, frozen=mode)
     tasks = optimizers.network.tasks
     for phase, changed in optimizers.seen:
         speaking = {f"heads.{tasks.index(task)}" for task in phase.tasks}
-        allowed = speaking if "own" in phase.moves else set()
-        allowed |= {"trunk"} if "shared" in phase.moves else set()
+        allowed = speaking if "own" in phase.trains else set()
+        allowed |= {"trunk"} if "shared" in phase.trains else set()
         parts = {name[:7] if name.startswith("heads") else "trunk" for name in changed}
         assert parts <= allowed
         assert parts  # and something does move
-    assert {move for phase, _ in optimizers.seen for move in phase.moves} == set(BLOCKS)
+    assert {move for phase, _ in optimizers.seen for move in phase.trains} == set(BLOCKS)
 
 
 @pytest.mark.parametrize("batches", [3, 4])
@@ -606,7 +606,7 @@ def test_resuming_within_a_phase_is_bit_for_bit(
             epochs=7,
             plateau=Plateau(patience=1, min_delta=0.05),
             observe_every=2,
-            count_work=True,
+            count_flops=True,
         )
 
     whole = made()
@@ -643,7 +643,7 @@ def test_every_block_and_head_has_a_rate_of_its_own() -> None:
     assert optimizers.rates() == {"shared": 0.1, "own.a": 0.2, "own.b": 0.03}
     before = snapshot(network.state_dict())
     with_grads(network)
-    optimizers.step(Phase(("a",), moves=("own",)))
+    optimizers.step(Phase(("a",), trains=("own",)))
     moved = {n for n, value in network.state_dict().items() if not same(value, before[n])}
     assert moved == {"heads.0.weight", "heads.0.bias"}
     torch.testing.assert_close(network.head("a").bias, before["heads.0.bias"] - 0.2)
@@ -678,10 +678,10 @@ def test_a_schedule_counts_epochs_or_its_own_steps() -> None:
         Scheduled(partial(SGD, lr=1.0), halving),
         Scheduled(partial(SGD, lr=1.0), halving, every="step"),
     )
-    for _ in range(4):  # four epochs of five steps, in all of which the trunk rests
+    for _ in range(4):  # four epochs of five steps, in all of which the trunk is frozen
         for _ in range(5):
             with_grads(network)
-            optimizers.step(Phase(("a", "b"), moves=("own",)))
+            optimizers.step(Phase(("a", "b"), trains=("own",)))
         optimizers.end_epoch()
     assert optimizers.rates() == {"shared": 0.5**2, "own": 0.5**10}
 
@@ -907,7 +907,7 @@ def test_resting_is_for_loops_of_ones_own_too() -> None:
         for phase in alternate_steps()(Clock(step=step), tuple(problem.tasks)):
             inputs, targets = stream.batch(2 * step + phase.batch)
             optimizers.zero_grad()
-            with resting(network, phase):
+            with frozen(network, phase):
                 outputs = network(inputs)
                 losses = problem.losses(outputs, targets)
             balancer.backward(

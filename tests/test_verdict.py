@@ -333,7 +333,7 @@ def made_row(name: str, tests: Mapping[str, Sequence[float]], epoch: int = 1) ->
             0.5,
             test={task: values[split] for task, values in tests.items()},
             parameters=300 if name == "single-task" else 100,
-            work=2e6,
+            flops=2e6,
             processor=2.0 if name == "single-task" else 1.0,
         )
         for split in range(splits)

@@ -318,7 +318,7 @@ def strengths(tension: Running, g: TaskGradients) -> Tensor:
 
 
 def test_tension_counts_and_averages_for_each_task_by_itself() -> None:
-    """A task's pull depends on the calls in which it spoke, whoever else was there."""
+    """A task's pull depends on the calls in which it was active, whoever else was there."""
     tension = bound(Tension(Equal(), period=2, feasibility="none"))
     alone = {task: bound(Tension(Equal(), period=2, feasibility="none")) for task in TASKS}
     calls = [TASKS, ("a",), ("a", "c"), ("b", "c"), TASKS, ("b",), TASKS]
@@ -421,7 +421,7 @@ def test_history_rests_with_the_trunk(name: str) -> None:
     before = snapshot(run.balancer.states.state_dict())
     losses, z = forward(run.network, 5)
     run.optimizer.zero_grad()
-    run.balancer.backward(losses, features=z, phase=Phase(TASKS, moves=("own",)))
+    run.balancer.backward(losses, features=z, phase=Phase(TASKS, trains=("own",)))
     assert same(before, run.balancer.states.state_dict())
     assert all(scalar.grad is None for scalar in run.balancer.parameters())
 

@@ -238,7 +238,7 @@ def in_phases(rank: int, world: int, wrap: Callable[[nn.Module], nn.Module]) -> 
     found = []
     for step, moves in enumerate((("shared",), ("own",), ("shared", "own"))):
         losses, _, _ = batch(wrapped, step, *part_of(rank, world))
-        balancer.backward(losses, phase=Phase(tasks=("a", "c"), moves=moves))
+        balancer.backward(losses, phase=Phase(tasks=("a", "c"), trains=moves))
         found += [p.grad for p in model.parameters() if p.grad is not None]
         model.zero_grad()
     return found

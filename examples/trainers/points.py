@@ -17,7 +17,7 @@ from evenhand import (
     MultiTaskNetwork,
     Phase,
     Uncertainty,
-    resting,
+    frozen,
 )
 
 TASKS = ("side", "height", "reach")
@@ -77,12 +77,12 @@ def phase_of(method: str, epoch: int) -> Phase | None:
     """Alternate training: an epoch for the trunk, one for the heads. Else everything moves."""
     if not method.startswith("ate"):
         return None
-    return Phase(TASKS, moves=("own",) if epoch % 2 else ("shared",))
+    return Phase(TASKS, trains=("own",) if epoch % 2 else ("shared",))
 
 
 def held(network: MultiTaskNetwork, phase: Phase | None) -> AbstractContextManager[None]:
     """Around the forward pass: what does not move in this phase rests."""
-    return nullcontext() if phase is None else resting(network, phase)
+    return nullcontext() if phase is None else frozen(network, phase)
 
 
 def make_optimizer(network: MultiTaskNetwork, balancer: Balancer) -> torch.optim.Optimizer:

@@ -536,7 +536,7 @@ class Balancer(nn.Module):
         call = Call.of(
             present,
             tasks,
-            trains=BLOCKS if phase is None else phase.moves,
+            trains=BLOCKS if phase is None else phase.trains,
             phase=phase is not None,
             plus=request.plus,
             scale=request.scale,
@@ -596,7 +596,7 @@ class Balancer(nn.Module):
         parallel.meet(self._told_to_others())
         self._sources.reducer = parallel.reducer()
         self._sources.sharded = parallel.sharded
-        kind = None if phase is None else (tuple(phase.tasks), tuple(phase.moves))
+        kind = None if phase is None else (tuple(phase.tasks), tuple(phase.trains))
         outputs = request.features if isinstance(request.features, Outputs) else None
         found = parallel.agree(
             tasks, present, request.plus, request.counts, places, outputs, self.members, kind

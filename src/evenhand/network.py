@@ -2,7 +2,7 @@
 
 Being shared is a property of the model, not of a batch. `MultiTaskNetwork` knows it by
 construction; for any other model it is read off the autograd graph (`autodiff/ownership.py`).
-`resting` is the context in which a forward pass costs only what its phase moves.
+`frozen` is the context in which a forward pass costs only what its phase trains.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ class Blocks:
     own: Mapping[str, tuple[Tensor, ...]]
     last_layer: tuple[Tensor, ...] = ()
 
-    def moving(self, phase: Phase) -> list[Tensor]:
-        """The parameters that `phase` moves: the trunk, and the heads of the tasks that speak."""
-        trunk = list(self.shared) if "shared" in phase.moves else []
-        heads = self.own_of(phase.tasks) if "own" in phase.moves else []
+    def training(self, phase: Phase) -> list[Tensor]:
+        """The parameters that `phase` trains: the trunk, and the heads of the active tasks."""
+        trunk = list(self.shared) if "shared" in phase.trains else []
+        heads = self.own_of(phase.tasks) if "own" in phase.trains else []
         return trunk + heads
 
-    def resting(self, phase: Phase) -> list[Tensor]:
+    def frozen(self, phase: Phase) -> list[Tensor]:
         """All the others."""
-        trunk = [] if "shared" in phase.moves else list(self.shared)
-        moving = phase.tasks if "own" in phase.moves else ()
+        trunk = [] if "shared" in phase.trains else list(self.shared)
+        moving = phase.tasks if "own" in phase.trains else ()
         return trunk + self.own_of(task for task in self.own if task not in moving)
 
     def own_of(self, tasks: Iterable[str]) -> list[Tensor]:
@@ -273,21 +273,21 @@ def _last_layer(trunk: nn.Module) -> tuple[Tensor, ...]:
     return tuple(layers[-1].parameters(recurse=False)) if layers else ()
 
 
-Resting = Literal["eval", "train"]
+FrozenMode = Literal["eval", "train"]
 
 
 @contextmanager
-def resting(
+def frozen(
     model: nn.Module,
     phase: Phase,
     *,
     blocks: Blocks | None = None,
-    mode: Resting = "eval",
+    mode: FrozenMode = "eval",
 ) -> Iterator[None]:
-    """Let everything rest that `phase` does not move. Put it around the forward pass.
+    """Freeze everything that `phase` does not train. Put it around the forward pass.
 
-    Inside, resting parameters do not require gradients: with a resting trunk no graph is built
-    for it, with resting heads no gradient of their weights is taken. Modules all of whose
+    Inside, frozen parameters do not require gradients: with a frozen trunk no graph is built
+    for it, with frozen heads no gradient of their weights is taken. Modules all of whose
     parameters rest are in eval mode (``mode="eval"``); with ``mode="train"`` they use batch
     statistics and active dropout, and what they would write to their buffers (BatchNorm's running
     statistics) is dropped. Flags and buffers are restored exactly on the way out, also when an
@@ -295,60 +295,60 @@ def resting(
 
     Args:
         model: the network.
-        phase: what moves.
+        phase: what trains.
         blocks: whose each parameter is; a `MultiTaskNetwork` knows it, for any other model pass
             ``balancer.blocks``.
 
     Raises:
         ValueError: `blocks` is missing for a model that does not know them, or `mode` is unknown;
-            or the phase moves heads, and names one that a `MultiTaskNetwork` does not have.
+            or the phase trains heads, and names one that a `MultiTaskNetwork` does not have.
 
     Example:
         >>> import torch
         >>> network = MultiTaskNetwork(nn.Linear(2, 3), {"a": nn.Linear(3, 1)})
-        >>> with resting(network, Phase(("a",), moves=("own",))):
+        >>> with frozen(network, Phase(("a",), trains=("own",))):
         ...     network(torch.ones(1, 2)).features.requires_grad
         False
     """
     if blocks is None:
         if not isinstance(model, MultiTaskNetwork):
             raise ValueError(
-                "resting() cannot know what this model shares: pass blocks=, for example "
+                "frozen() cannot know what this model shares: pass blocks=, for example "
                 "balancer.blocks after a first backward, or use a MultiTaskNetwork"
             )
         unknown = [task for task in phase.tasks if task not in model.tasks]
-        if unknown and "own" in phase.moves:
+        if unknown and "own" in phase.trains:
             raise ValueError(
-                f"no head is called {unknown[0]!r}, so it cannot be said what moves: there are "
-                f"{', '.join(model.tasks)}. A phase for resting() names heads"
+                f"no head is called {unknown[0]!r}, so it cannot be said what trains: there are "
+                f"{', '.join(model.tasks)}. A phase for frozen() names heads"
             )
         blocks = model.blocks()
-    with Rest.of(model, phase, blocks).held(mode):
+    with Frozen.of(model, phase, blocks).held(mode):
         yield
 
 
 @dataclass(frozen=True, eq=False)
-class Rest:
-    """What rests in a phase. `resting` finds it anew each time; a loop may find it once.
+class Frozen:
+    """What is frozen in a phase. `frozen` finds it anew each time; a loop may find it once.
 
     Attributes:
-        parameters: those that could move and do not in this phase.
-        modules: those in which something rests and nothing moves, with all that they contain.
+        parameters: those that could train and do not in this phase.
+        modules: those in which something is frozen and nothing trains, with all that they contain.
     """
 
     parameters: Sequence[Tensor]
     modules: Sequence[nn.Module]
 
     @classmethod
-    def of(cls, model: nn.Module, phase: Phase, blocks: Blocks) -> Rest:
-        """What rests while `phase` moves its part of `model`."""
-        moving = set(blocks.moving(phase))
+    def of(cls, model: nn.Module, phase: Phase, blocks: Blocks) -> Frozen:
+        """What is frozen while `phase` trains its part of `model`."""
+        moving = set(blocks.training(phase))
         still = [p for p in model.parameters() if p.requires_grad and p not in moving]
-        return cls(still, _resting_modules(model, moving, set(still)) if still else [])
+        return cls(still, _frozen_modules(model, moving, set(still)) if still else [])
 
     @contextmanager
-    def held(self, mode: Resting = "eval") -> Iterator[None]:
-        """Hold it at rest, as `resting` says."""
+    def held(self, mode: FrozenMode = "eval") -> Iterator[None]:
+        """Hold it frozen, as `frozen` says."""
         if mode not in ("eval", "train"):
             raise ValueError(f"mode={mode!r}: must be 'eval' or 'train'")
         training = [(module, module.training) for module in self.modules]
@@ -376,10 +376,10 @@ class Rest:
 
 
 def _switch(module: nn.Module, training: bool) -> None:
-    """module.training = training, twice a step for every module that rests.
+    """module.training = training, twice a step for every module that is frozen.
 
     A module asks of all that is assigned to it whether it is a parameter, a module or a buffer,
-    which costs more than all else about resting: where nobody has changed that, it is not asked.
+    which costs more than all else about freezing: where nobody has changed that, it is not asked.
     """
     if type(module).__setattr__ is nn.Module.__setattr__:
         vars(module)["training"] = training
@@ -387,10 +387,10 @@ def _switch(module: nn.Module, training: bool) -> None:
         module.training = training
 
 
-def _resting_modules(model: nn.Module, moving: set[Tensor], still: set[Tensor]) -> list[nn.Module]:
-    """Modules in which something rests and nothing moves, with all that they contain.
+def _frozen_modules(model: nn.Module, moving: set[Tensor], still: set[Tensor]) -> list[nn.Module]:
+    """Modules in which something is frozen and nothing trains, with all that they contain.
 
-    A module whose parameters the user froze long ago is not resting: its mode is the user's.
+    A module whose parameters the user froze long ago is not frozen: its mode is the user's.
     """
     found: dict[nn.Module, None] = {}
     for module in model.modules():

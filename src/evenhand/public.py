@@ -7,7 +7,7 @@ from evenhand.balancer import Balancer
 from evenhand.balancing.balance import Balance
 from evenhand.comparison.door import compare
 from evenhand.doctor.diagnose import Diagnosis, diagnose
-from evenhand.network import Blocks, MultiTaskNetwork, Outputs, resting
+from evenhand.network import Blocks, MultiTaskNetwork, Outputs, frozen
 from evenhand.schedules import (
     Clock,
     Phase,
@@ -37,11 +37,11 @@ __all__ = [
     "alternate_steps",
     "compare",
     "diagnose",
+    "frozen",
     "in_groups",
     "jointly",
     "nested",
     "one_by_one",
-    "resting",
 ]
 __all__ += aggregation.__all__
 __all__ += weighting.__all__

@@ -75,7 +75,7 @@ def part(name: str, *, base: Part | None = None, **arguments: Value) -> Part:
 
 @dataclass(frozen=True)
 class Composition:
-    """One network's training: which tasks, what fills the slots, who moves when.
+    """One network's training: which tasks, what fills the slots, what trains when.
 
     `own_moments` gives each of the schedule's slots an optimizer of its own over the shared
     parameters (independent task steps); `replacement` draws each batch from the whole data set.

@@ -16,7 +16,7 @@ NAME = 40
 
 
 def plain(text: str, most: int | None = None) -> str:
-    """The text without what moves a cursor or cannot be encoded, cut to `most` characters.
+    """The text without what trains a cursor or cannot be encoded, cut to `most` characters.
 
     Control characters, lone surrogates, marks of direction and line ends are written as Python
     escapes.

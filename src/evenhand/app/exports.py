@@ -40,7 +40,7 @@ def table(findings: Findings) -> str:
         row = findings.rows[line.name]
         versus = _difference(line.versus)
         cells = [line.name, int(line.reference), line.skill.mean, *versus.values()]
-        cells += [_mean(findings.delta(line.name)), line.parameters, line.work, line.processor]
+        cells += [_mean(findings.delta(line.name)), line.parameters, line.flops, line.processor]
         cells += [line.tasks[task].mean if task in line.tasks else None for task in tasks]
         cells += [_mean(row.test.get(task, ())) for task in tasks]
         lines.append(cells)
@@ -93,7 +93,7 @@ def _row(line: Line) -> dict[str, Any]:
         "tasks": {task: dict(points.values) for task, points in line.tasks.items()},
         "versus": _told(line.versus),
         "parameters": line.parameters,
-        "operations": line.work,
+        "operations": line.flops,
         "processor_seconds": line.processor,
     }
 

@@ -130,7 +130,7 @@ class Series:
 
     @classmethod
     def of(cls, runs: Iterable[Run], field: Field, key: str) -> Series:
-        """Entry `key` of a field; where it is missing because the trunk rested, there is a gap."""
+        """Entry `key` of a field; where a frozen trunk gave none, there is a gap."""
         several = [dict(_values(run.records, field, key)) for run in runs]
         several = [values for values in several if any(map(math.isfinite, values.values()))]
         epochs = sorted(set.intersection(*map(set, several))) if several else []
@@ -154,7 +154,7 @@ def _values(records: Iterable[Record], field: Field, key: str) -> Iterator[tuple
         values = field(record)
         if key in values:
             yield record.epoch, values[key]
-        elif record.epoch > 0 and "shared" not in record.moves:
+        elif record.epoch > 0 and "shared" not in record.trains:
             yield record.epoch, math.nan
 
 
@@ -162,7 +162,7 @@ def draw(ax: Axes, series: Series, look: Look) -> None:
     """The mean as a line, and a band from the lowest to the highest."""
     width = 0.9 if look.color == GREY else None
     if not any(math.isfinite(a) and math.isfinite(b) for a, b in pairwise(series.mean)):
-        series = series.without_gaps()  # every other epoch rests: there is nothing else to join
+        series = series.without_gaps()  # frozen every other epoch: there is nothing else to join
     ax.plot(series.epochs, series.mean, color=look.color, ls=look.dashes, lw=width)
     if series.low != series.high:
         ax.fill_between(series.epochs, series.low, series.high, color=look.color, alpha=0.18, lw=0)
@@ -189,10 +189,10 @@ def scale(ax: Axes, lines: Iterable[Series]) -> None:
 
 
 def _rests(run: Run) -> list[tuple[int, int]]:
-    """(first epoch, length) of the stretches in which the trunk rested."""
+    """(first epoch, length) of the stretches in which the trunk was frozen."""
     stretches: list[tuple[int, int]] = []
     for record in run.records:
-        if record.epoch == 0 or "shared" in record.moves:
+        if record.epoch == 0 or "shared" in record.trains:
             continue
         start = record.epoch - 1
         if stretches and sum(stretches[-1]) == start:
@@ -296,7 +296,7 @@ def grey_first(findings: Findings) -> list[tuple[str, tuple[Run, ...]]]:
     return sorted(present, key=lambda item: look[item[0]].color != GREY)
 
 
-def resting(findings: Findings) -> dict[str, list[tuple[int, int]]]:
+def frozen(findings: Findings) -> dict[str, list[tuple[int, int]]]:
     """The recipes with a colour whose trunk rested, and when (in the first of their runs)."""
     look = looks(findings)
     stretches = {
@@ -310,7 +310,7 @@ def resting(findings: Findings) -> dict[str, list[tuple[int, int]]]:
 def _strips(ax: Axes, findings: Findings, height: float = 0.02) -> None:
     """At the foot of a panel, when the trunk of an alternating recipe rested."""
     look = looks(findings)
-    for level, (name, stretches) in enumerate(resting(findings).items()):
+    for level, (name, stretches) in enumerate(frozen(findings).items()):
         ax.broken_barh(
             stretches,
             (level * height, height * 0.8),

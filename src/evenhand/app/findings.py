@@ -121,7 +121,7 @@ class Findings:
 
     def trunk_weights(self, recipe_name: str, record: Record) -> Mapping[str, float]:
         """The tasks' weights in the trunk; empty if it rested, or if weights do not tell all."""
-        told = "shared" in record.moves and recipe_name not in self._off_span
+        told = "shared" in record.trains and recipe_name not in self._off_span
         return record.weights if told else {}
 
     def total_weight(self, recipe_name: str) -> float:
@@ -397,10 +397,10 @@ def _time(lines: Sequence[Line]) -> list[Column]:
     times = [
         _number(line.processor / clock if relative else line.processor, "{:.2f}") for line in lines
     ]
-    work = base.work if base is not None else None
+    work = base.flops if base is not None else None
     operations = [
-        _number(line.work / work if work else line.work, "{:.2f}" if work else "{:.2g}")
-        if line.work is not None
+        _number(line.flops / work if work else line.flops, "{:.2f}" if work else "{:.2g}")
+        if line.flops is not None
         else "–"
         for line in lines
     ]

@@ -142,8 +142,8 @@ def _moving(composition: Composition, calls: int = 60) -> str:
     """How often trunk and heads move, where it is not always."""
     phases = _phases(composition, calls)
     trunk, heads = (
-        sum(block in phase.moves for phase in phases) / len(phases) for block in ("shared", "own")
+        sum(block in phase.trains for phase in phases) / len(phases) for block in ("shared", "own")
     )
     if (trunk, heads) == (1, 1):
         return ""
-    return f"; trunk moves {trunk:.0%} of the time, heads {heads:.0%}"
+    return f"; trunk trains {trunk:.0%} of the time, heads {heads:.0%}"

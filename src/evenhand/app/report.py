@@ -93,10 +93,9 @@ def plates(findings: Findings) -> Iterator[Plate]:
     grey = f" In grey, because others have more skill: {joined(greyed)}." if greyed else ""
     named = len(findings.problem.tasks) > MANY
     worst = f" Of {len(findings.problem.tasks)} tasks, the worst ones." if named else ""
-    resting = figures.resting(findings)
-    strips = (
-        f" The strip at the foot marks epochs in which the trunk rested ({joined(list(resting))})."
-    )
+    frozen = figures.frozen(findings)
+    which = joined(list(frozen))
+    strips = f" The strip at the foot marks epochs in which the trunk was frozen ({which})."
     single = bool(findings.runs.get(REFERENCE))
     alone = "Dotted lines: the networks trained on a single task. " if single else ""
     pairs = math.comb(len(findings.problem.tasks), 2)
@@ -124,7 +123,7 @@ def plates(findings: Findings) -> Iterator[Plate]:
         (
             "Losses",
             f"Each task's mean loss on the validation set, at the rate chosen. {seeds}{grey}{worst}"
-            + (strips if resting else ""),
+            + (strips if frozen else ""),
             figures.losses,
         ),
         (
@@ -151,7 +150,7 @@ def plates(findings: Findings) -> Iterator[Plate]:
         (
             "Task weights",
             "What multiplied each task's gradient in the trunk, for the recipes in which it "
-            f"varies; shaded: the trunk rested. {seeds}{worst}",
+            f"varies; shaded: the trunk was frozen. {seeds}{worst}",
             figures.weights,
         ),
         (
@@ -164,8 +163,8 @@ def plates(findings: Findings) -> Iterator[Plate]:
         (
             "Phases",
             "What a step did to each task's loss (column) on its own batch, by what it moved or "
-            "which tasks spoke (row), the mean over epochs and seeds. It fell where the field is "
-            "violet, and rose where it is orange.",
+            "which tasks were active (row), the mean over epochs and seeds. It fell where the "
+            "field is violet, and rose where it is orange.",
             diagnostics.phases,
         ),
     )

@@ -152,13 +152,13 @@ class Source(Protocol):
 
 
 class TaskGradients:
-    """The losses of the tasks that speak, and their gradients at a place.
+    """The losses of the active tasks, and their gradients at a place.
 
     Leading dimensions are independent networks: a stacked ensemble has losses [..., m] and
     Gramians [..., m, m].
 
     Attributes:
-        tasks: names of the m tasks that speak, in the order of all tasks.
+        tasks: names of the m active tasks, in the order of all tasks.
         index: their positions among all tasks, int64 [m].
         total: the number of all tasks.
         clock: when.

@@ -21,11 +21,11 @@ class Balance:
     """What one backward call did. Tensors are detached; what was not computed is None.
 
     Attributes:
-        tasks: the m tasks that spoke.
+        tasks: the m active tasks.
         losses: their raw losses, [m].
         weights: what multiplied each task's gradient in the heads, [m].
         trunk_weights: what multiplied it in the trunk, [m]; None for an `Aggregator`, and where
-            the trunk rests.
+            the trunk is frozen.
         gramian: ⟨g_i, g_j⟩, [m, m], at the place the method looked at.
         applied: False when the step was skipped: a gradient overflowed under loss scaling.
         status: the worst way a solve of this call ended, "optimal", "stationary", "inaccurate" or

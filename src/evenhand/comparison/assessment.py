@@ -61,7 +61,7 @@ class Line:
         skill: the mean over the tasks that are judged; without values where it lacks one of them.
         versus: against single-task.
         parameters: of all its networks together; 0 where there are none.
-        work: floating-point operations of the training steps, of all its networks together, the
+        flops: floating-point operations of the training steps, of all its networks together, the
             mean over splits and seeds; None where they were not counted.
         processor: processor seconds, likewise; NaN where they were not measured.
         improving: whether most of its chosen runs were best at the last epoch they could train.
@@ -73,7 +73,7 @@ class Line:
     skill: Points
     versus: Difference | None = None
     parameters: float = 0.0
-    work: float | None = None
+    flops: float | None = None
     processor: float = math.nan
     improving: bool = False
 
@@ -293,7 +293,7 @@ def _costs(row: Row) -> tuple[float, float | None, float]:
     number = len(set(runs))
     if not number:
         return 0.0, None, math.nan
-    works = [result.work for result in row.chosen]
+    works = [result.flops for result in row.chosen]
     known = [work for work in works if work is not None]
     return (
         math.fsum(result.parameters for result in row.chosen) / number,

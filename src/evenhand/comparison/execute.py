@@ -147,7 +147,7 @@ def _result(job: Job, run: Training, records: Sequence[Record], settings: Settin
     if not improved:
         return Result(job, run.tasks, "diverged: no epoch has a finite validation loss")
     best, problem = improved[-1], run.problem
-    work = [record.work for record in records[1:]]
+    work = [record.flops for record in records[1:]]
     return Result(
         job,
         run.tasks,
@@ -163,7 +163,7 @@ def _result(job: Job, run: Training, records: Sequence[Record], settings: Settin
             else {}
         ),
         parameters=parameters(run.network),
-        work=None if None in work else math.fsum(known for known in work if known is not None),
+        flops=None if None in work else math.fsum(known for known in work if known is not None),
     )
 
 
@@ -171,6 +171,6 @@ def _epoch_seconds(records: Sequence[Record]) -> float:
     # One median over all epochs of an alternating run would be that of the commoner kind alone.
     kinds: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for record in records:
-        kinds[record.moves].append(record.seconds)
+        kinds[record.trains].append(record.seconds)
     total = math.fsum(statistics.median(seconds) * len(seconds) for seconds in kinds.values())
     return total / len(records)

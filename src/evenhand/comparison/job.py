@@ -80,7 +80,7 @@ class Result:
         resampled: each task's metric on draws of the test rows (`resampling`), the same draws for
             every run of a split; empty where splits show the spread.
         parameters: how many the network has.
-        work: floating-point operations of all its training steps; None where not counted.
+        flops: floating-point operations of all its training steps; None where not counted.
         processor: processor seconds of training and validating it, all threads together; of runs
             that are trained as one, an equal share.
     """
@@ -95,7 +95,7 @@ class Result:
     seconds: float = math.nan
     resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     parameters: int = 0
-    work: float | None = None
+    flops: float | None = None
     processor: float = math.nan
 
     def to_json(self) -> str:

@@ -136,7 +136,7 @@ def training(
         plateau=Plateau(parts.plateau, factor=parts.factor) if parts.plateau else None,
         replacement=parts.replacement,
         observe_every=settings.observe_every,
-        count_work=True,
+        count_flops=True,
     )
 
 

@@ -60,7 +60,7 @@ def _own_epochs(job: Job, problem: Problem, settings: Settings, folder: Path) ->
     work: list[float | None] = []
     for record in run.run():
         if record.epoch:
-            work.append(record.work)
+            work.append(record.flops)
         first = first or record.validation
         better = [task for task in run.tasks if record.validation[task] < best[task]]
         if not better:
@@ -84,7 +84,7 @@ def _own_epochs(job: Job, problem: Problem, settings: Settings, folder: Path) ->
         test,
         resampled=drawn,
         parameters=parameters(run.network),
-        work=None if None in work else math.fsum(known for known in work if known is not None),
+        flops=None if None in work else math.fsum(known for known in work if known is not None),
     )
 
 

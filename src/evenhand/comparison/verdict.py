@@ -273,8 +273,8 @@ def _cost(found: Assessment) -> Iterator[str]:
     if joint is None or single is None or not single.parameters:
         return
     parts = [f"{_share(joint.parameters / single.parameters)} of the parameters"]
-    if joint.work is not None and single.work:
-        parts.append(f"{joint.work / single.work:.2g} x the operations")
+    if joint.flops is not None and single.flops:
+        parts.append(f"{joint.flops / single.flops:.2g} x the operations")
     if math.isfinite(joint.processor) and single.processor > 0:
         parts.append(f"{joint.processor / single.processor:.2g} x the processor time")
     yield f"It has {joined(parts)}."

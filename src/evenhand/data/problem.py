@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PARTS = ("train", "validation", "test")
 T = TypeVar("T")
 Batch = tuple[Any, Mapping[str, Tensor]]
-"""Inputs (a tensor or a nest of them) and the targets of the tasks that the batch speaks for."""
+"""Inputs (a tensor or a nest of them) and the targets of the tasks that the batch has labels of."""
 
 
 class Metric(Protocol):

@@ -30,7 +30,7 @@ from torch.optim import Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from evenhand.balancer import Balancer
 from evenhand.comparison.inference import Estimate
 from evenhand.doctor.agreement import FEWEST, Agreement, agreement
-from evenhand.network import Rest
+from evenhand.network import Frozen
 
 Losses = Callable[[Any, Any], Mapping[str, Tensor | None]]
 """(model, batch) -> each task's mean loss; a task without a label in the batch is absent."""
@@ -142,7 +142,7 @@ def look(
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     kept = [(p, p.grad) for p in model.parameters()]
-    with torch.random.fork_rng(), Rest((), tuple(model.modules())).held("train"):
+    with torch.random.fork_rng(), Frozen((), tuple(model.modules())).held("train"):
         yield
     for parameter, gradient in kept:
         parameter.grad = gradient

@@ -41,13 +41,13 @@ wins on two or three cores, and where there are many, several recipes fill them.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import torch
@@ -61,7 +61,7 @@ from evenhand.ensemble.optimizers import StackedOptimizer, stacked
 from evenhand.network import Outputs
 from evenhand.schedules import Clock, Phase, in_step
 from evenhand.training import checkpoint
-from evenhand.training.epoch_statistics import Tally
+from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.flops import Meter
 from evenhand.training.loop import Forward, Training, kind_of
 from evenhand.training.optimizers import Factory, Optimizers, Scheduled
@@ -113,7 +113,7 @@ def _kept_alike(member: Training) -> tuple[Any, ...]:
     methods = map(repr, (member.balancer.weighting, member.balancer.aggregator))
     stream = member.stream
     drawing = (stream.batch_size, stream.replacement, stream.drop_last, member.observe_every)
-    rest = (member.resting, member.count_work, repr(member.phases), member.optimizers.slots)
+    rest = (member.frozen, member.count_flops, repr(member.phases), member.optimizers.slots)
     return (id(member.problem), member.tasks, member.epochs, *drawing, *rest, *methods)
 
 
@@ -172,7 +172,7 @@ class StackedTraining:
 
     Work and time are those of a single run, so that methods can be compared whether stacked or
     not: both are taken from one network by itself, which goes along, without moving, in a few
-    steps of every epoch. Features are not kept while a trunk rests, so `reused` stays 0.
+    steps of every epoch. Features are not kept while a trunk is frozen, so `reused` stays 0.
 
     Args:
         members: trainings that have not begun, and differ in seeds, initial weights and learning
@@ -225,7 +225,7 @@ class StackedTraining:
         begun = any(member.first is not None for member in self.members)
         yield from logs.so_far(marks, self.ended)
         if not begun:
-            yield from logs.added(self._judged([Tally() for _ in self.alive]))
+            yield from logs.added(self._judged([EpochStatistics() for _ in self.alive]))
         yield from self._released()
         while self.alive:
             before = self.alive
@@ -238,31 +238,31 @@ class StackedTraining:
             yield from events
             yield from self._released()
 
-    def _epoch(self) -> list[Tally]:
+    def _epoch(self) -> list[EpochStatistics]:
         """The steps of an epoch, for each member that lives through it; the others leave."""
         number = len(self.alive)
         try:
-            tallies = self._steps.train_epoch().members(number)
+            statistics = self._steps.train_epoch().members(number)
         except NonFiniteError:  # of every member
-            tallies = [Tally()] * number
+            statistics = [EpochStatistics()] * number
         fallen = self._steps.fallen
         self.ended.update({self.alive[at]: f"diverged: {why}" for at, why in fallen.items()})
         lasting = [at for at in range(number) if at not in fallen]
         if fallen:
             self._keep(lasting)
             fallen.clear()
-        return [tallies[at] for at in lasting]
+        return [statistics[at] for at in lasting]
 
-    def _judged(self, tallies: Sequence[Tally]) -> list[tuple[int, Record]]:
+    def _judged(self, statistics: Sequence[EpochStatistics]) -> list[tuple[int, Record]]:
         """Each member's record of the epoch."""
         steps = self._steps
         held = sum(steps.optimizers.state_bytes().values()) // max(len(self.alive), 1)
         records = []
-        for k, tally in zip(self.alive, tallies, strict=True):
+        for k, mine in zip(self.alive, statistics, strict=True):
             member = self.members[k]
             member.epoch, member.step, member.drawn = steps.epoch, steps.step, steps.drawn
-            tally.rates = member.optimizers.rates() if tally.rates else {}
-            records.append((k, member.judged(tally, held)))
+            mine.rates = member.optimizers.rates() if mine.rates else {}
+            records.append((k, member.judged(mine, held)))
         return records
 
     def _released(self) -> list[tuple[int, str]]:
@@ -436,31 +436,36 @@ class _Lockstep(Training):
         """Now, with every member's seed."""
         return replace(super().clock(), seeds=self.seeds)
 
-    def _counted(self, kind: str, action: Callable[[], None], tally: Tally) -> None:
+    def _counted(self, kind: str, action: Callable[[], None], statistics: EpochStatistics) -> None:
         action()
 
     def _update(
-        self, phase: Phase, number: int, draw: Callable[[int], Batch], clock: Clock, tally: Tally
+        self,
+        phase: Phase,
+        number: int,
+        draw: Callable[[int], Batch],
+        clock: Clock,
+        statistics: EpochStatistics,
     ) -> None:
-        so_far = tally.seconds
-        super()._update(phase, number, draw, clock, tally)
+        so_far = statistics.seconds
+        super()._update(phase, number, draw, clock, statistics)
         kind, twin = kind_of(phase, phase.tasks), self._twin  # every label is there
         seconds = self._alone.setdefault(kind, {})
         if self.epoch not in seconds and len(seconds) < TIMED:
-            alone = [Tally(counts_work=self.count_work) for _ in range(3)]
+            alone = [EpochStatistics(counts_flops=self.count_flops) for _ in range(3)]
             with suppress(NonFiniteError):
                 for each in alone:
                     twin._update(phase, 0, twin.stream.batch, twin.clock(), each)
-            seconds[self.epoch] = statistics.median(each.seconds for each in alone)
-        tally.seconds = so_far + statistics.median(seconds.values())
-        if tally.work is not None:
-            tally.work += twin._work.get(kind, 0)
+            seconds[self.epoch] = median(each.seconds for each in alone)
+        statistics.seconds = so_far + median(seconds.values())
+        if statistics.flops is not None:
+            statistics.flops += twin._flops.get(kind, 0)
 
     def _observe(
-        self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, tally: Tally
+        self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, statistics: EpochStatistics
     ) -> None:
         if not self._looked:
-            super()._observe(outputs, losses, phase, tally)
+            super()._observe(outputs, losses, phase, statistics)
             self._looked = True
 
     # A member that fails ----------------------------------------------------------------------
@@ -472,11 +477,11 @@ class _Lockstep(Training):
         samples: Sequence[Batch],
         phase: Phase,
         clock: Clock,
-        tally: Tally,
+        statistics: EpochStatistics,
     ) -> None:
         self._looked = False
         try:
-            super()._balanced_step(forward, batch, samples, phase, clock, tally)
+            super()._balanced_step(forward, batch, samples, phase, clock, statistics)
             return
         except NonFiniteError:
             pass  # what failed has left no trace; its graph is gone when this block is left
@@ -492,7 +497,7 @@ class _Lockstep(Training):
         self.keep(index)
         batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
         clock = replace(clock, seeds=_taken(clock.seeds, index))
-        super()._balanced_step(self.network, batch, samples, phase, clock, tally)
+        super()._balanced_step(self.network, batch, samples, phase, clock, statistics)
 
     def _attempt(
         self, batch: Batch, samples: Sequence[Batch], phase: Phase, clock: Clock, at: Sequence[int]
@@ -507,7 +512,9 @@ class _Lockstep(Training):
         batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
         clock = replace(clock, seeds=_taken(clock.seeds, index))
         try:
-            Training._balanced_step(trial, trial.network, batch, samples, phase, clock, Tally())
+            Training._balanced_step(
+                trial, trial.network, batch, samples, phase, clock, EpochStatistics()
+            )
         except NonFiniteError as error:
             return str(error).partition(";")[0]
         return ""

@@ -36,7 +36,7 @@ def alternate_adaptively(longest: int = 100, memory: float = 0.8) -> Schedule:
     """ATE-SG whose phases end when they bring less per unit of work than training has lately.
 
     Progress is measured by the monitored validation quantity, work is counted, never timed, so
-    runs are reproducible; `Training` must count it (``count_work=True``). See the module's text.
+    runs are reproducible; `Training` must count it (``count_flops=True``). See the module's text.
 
     Args:
         longest: the most epochs of a phase.
@@ -58,7 +58,7 @@ class _Past:
     """
 
     gain: float = 0.0
-    work: float = 0.0
+    flops: float = 0.0
     length: int = 1
 
 
@@ -69,7 +69,7 @@ class _State:
     block: Block = "shared"
     epochs: int = 0
     gain: float = 0.0
-    work: float = 0.0
+    flops: float = 0.0
     monitored: float = math.nan
     past: dict[str, _Past] = field(default_factory=lambda: {block: _Past() for block in BLOCKS})
 
@@ -85,26 +85,26 @@ class _Adaptive(Schedule):
         self.state = _State()
 
     def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> tuple[Phase]:
-        return (Phase(tasks, moves=(self.state.block,), lasts=self._longest_now()),)
+        return (Phase(tasks, trains=(self.state.block,), lasts=self._longest_now()),)
 
     def slots(self, tasks: int) -> tuple[int, ...]:
         return (tasks,)
 
     def observe(self, record: Record) -> None:
-        """Decide, after an epoch, whether the next one moves the other block."""
+        """Decide, after an epoch, whether the next one trains the other block."""
         before, self.state.monitored = self.state.monitored, record.monitored
-        if not record.moves:  # the network before training
+        if not record.trains:  # the network before training
             return
-        if record.work is None:
+        if record.flops is None:
             raise ValueError(
-                "adaptive alternation weighs progress against work: Training(count_work=True)"
+                "adaptive alternation weighs progress against work: Training(count_flops=True)"
             )
         state, rates = self.state, {block: _rate(record, block) for block in BLOCKS}
         gain = _fraction(before, record.monitored)
         state.epochs += 1
         state.gain += gain / rates[state.block] if rates[state.block] else 0.0
-        state.work += record.work
-        dried_up = gain / record.work < max(0.0, self._average(rates)) if record.work else True
+        state.flops += record.flops
+        dried_up = gain / record.flops < max(0.0, self._average(rates)) if record.flops else True
         if dried_up or state.epochs >= self._longest_now():
             self._leave()
 
@@ -114,7 +114,7 @@ class _Adaptive(Schedule):
     def _average(self, rates: dict[Block, float]) -> float:
         """Gain per unit of work over the finished phases, at the rates of today."""
         past = self.state.past
-        work = math.fsum(past[block].work for block in BLOCKS)
+        work = math.fsum(past[block].flops for block in BLOCKS)
         gain = math.fsum(rates[block] * past[block].gain for block in BLOCKS)
         return gain / work if work else 0.0
 
@@ -122,10 +122,10 @@ class _Adaptive(Schedule):
         state = self.state
         past = state.past[state.block]
         past.gain = self.memory * past.gain + state.gain
-        past.work = self.memory * past.work + state.work
+        past.flops = self.memory * past.flops + state.flops
         past.length = state.epochs
         state.block = "own" if state.block == "shared" else "shared"
-        state.epochs, state.gain, state.work = 0, 0.0, 0.0
+        state.epochs, state.gain, state.flops = 0, 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.state)

@@ -23,14 +23,14 @@ def alternate_steps() -> Schedule:
 
     Example:
         >>> for phase in alternate_steps()(Clock(), ("a", "b")):
-        ...     print(phase.moves, "on batch", phase.batch)
+        ...     print(phase.trains, "on batch", phase.batch)
         ('shared',) on batch 0
         ('own',) on batch 1
     """
     return Stateless(
         lambda clock, tasks: (
-            Phase(tasks, moves=("shared",), batch=0),
-            Phase(tasks, moves=("own",), batch=1),
+            Phase(tasks, trains=("shared",), batch=0),
+            Phase(tasks, trains=("own",), batch=1),
         ),
         "alternate_steps()",
     )
@@ -56,7 +56,7 @@ def alternate_epochs(shared: int, own: int) -> Schedule:
 
     def phases(clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
         if clock.epoch % (shared + own) < shared:
-            return (Phase(tasks, moves=("shared",), lasts=shared),)
-        return (Phase(tasks, moves=("own",), lasts=own),)
+            return (Phase(tasks, trains=("shared",), lasts=shared),)
+        return (Phase(tasks, trains=("own",), lasts=own),)
 
     return Stateless(phases, f"alternate_epochs(shared={shared}, own={own})", counted=True)

@@ -2,7 +2,7 @@
 
 A schedule is a function ``(Clock, tasks) -> Sequence[Phase]``. The training loop calls it once per
 step and carries out the phases it returns, in order; it never asks which schedule it is. A phase
-says which tasks have a loss in it (`tasks`), which blocks of parameters move (`moves`) and which
+says which tasks have a loss in it (`tasks`), which blocks of parameters train (`trains`) and which
 batch it sees: phases with equal `batch` within one call see the same batch, each recomputing its
 forward pass with what the phases before it have moved.
 
@@ -32,8 +32,8 @@ class Schedule(ABC):
         ...
         ...     def __call__(self, clock, tasks):
         ...         block = ("shared", "own")[clock.epoch.bit_length() % 2]
-        ...         return (Phase(tasks, moves=(block,)),)
-        >>> [phase.moves for phase in Halving()(Clock(epoch=4), ("a", "b"))]
+        ...         return (Phase(tasks, trains=(block,)),)
+        >>> [phase.trains for phase in Halving()(Clock(epoch=4), ("a", "b"))]
         [('own',)]
     """
 

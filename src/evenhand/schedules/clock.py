@@ -59,18 +59,18 @@ def mixed_seed(*words: int) -> int:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the losses of `tasks`, on batch number `batch` of this call, move `moves`.
+    """One update: the losses of `tasks`, on batch number `batch` of this call, train the blocks `trains`.
 
     Attributes:
         slot: numbers the phases that can keep optimizer moments of their own over the shared
             parameters (independent task steps).
         lasts: for how many epochs in a row, from the first to the last of them, the schedule
-            plans to let rest what rests here; 0 when that changes within an epoch. What a
-            resting trunk computes can be kept that long.
+            plans to freeze what is frozen here; 0 when that changes within an epoch. What a
+            frozen trunk computes can be kept that long.
     """
 
     tasks: tuple[str, ...]
-    moves: tuple[Block, ...] = BLOCKS
+    trains: tuple[Block, ...] = BLOCKS
     batch: int = 0
     slot: int = 0
     lasts: int = 0
@@ -79,9 +79,9 @@ class Phase:
         require_fields(self)
         if not self.tasks:
             raise ValueError("a phase needs at least one task")
-        unknown = [block for block in self.moves if block not in BLOCKS]
-        if unknown or not self.moves:
-            raise ValueError(f"moves={self.moves!r}: a non-empty selection of {BLOCKS}")
+        unknown = [block for block in self.trains if block not in BLOCKS]
+        if unknown or not self.trains:
+            raise ValueError(f"trains={self.trains!r}: a non-empty selection of {BLOCKS}")
         for name in ("batch", "slot", "lasts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")

@@ -50,7 +50,7 @@ def in_groups(size: int, redraw: Literal["never", "epoch", "step"] = "never") ->
     Pascal et al. (arXiv 2109.11678), random grouping: a group's loss is the sum of its members,
     its step sees the same batch as the others', with the forward pass recomputed. `size` = m is
     the joint step (SUS), 1 is `one_by_one` in an order drawn at random. Where m is no multiple of
-    `size` the last group is smaller. A method sees the members of the group that speaks.
+    `size` the last group is smaller. A method sees the members of the active group.
 
     Args:
         size: tasks per group.

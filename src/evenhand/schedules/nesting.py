@@ -15,10 +15,10 @@ from evenhand.schedules.clock import BLOCKS, Block, Clock, Phase
 def nested(
     outer: Schedule | Phases, inner: Schedule | Phases, within: Sequence[Block] = BLOCKS
 ) -> Schedule:
-    """Each phase of `outer` is carried out by `inner`: tasks and moves are intersected.
+    """Each phase of `outer` is carried out by `inner`: tasks and what trains are intersected.
 
-    `inner` is called with the tasks of a phase of `outer`, and its phases keep of their `moves`
-    what the outer phase moves; one that keeps nothing is dropped. Phases see the same batch if
+    `inner` is called with the tasks of a phase of `outer`, and its phases keep of their `trains`
+    what the outer phase trains; one that keeps nothing is dropped. Phases see the same batch if
     they do in both schedules. Every slot of `outer` gets slots of its own from `inner`.
 
     Args:
@@ -33,9 +33,9 @@ def nested(
     Example: groups of two tasks in ATE-SG's shared phases, all heads at once in its own phases.
         >>> from evenhand import alternate_epochs, in_groups
         >>> schedule = nested(alternate_epochs(1, 1), in_groups(2), within=("shared",))
-        >>> [(p.tasks, p.moves) for p in schedule(Clock(epoch=0, seed=1), ("a", "b", "c"))]
+        >>> [(p.tasks, p.trains) for p in schedule(Clock(epoch=0, seed=1), ("a", "b", "c"))]
         [(('a', 'b'), ('shared',)), (('c',), ('shared',))]
-        >>> [(p.tasks, p.moves) for p in schedule(Clock(epoch=1, seed=1), ("a", "b", "c"))]
+        >>> [(p.tasks, p.trains) for p in schedule(Clock(epoch=1, seed=1), ("a", "b", "c"))]
         [(('a', 'b', 'c'), ('own',))]
     """
     return _Nested(as_schedule(outer), as_schedule(inner), within)
@@ -56,14 +56,14 @@ class _Nested(Schedule):
         phases = []
         for over in self.outer(clock, tasks):
             for under in self._refined(over, clock):
-                moves = tuple(block for block in under.moves if block in over.moves)
-                if moves:
+                both = tuple(block for block in under.trains if block in over.trains)
+                if both:
                     batch = numbers.setdefault((over.batch, under.batch), len(numbers))
                     slot = first[over.slot] + under.slot
                     lasts = max(over.lasts, under.lasts)
-                    phases.append(Phase(under.tasks, moves, batch, slot, lasts))
+                    phases.append(Phase(under.tasks, both, batch, slot, lasts))
         if not phases:
-            raise ValueError(f"nothing moves in epoch {clock.epoch} of {self}")
+            raise ValueError(f"nothing trains in epoch {clock.epoch} of {self}")
         return phases
 
     def slots(self, tasks: int) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class _Nested(Schedule):
         return [sum(counts[:slot]) for slot in range(len(counts))]
 
     def _refined(self, phase: Phase, clock: Clock) -> Sequence[Phase]:
-        if not set(phase.moves) & set(self.within):
+        if not set(phase.trains) & set(self.within):
             return (replace(phase, batch=0, slot=0),)
         return self.inner(clock, phase.tasks)
 

@@ -349,7 +349,7 @@ def shown(name: str) -> str:
 
 
 def plain(name: str) -> str:
-    r"""A name in which what moves a terminal or turns writing round is spelled out.
+    r"""A name in which what trains a terminal or turns writing round is spelled out.
 
     Line ends, control characters and marks of direction become `\n`, `\x1b`, `\u202e`; letters
     of all scripts stay.

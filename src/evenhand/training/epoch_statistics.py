@@ -18,24 +18,26 @@ from evenhand.schedules import Phase
 from evenhand.training.records import oscillation
 
 
-class Tally:
+class EpochStatistics:
     """Sums over the steps of one epoch, kept on the device until they are read.
 
     Attributes:
         rates: learning rate of each optimizer.
         seconds: wall time of the steps.
-        work: floating-point operations of the steps, None if they are not counted.
+        flops: floating-point operations of the steps, None if they are not counted.
         reused: samples whose features came from memory.
     """
 
-    def __init__(self, rates: Mapping[str, float] | None = None, counts_work: bool = False) -> None:
+    def __init__(
+        self, rates: Mapping[str, float] | None = None, counts_flops: bool = False
+    ) -> None:
         self.rates = rates or {}
         self.seconds = 0.0
-        self.work: float | None = 0.0 if counts_work else None
+        self.flops: float | None = 0.0 if counts_flops else None
         self.reused = 0
         self._steps = self._watched = 0
         self._path: list[Tensor] = []
-        self._moves: dict[str, None] = {}
+        self._trains: dict[str, None] = {}
         self._kept: dict[str, list[tuple[Sequence[str], Tensor]]] = {
             name: [] for name in ("losses", "weights", "norms", "cosines", "changes")
         }
@@ -47,7 +49,7 @@ class Tally:
 
     def add(self, balance: Balance, phase: Phase) -> None:
         """One phase."""
-        self._moves.update(dict.fromkeys(phase.moves))
+        self._trains.update(dict.fromkeys(phase.trains))
         weights = balance.weights if balance.trunk_weights is None else balance.trunk_weights
         self._gather("losses", balance.tasks, balance.losses)
         if weights is not None:
@@ -71,7 +73,7 @@ class Tally:
             self._gather("changes", names, torch.stack(list(changes.values()), dim=-1))
         self._path.append(length)
 
-    def members(self, number: int) -> list[Tally]:
+    def members(self, number: int) -> list[EpochStatistics]:
         """What it says of each of the `number` members of a stacked ensemble."""
         apart = [copy(self) for _ in range(number)]
         joined = {what: self._joined(what) for what in self._kept}
@@ -108,10 +110,10 @@ class Tally:
             "conflicts": {pair: _mean([c < 0 for c in v]) for pair, v in series["cosines"].items()},
             "oscillation": {task: oscillation(v) for task, v in series["losses"].items()},
             "path": self._path_length(),
-            "moves": tuple(self._moves),
+            "trains": tuple(self._trains),
             "rates": self.rates,
             "seconds": self.seconds,
-            "work": self.work,
+            "flops": self.flops,
             "reused": self.reused,
         }
 

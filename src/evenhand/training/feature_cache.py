@@ -1,6 +1,6 @@
-"""What a resting trunk computes, computed once.
+"""What a frozen trunk computes, computed once.
 
-In a phase that moves the heads alone, Z = trunk(x) is the same for a sample in every epoch. A phase
+In a phase that trains the heads alone, Z = trunk(x) is the same for a sample in every epoch. A phase
 that lasts two epochs or more therefore pays for one pass through the trunk, over the data set in
 its own order and in chunks of one batch, and reads Z from memory after that. Chunks are cut the
 same way in every run, so a run that was killed within a phase rebuilds the same bits.
@@ -22,7 +22,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 from torch.utils.data import DataLoader
 
 from evenhand.data.problem import Batch, Split, Stream, gathered
-from evenhand.network import Blocks, MultiTaskNetwork, Nest, Outputs, Resting, resting
+from evenhand.network import Blocks, FrozenMode, MultiTaskNetwork, Nest, Outputs, frozen
 from evenhand.schedules import Phase
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class _Kept:
 
 
 class FeatureMemory:
-    """The features of the training samples, kept while the trunk rests.
+    """The features of the training samples, kept while the trunk is frozen.
 
     Args:
         network: whose trunk it is.
@@ -54,7 +54,7 @@ class FeatureMemory:
         stable_loader: for a `DataLoader`: whether it gives the same sample whenever it is asked
             for it. Augmentation cannot be detected, so this is the user's word. Data held in
             memory are stable.
-        mode: the mode in which the trunk rests.
+        mode: the mode in which the trunk is frozen.
 
     Attributes:
         obstacle: why nothing is kept, or "".
@@ -67,7 +67,7 @@ class FeatureMemory:
         *,
         budget: int = GIBIBYTE,
         stable_loader: bool = False,
-        mode: Resting = "eval",
+        mode: FrozenMode = "eval",
     ) -> None:
         if budget < 0:
             raise ValueError(f"feature_memory={budget}: must be a number of bytes >= 0")
@@ -83,7 +83,7 @@ class FeatureMemory:
 
     def wanted(self, phase: Phase) -> bool:
         """Whether `phase` is one whose features are worth keeping, and can be."""
-        return phase.lasts >= 2 and "shared" not in phase.moves and not self.obstacle
+        return phase.lasts >= 2 and "shared" not in phase.trains and not self.obstacle
 
     @property
     def filled(self) -> bool:
@@ -103,7 +103,7 @@ class FeatureMemory:
         with (
             torch.no_grad(),
             torch.random.fork_rng(),
-            resting(self.network, phase, blocks=self._blocks, mode=self.mode),
+            frozen(self.network, phase, blocks=self._blocks, mode=self.mode),
         ):
             self.obstacle = _variation_of(self.network.trunk) or self._filled_or_not()
         self._say(phase)
@@ -114,10 +114,10 @@ class FeatureMemory:
             return
         self._said = True
         if self._kept is None:
-            logger.info("features of the resting trunk are not kept: %s", self.obstacle)
+            logger.info("features of the frozen trunk are not kept: %s", self.obstacle)
         else:
             logger.info(
-                "features of the resting trunk are kept (%.3g of at most %.4g MB): one pass "
+                "features of the frozen trunk are kept (%.3g of at most %.4g MB): one pass "
                 "through the trunk instead of %d in a phase of %d epochs",
                 *(self._kept.bytes / 1e6, self.budget / 1e6, phase.lasts, phase.lasts),
             )
@@ -196,7 +196,7 @@ class FeatureMemory:
         if not self.budget:
             return "there is no memory for them"
         if self.mode != "eval":
-            return "the trunk rests in training mode"
+            return "the trunk is frozen in training mode"
         if type(self.network).forward is not MultiTaskNetwork.forward:
             return f"{type(self.network).__name__} has a forward pass of its own"
         if isinstance(source, Split):

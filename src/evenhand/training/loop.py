@@ -25,7 +25,7 @@ from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Samples, Stream
 from evenhand.files import held, sweep
-from evenhand.network import MultiTaskNetwork, Outputs, Rest, Resting, leaves
+from evenhand.network import Frozen, FrozenMode, MultiTaskNetwork, Outputs, leaves
 from evenhand.schedules import (
     Clock,
     Phase,
@@ -37,7 +37,7 @@ from evenhand.schedules import (
 )
 from evenhand.text import steady, unknown
 from evenhand.training import checkpoint
-from evenhand.training.epoch_statistics import Tally
+from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.feature_cache import GIBIBYTE, FeatureMemory
 from evenhand.training.flops import Meter
 from evenhand.training.optimizers import Optimizers
@@ -51,7 +51,7 @@ Forward = Callable[..., Outputs]
 
 @dataclass
 class Training:
-    """One network's training on a problem: everything that moves, and how far it has come.
+    """One network's training on a problem: everything that changes, and how far it has come.
 
     Iterate over ``run()`` for a `Record` per epoch; afterwards `network` has the weights of the
     best epoch. Two trainings with equal arguments give equal records, bit for bit, apart from
@@ -62,7 +62,7 @@ class Training:
         network: the network, its weights drawn already.
         optimizers: what steps.
         balancer: what fills the gradients; the plain sum by default.
-        schedule: who speaks and what moves; everything jointly by default.
+        schedule: which tasks are active and what trains; everything jointly by default.
         tasks: the tasks to train; all of the network's by default.
         epochs: the most epochs of either kind to train.
         seed: of the order of the data, of dropout and of all chance in the methods.
@@ -73,13 +73,13 @@ class Training:
         observe_every: measure norms and cosines of the tasks' gradients, the path of the shared
             parameters and what each phase does to each loss at every n-th step, outside the
             timing; 0 never does.
-        resting: the mode of resting modules, "eval" or "train".
-        feature_memory: the most bytes of features to keep while the trunk rests for two epochs or
-            more and cannot vary (see `FeatureMemory`); 0 keeps none.
+        frozen: the mode of frozen modules, "eval" or "train".
+        feature_memory: the most bytes of features to keep while the trunk is frozen for two epochs
+            or more and cannot vary (see `FeatureMemory`); 0 keeps none.
         stable_loader: whether a `DataLoader` gives the same sample whenever it is asked for it, so
             that its features may be kept. Augmentation cannot be detected.
-        count_work: count the floating-point operations of the steps: once for each kind of phase
-            (what moves; which task has labels, or how many), in its first step.
+        count_flops: count the floating-point operations of the steps: once for each kind of phase
+            (what trains; which task has labels, or how many), in its first step.
     """
 
     problem: Problem
@@ -96,10 +96,10 @@ class Training:
     replacement: bool = False
     drop_last: bool = False
     observe_every: int = 0
-    resting: Resting = "eval"
+    frozen: FrozenMode = "eval"
     feature_memory: int = GIBIBYTE
     stable_loader: bool = False
-    count_work: bool = False
+    count_flops: bool = False
 
     def __post_init__(self) -> None:
         require_fields(self)
@@ -129,12 +129,12 @@ class Training:
             self.stream,
             budget=self.feature_memory,
             stable_loader=self.stable_loader,
-            mode=self.resting,
+            mode=self.frozen,
         )
         self._refill = False
-        self._rests: dict[tuple[Any, ...], Rest] = {}
+        self._rests: dict[tuple[Any, ...], Frozen] = {}
         self._meter = Meter()
-        self._work: dict[str, int] = {}
+        self._flops: dict[str, int] = {}
         self.drawn = 0
         self.step = 0
         self.epoch = 0
@@ -186,7 +186,7 @@ class Training:
             require_moving(self)
             self.problem.check_labels(self.tasks, parts=("train",))
             self.problem.check_finite(self.tasks, parts=("train", "validation"))
-            record = self._finish(Tally())
+            record = self._finish(EpochStatistics())
             spoilt = [t for t, loss in record.validation.items() if not math.isfinite(loss)]
             if spoilt:
                 raise NonFiniteError("validation loss before training", spoilt)
@@ -215,23 +215,23 @@ class Training:
             self.optimizers.scale_rates(self.plateau.factor, self.plateau.floor)
         return record
 
-    def train_epoch(self) -> Tally:
+    def train_epoch(self) -> EpochStatistics:
         """The steps of one epoch, and no more."""
         self.network.train()
         self._rests.clear()  # between epochs the user may freeze, or let move again
-        tally = Tally(self.optimizers.rates(), self.count_work)
+        statistics = EpochStatistics(self.optimizers.rates(), self.count_flops)
         with _seeded(self.seed, self.epoch):
             while self.drawn < (self.epoch + 1) * len(self.stream):
-                self._step(tally)
+                self._step(statistics)
         self.epoch += 1
         self.optimizers.end_epoch()
-        return tally
+        return statistics
 
     def clock(self) -> Clock:
         """Now."""
         return Clock(self.drawn // len(self.stream), self.step, self.seed)
 
-    def _step(self, tally: Tally) -> None:
+    def _step(self, statistics: EpochStatistics) -> None:
         """One call of the schedule: its phases, in order."""
         clock = self.clock()
         phases = self.phases(clock, self.tasks)
@@ -243,27 +243,32 @@ class Training:
             return loaded[number]
 
         apart = 1 + self._further
-        tally.step(self._observed)
+        statistics.step(self._observed)
         for phase in phases:
-            self._update(phase, self.drawn + phase.batch * apart, draw, clock, tally)
+            self._update(phase, self.drawn + phase.batch * apart, draw, clock, statistics)
         self.drawn += apart * (1 + max(phase.batch for phase in phases))
         self.step += 1
 
     def _update(
-        self, phase: Phase, number: int, draw: Callable[[int], Batch], clock: Clock, tally: Tally
+        self,
+        phase: Phase,
+        number: int,
+        draw: Callable[[int], Batch],
+        clock: Clock,
+        statistics: EpochStatistics,
     ) -> None:
         """One phase on batch `number`: forward, backward, step."""
-        stored = self._stored(phase, tally)
+        stored = self._stored(phase, statistics)
         batch = self._features.batch(number) if stored else draw(number)
         forward: Forward = self._features.heads if stored else self.network
-        samples = [draw(number + 1 + k) for k in range(self._further) if "shared" in phase.moves]
-        step = partial(self._balanced_step, forward, batch, samples, phase, clock, tally)
-        with self._watched(forward, batch, phase, tally):
+        samples = [draw(number + 1 + k) for k in range(self._further) if "shared" in phase.trains]
+        step = partial(self._balanced_step, forward, batch, samples, phase, clock, statistics)
+        with self._watched(forward, batch, phase, statistics):
             start = time.perf_counter()
             kind = kind_of(phase, self.problem.active(phase.tasks, batch[1]))
-            self._counted(f"{kind}{' from features' if stored else ''}", step, tally)
-            tally.seconds += time.perf_counter() - start
-        tally.reused += len(leaves(batch[0])[0]) if stored else 0
+            self._counted(f"{kind}{' from features' if stored else ''}", step, statistics)
+            statistics.seconds += time.perf_counter() - start
+        statistics.reused += len(leaves(batch[0])[0]) if stored else 0
 
     def _balanced_step(
         self,
@@ -272,20 +277,20 @@ class Training:
         samples: Sequence[Batch],
         phase: Phase,
         clock: Clock,
-        tally: Tally,
+        statistics: EpochStatistics,
     ) -> None:
         """What a phase costs: forward, backward, step, and what its method needs beyond that."""
         self.optimizers.zero_grad()
         part = self.network if forward is self.network else self.network.heads
         rest = self._rest(phase, part)
-        with rest.held(self.resting):
+        with rest.held(self.frozen):
             outputs, losses = self._forward(forward, batch, phase)
             sampled = [self._forward(forward, sample, phase)[1] for sample in samples]
         # A method that looks at several batches hears the tasks that have labels in all of them.
         losses = {task: losses[task] for task in losses if all(task in s for s in sampled)}
         if not losses:
             return
-        self._observe(outputs, losses, phase, tally)
+        self._observe(outputs, losses, phase, statistics)
         balance = self.balancer.backward(
             losses,
             features=outputs,
@@ -296,17 +301,17 @@ class Training:
         )
         self.optimizers.step(self._by_head(phase))
         if self._after:
-            unwritten = Rest((), tuple(part.modules()))  # looking back moves no statistics
-            with torch.no_grad(), rest.held(self.resting), unwritten.held("train"):
+            unwritten = Frozen((), tuple(part.modules()))  # looking back changes no statistics
+            with torch.no_grad(), rest.held(self.frozen), unwritten.held("train"):
                 losses = self._forward(forward, batch, phase)[1]
             self.balancer.updated(losses, clock)
-        tally.add(balance, phase)
+        statistics.add(balance, phase)
 
-    def _rest(self, phase: Phase, part: nn.Module) -> Rest:
-        """What of a part of the network rests in `phase`."""
-        kind = part, phase.moves, phase.tasks
+    def _rest(self, phase: Phase, part: nn.Module) -> Frozen:
+        """What of a part of the network is frozen in `phase`."""
+        kind = part, phase.trains, phase.tasks
         if kind not in self._rests:
-            self._rests[kind] = Rest.of(part, self._by_head(phase), self._blocks)
+            self._rests[kind] = Frozen.of(part, self._by_head(phase), self._blocks)
         return self._rests[kind]
 
     def _by_head(self, phase: Phase) -> Phase:
@@ -316,15 +321,15 @@ class Training:
     def _forward(
         self, forward: Forward, batch: Batch, phase: Phase
     ) -> tuple[Outputs, dict[str, Tensor]]:
-        """Outputs and losses of the tasks of `phase` that `batch` speaks for."""
+        """Outputs and losses of the tasks of `phase` that `batch` has labels of."""
         inputs, targets = batch
         tasks = [task for task in phase.tasks if task in targets]
         outputs = forward(inputs, tasks=self.problem.heads(tasks))
         return outputs, self.problem.losses(outputs, targets, tasks)
 
-    def _stored(self, phase: Phase, tally: Tally) -> bool:
+    def _stored(self, phase: Phase, statistics: EpochStatistics) -> bool:
         """Whether the features for `phase` are in memory; they are put there where that pays."""
-        if "shared" in phase.moves:
+        if "shared" in phase.trains:
             self._features.drop()
             self._refill = False
         if not self._features.wanted(phase):
@@ -335,23 +340,23 @@ class Training:
             if self._refill:  # the run that was killed had paid for them
                 fill()
             else:
-                self._counted("features", fill, tally)
-            tally.seconds += time.perf_counter() - start
+                self._counted("features", fill, statistics)
+            statistics.seconds += time.perf_counter() - start
         return self._features.filled
 
-    def _counted(self, kind: str, action: Callable[[], None], tally: Tally) -> None:
+    def _counted(self, kind: str, action: Callable[[], None], statistics: EpochStatistics) -> None:
         """Do it, and add the work that an action of this kind takes."""
-        if tally.work is None:
+        if statistics.flops is None:
             action()
             return
-        if kind in self._work:
+        if kind in self._flops:
             action()
         else:
             before = self._meter.total
             with self._meter:
                 action()
-            self._work[kind] = self._meter.total - before
-        tally.work += self._work[kind]
+            self._flops[kind] = self._meter.total - before
+        statistics.flops += self._flops[kind]
 
     # Looking on -------------------------------------------------------------------------------
 
@@ -360,27 +365,27 @@ class Training:
         return self.observe_every > 0 and self.step % self.observe_every == 0
 
     def _observe(
-        self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, tally: Tally
+        self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, statistics: EpochStatistics
     ) -> None:
-        """Look at the raw task gradients in a moving trunk; neither timed nor counted as work."""
-        if not self._observed or "shared" not in phase.moves:
+        """Look at the raw task gradients in a training trunk; neither timed nor counted as work."""
+        if not self._observed or "shared" not in phase.trains:
             return
         start = time.perf_counter()
-        look = Phase(tuple(losses), moves=("shared",))
+        look = Phase(tuple(losses), trains=("shared",))
         with self._meter.paused():
             g = self.balancer.gradients(losses, features=outputs, phase=look)
-            tally.observe(g)
-        tally.seconds -= time.perf_counter() - start
+            statistics.observe(g)
+        statistics.seconds -= time.perf_counter() - start
 
     @contextmanager
     def _watched(
-        self, forward: Forward, batch: Batch, phase: Phase, tally: Tally
+        self, forward: Forward, batch: Batch, phase: Phase, statistics: EpochStatistics
     ) -> Iterator[None]:
         """Look at what a phase does to each task's loss on its batch, and how far θ goes."""
         if not self._observed:
             yield
             return
-        trunk = self._blocks.shared if "shared" in phase.moves else ()
+        trunk = self._blocks.shared if "shared" in phase.trains else ()
         there = [parameter.detach().clone() for parameter in trunk]
         before = self._losses_at_rest(forward, batch)
         yield
@@ -391,10 +396,10 @@ class Training:
             for p, q in zip(trunk, there, strict=True)
         ]
         length = torch.stack(steps).norm(dim=0) if steps else torch.zeros(members)
-        mover = "+".join(phase.moves)
+        mover = "+".join(phase.trains)
         if len(phase.tasks) < len(self.tasks):
             mover += f" of {'+'.join(phase.tasks)}"
-        tally.watch(mover, {task: after[task] - before[task] for task in before}, length)
+        statistics.watch(mover, {task: after[task] - before[task] for task in before}, length)
 
     @torch.no_grad()
     def _losses_at_rest(self, forward: Forward, batch: Batch) -> dict[str, Tensor]:
@@ -407,11 +412,11 @@ class Training:
 
     # Between epochs ---------------------------------------------------------------------------
 
-    def _finish(self, tally: Tally) -> Record:
+    def _finish(self, statistics: EpochStatistics) -> Record:
         """Evaluate, and sum the epoch up."""
-        return self.judged(tally, sum(self.optimizers.state_bytes().values()))
+        return self.judged(statistics, sum(self.optimizers.state_bytes().values()))
 
-    def judged(self, tally: Tally, state_bytes: int) -> Record:
+    def judged(self, statistics: EpochStatistics, state_bytes: int) -> Record:
         """Evaluate the network, and say what the epoch's steps and its weights are worth."""
         validation, metrics = evaluate(
             self.network, self.problem, self.problem.validation, self.tasks
@@ -422,7 +427,7 @@ class Training:
             validation=validation,
             metrics=metrics,
             state_bytes=state_bytes,
-            **tally.means(),
+            **statistics.means(),
         )
         first = self.first or record
         if unseen := [task for task in self.tasks if task not in validation]:
@@ -475,7 +480,7 @@ class Training:
             "epoch": self.epoch,
             "first": None if self.first is None else self.first.to_json(),
             "filled": self._features.filled,
-            "work": self._work,
+            "flops": self._flops,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -491,7 +496,7 @@ class Training:
         self.drawn, self.step, self.epoch = state["drawn"], state["step"], state["epoch"]
         self.first = None if state["first"] is None else Record.from_json(state["first"])
         self._features.drop()
-        self._refill, self._work = state["filled"], dict(state["work"])
+        self._refill, self._flops = state["filled"], dict(state["flops"])
 
 
 class _Kept:
@@ -569,12 +574,12 @@ def evaluate(
 
 
 def kind_of(phase: Phase, active: Sequence[str]) -> str:
-    """What a phase's work depends on: what moves, and the tasks that have labels in its batch.
+    """What a phase's work depends on: what trains, and the tasks that have labels in its batch.
 
     Larger groups of equal size are taken to cost the same.
     """
     tasks = active[0] if len(active) == 1 else f"{len(active)} tasks"
-    return f"{'+'.join(phase.moves)} of {tasks}"
+    return f"{'+'.join(phase.trains)} of {tasks}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 One for the shared parameters (or one per slot, each with moments of its own: independent task
 steps), one for all tasks' own parameters (or one per task), one for learned task weights. What
-rests has `.grad` None, and an optimizer leaves such parameters and their moments alone, so no
+is frozen has `.grad` None, and an optimizer leaves such parameters and their moments alone, so no
 momentum, decay or statistics move them.
 
 The rate of an optimizer follows its own schedule; what a plateau takes off multiplies whatever
@@ -42,7 +42,7 @@ class Scheduled:
     Args:
         optimizer: makes the optimizer.
         rate: makes the schedule.
-        every: what the schedule counts: "epoch", all epochs whatever moves in them, or "step",
+        every: what the schedule counts: "epoch", all epochs whatever trains in them, or "step",
             this optimizer's own steps.
 
     Example:
@@ -226,16 +226,16 @@ class Optimizers:
             parameter.grad = None
 
     def step(self, phase: Phase) -> None:
-        """Step what `phase` moves, and the learned weights.
+        """Step what `phase` trains, and the learned weights.
 
         The phase is the network's: its `tasks` are heads.
 
         Raises:
             ValueError: the phase has a slot for which there is no optimizer.
         """
-        if "shared" in phase.moves and self._shared:
+        if "shared" in phase.trains and self._shared:
             self._of_slot(phase.slot).step()
-        if "own" in phase.moves:
+        if "own" in phase.trains:
             for part in self._own:
                 if not part.tasks.isdisjoint(phase.tasks):
                     part.step()

@@ -21,12 +21,12 @@ class Record:
     Attributes:
         epoch: how many epochs are finished; 0 is the network before training.
         step: how many calls of the schedule are finished.
-        moves: the blocks that moved in this epoch ("shared", "own").
-        losses: each task's training loss, the mean over the steps in which it spoke.
+        trains: the blocks that moved in this epoch ("shared", "own").
+        losses: each task's training loss, the mean over the steps in which it was active.
         validation: each task's mean loss on the validation set.
         metrics: each task's metric on the validation set.
         weights: each task's mean weight in the trunk (in the heads, where a method leaves the
-            gradients' span or the trunk rests).
+            gradients' span or the trunk is frozen).
         norms: mean of ‖∇_θ L_i‖ over the observed steps, θ the shared parameters.
         cosines: mean of cos(g_i, g_j) over the observed steps, by "i|j".
         conflicts: share of the observed steps at which that cosine was below zero, by "i|j".
@@ -35,21 +35,21 @@ class Record:
             where none was.
         changes: what each phase did to each task's loss on its own batch, in eval mode, the mean
             over the observed steps; by "what moved|task" ("shared|seg"; a phase in which not all
-            tasks spoke is "shared+own of depth|seg").
+            tasks were active is "shared+own of depth|seg").
         oscillation: of each task's training loss over the steps of the epoch, see `oscillation`.
         rates: learning rate of each optimizer, as used in this epoch.
         monitored: the quantity that early stopping and model choice watch; lower is better.
         best: whether it is the lowest so far.
         seconds: wall time of the training steps, without evaluation and observation.
-        work: floating-point operations of the training steps, counted (see `Training`); None
+        flops: floating-point operations of the training steps, counted (see `Training`); None
             where they were not.
-        reused: how many samples had the features that a resting trunk gives them from memory.
+        reused: how many samples had the features that a frozen trunk gives them from memory.
         state_bytes: memory of the optimizers' state (moments, counts).
     """
 
     epoch: int
     step: int
-    moves: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
     losses: Mapping[str, float] = field(default_factory=dict)
     validation: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Record:
     monitored: float = float("nan")
     best: bool = False
     seconds: float = 0.0
-    work: float | None = None
+    flops: float | None = None
     reused: int = 0
     state_bytes: int = 0
 

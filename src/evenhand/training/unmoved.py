@@ -61,7 +61,7 @@ def _require_phases(training: Training) -> None:
         return
     phases = list(_phases(training))
     blocks = training.network.blocks()
-    if _trainable(blocks.shared) and not any("shared" in phase.moves for phase in phases):
+    if _trainable(blocks.shared) and not any("shared" in phase.trains for phase in phases):
         raise ValueError(
             f"no phase of {training.phases!r} trains the shared parameters: let one move "
             "'shared', or call requires_grad_(False) on them"
@@ -72,11 +72,11 @@ def _require_phases(training: Training) -> None:
             f"no phase of {training.phases!r} has a loss of {_several(silent)}: name the task in "
             "a phase, or leave it out of tasks="
         )
-    moved = {task for phase in phases if "own" in phase.moves for task in phase.tasks}
-    resting = [t for t in training.tasks if t not in moved and _trainable(blocks.own.get(t, ()))]
-    if resting:
+    moved = {task for phase in phases if "own" in phase.trains for task in phase.tasks}
+    frozen = [t for t in training.tasks if t not in moved and _trainable(blocks.own.get(t, ()))]
+    if frozen:
         raise ValueError(
-            f"no phase of {training.phases!r} trains the own parameters of {_several(resting)}: "
+            f"no phase of {training.phases!r} trains the own parameters of {_several(frozen)}: "
             "let one move 'own', or call requires_grad_(False) on them"
         )
 

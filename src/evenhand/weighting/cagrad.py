@@ -28,7 +28,7 @@ class CAGrad(Weighting):
     ``rescale=1``), which the paper does not; TorchJD does not either, but has v = 0 where
     ‖g_w‖² < 1e-8 Σ‖g_i‖² or Σ‖g_i‖² < 1e-4.
 
-    In a call from which tasks are absent, g_0 is the mean of those that speak.
+    In a call from which tasks are absent, g_0 is the mean of the active ones.
 
     Args:
         c: radius of the ball in units of ‖g_0‖, >= 0; the paper's experiments have 0.2 to 0.9.
