@@ -1,6 +1,6 @@
 """What one training step costs in time and memory, relative to plain training, in every mode.
 
-    python benchmarks/step.py [--cases a,b,c,d,e] [--peers] [--rounds 7] [--threads 1] [--quick]
+    python benchmarks/step.py [--cases a,b,c,d,e,f] [--peers] [--rounds 7] [--threads 1] [--quick]
                               [--variants PART,…] [--without PART,…] [--out FILE]
     python benchmarks/step.py --table    # the README's, from benchmarks/results/step.json
 
@@ -34,17 +34,15 @@ import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from alternation import peak_bytes
+from networks import CASES, QUICK, Case
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenhand import MGDA, Balancer, Every, MultiTaskNetwork, OnlineMinNorm
@@ -57,156 +55,6 @@ OUT = Path(__file__).parent / "results" / "step.json"
 README = Path(__file__).parent.parent / "README.md"
 SECONDS = 0.3  # of each variant in each round, at least
 Step = Callable[[], None]
-
-
-# The cases -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network, and a batch for it. `make` gives equal networks at every call."""
-
-    about: str
-    make: Callable[[], MultiTaskNetwork]
-    inputs: Tensor
-    targets: Mapping[str, Tensor]
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-    def network(self, fused: bool = False) -> MultiTaskNetwork:
-        torch.manual_seed(0)
-        network = self.make().train()
-        if fused:
-            heads = {task: network.head(task) for task in network.tasks}
-            network = MultiTaskNetwork(network.trunk, heads, fused=True)
-        return network
-
-    def losses(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {task: self.loss(outputs[task], y) for task, y in self.targets.items()}
-
-
-def perceptron(*widths: int) -> nn.Sequential:
-    layers = [(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise(widths)]
-    return nn.Sequential(*(layer for pair in layers for layer in pair))
-
-
-def classes(m: int, batch: int, count: int = 10) -> dict[str, Tensor]:
-    return {f"t{i}": torch.randint(count, (batch,)) for i in range(m)}
-
-
-def binary(m: int, batch: int) -> dict[str, Tensor]:
-    return {f"t{i}": torch.randint(2, (batch, 1)).float() for i in range(m)}
-
-
-def two_heads(batch: int = 256, width: int = 512) -> Case:
-    def make() -> MultiTaskNetwork:
-        heads = {
-            t: nn.Sequential(*perceptron(width, width, width), nn.Linear(width, 10)) for t in y
-        }
-        return MultiTaskNetwork(perceptron(64, width, width, width), heads)
-
-    y = classes(2, batch)
-    about = f"MLP 3×{width}, 2 heads {width}-{width}, batch {batch}"
-    return Case(about, make, torch.rand(batch, 64), y, functional.cross_entropy)
-
-
-def lenet(batch: int = 256) -> Case:
-    def make() -> MultiTaskNetwork:
-        pool = partial(nn.MaxPool2d, 2)
-        first = (nn.Conv2d(1, 10, 5), pool(), nn.ReLU())
-        second = (nn.Conv2d(10, 20, 5), pool(), nn.ReLU())
-        trunk = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(320, 50), nn.ReLU())
-        heads = {t: nn.Sequential(nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 10)) for t in y}
-        return MultiTaskNetwork(trunk, heads)
-
-    y = classes(2, batch)
-    about = f"LeNet on 28×28, 2 heads, batch {batch}"
-    return Case(about, make, torch.rand(batch, 1, 28, 28), y, functional.cross_entropy)
-
-
-class Residual(nn.Module):
-    """Two 3×3 convolutions beside a shortcut (He et al., CVPR 2016, Figure 2)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        wide = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
-        self.way = nn.Sequential(
-            *(wide(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs), nn.ReLU()),
-            *(wide(outputs, outputs), nn.BatchNorm2d(outputs)),
-        )
-        self.shortcut = nn.Sequential()
-        if stride > 1 or inputs != outputs:
-            point = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(point, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.way(x) + self.shortcut(x))
-
-
-def resnet(batch: int = 32, m: int = 40, width: int = 64) -> Case:
-    def make() -> MultiTaskNetwork:
-        stem = nn.Sequential(
-            *(nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-            nn.MaxPool2d(3, 2, 1),
-        )
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        blocks = [
-            block
-            for k, (i, o) in enumerate(pairwise(widths))
-            for block in (Residual(i, o, 1 + (k > 0)), Residual(o, o, 1))
-        ]
-        trunk = nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return MultiTaskNetwork(trunk, {t: nn.Linear(8 * width, 1) for t in y})
-
-    y = binary(m, batch)
-    about = f"ResNet-18 on 64×64, {m} linear heads, batch {batch}"
-    return Case(
-        about, make, torch.rand(batch, 3, 64, 64), y, functional.binary_cross_entropy_with_logits
-    )
-
-
-def many_heads(batch: int = 256, m: int = 100, width: int = 256) -> Case:
-    def make() -> MultiTaskNetwork:
-        heads = {t: nn.Linear(width, 1) for t in y}
-        return MultiTaskNetwork(perceptron(64, width, width, width), heads)
-
-    y = binary(m, batch)
-    about = f"MLP 3×{width}, {m} linear heads, batch {batch}"
-    return Case(about, make, torch.rand(batch, 64), y, functional.binary_cross_entropy_with_logits)
-
-
-class Pooled(nn.Module):
-    """The mean over a sequence [b, length, width]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
-
-
-def transformer(batch: int = 32, m: int = 8, width: int = 128, layers: int = 2) -> Case:
-    def make() -> MultiTaskNetwork:
-        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
-        encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        trunk = nn.Sequential(nn.Embedding(100, width), encoder, Pooled())
-        return MultiTaskNetwork(trunk, {t: nn.Linear(width, 10) for t in y})
-
-    y = classes(m, batch)
-    about = f"transformer, {layers} layers of {width}, 32 tokens, {m} heads, batch {batch}"
-    return Case(about, make, torch.randint(100, (batch, 32)), y, functional.cross_entropy)
-
-
-CASES: Mapping[str, Callable[[], Case]] = {
-    "a": two_heads,
-    "b": lenet,
-    "c": resnet,
-    "d": many_heads,
-    "e": transformer,
-}
-QUICK: Mapping[str, Callable[[], Case]] = {
-    "a": partial(two_heads, 8, 16),
-    "b": partial(lenet, 8),
-    "c": partial(resnet, 4, 3, 4),
-    "d": partial(many_heads, 8, 10, 16),
-    "e": partial(transformer, 4, 3, 16, 1),
-}
 
 
 # Plain training, and the modes by hand ---------------------------------------------------------
@@ -295,8 +143,9 @@ def ours(
     *,
     fused: bool = False,
     unfused_attention: bool = False,
+    loss: bool = False,
 ) -> Step:
-    """A user's loop."""
+    """A user's loop; with `loss` it is the scalar of `Balancer.loss` that is differentiated."""
     network = case.network(fused)
     optimizer = descent(network)
     balancer = make()
@@ -307,7 +156,10 @@ def ours(
         optimizer.zero_grad()
         with plain():
             outputs = network(case.inputs)
-        balancer.backward(case.losses(outputs), features=outputs)
+        if loss:
+            balancer.loss(case.losses(outputs), features=outputs).backward()
+        else:
+            balancer.backward(case.losses(outputs), features=outputs)
         optimizer.step()
 
     return step
@@ -437,9 +289,11 @@ def every(steps: int) -> Balancer:
 
 OURS: Variants = {
     "exact": partial(ours, make=exact),
+    "exact, loss": partial(ours, make=exact, loss=True),
     "exact, batched": partial(ours, make=partial(exact, "batched")),
     "exact, fused heads": partial(ours, make=exact, fused=True),
     "features": partial(ours, make=at_features),
+    "features, loss": partial(ours, make=at_features, loss=True),
     "online": partial(ours, make=online, unfused_attention=True),
     "every 10": partial(ours, make=partial(every, 10)),
     "features, fused heads": partial(ours, make=at_features, fused=True),
@@ -550,7 +404,7 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of one step in every mode.")
-    parser.add_argument("--cases", default=",".join(CASES), help="of a, b, c, d, e")
+    parser.add_argument("--cases", default=",".join(CASES), help="of a, b, c, d, e, f")
     parser.add_argument("--variants", help="a part of the name of those wanted beside sg")
     parser.add_argument("--without", help="a part of the name of those not wanted")
     parser.add_argument("--peers", action="store_true", help="TorchJD and LibMTL too")
@@ -605,6 +459,7 @@ def add(path: Path, name: str, result: Mapping[str, Any]) -> None:
 BEGIN, END = "<!-- table of benchmarks/step.py -->", "<!-- end of the table -->"
 SHOWN = {
     "exact": "MGDA",
+    "exact, loss": "MGDA by `loss`",
     "features": "MGDA at the features",
     "online": "MGDA online",
     "every 10": "MGDA every 10 steps",

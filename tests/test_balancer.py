@@ -594,7 +594,7 @@ def test_a_balancer_whose_method_cannot_serve_the_tasks_is_not_bound() -> None:
     balancer = Balancer(weighting=Fixed({"a": 1.0}))
     with pytest.raises(ValueError, match="give one weight for each"):
         balancer.bind(["a", "b"])
-    assert balancer.tasks is None
+    assert balancer.tasks == ()
     balancer.bind(["a"])
 
 

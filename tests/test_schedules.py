@@ -29,7 +29,9 @@ from evenhand.schedules import (
     Stateless,
     alternate_epochs,
     alternate_steps,
+    as_schedule,
     in_groups,
+    in_step,
     jointly,
     mixed_seed,
     nested,
@@ -328,6 +330,55 @@ def trained(
 
 def weights(training: Training) -> dict[str, Tensor]:
     return dict(training.network.state_dict())
+
+
+def turns(clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
+    """`alternate_epochs(1, 1)`, as a user writes it."""
+    return (Phase(tasks, moves=(BLOCKS[clock.epoch % 2],)),)
+
+
+def test_a_plain_function_is_a_schedule() -> None:
+    ours = trained(alternate_epochs(1, 1), feature_memory=0)
+    assert same(weights(trained(turns, slots=1)), weights(ours))
+    inner = nested(turns, in_groups(2), within=("shared",))
+    wanted = nested(alternate_epochs(1, 1), in_groups(2), within=("shared",))
+    assert [replace(phase, lasts=1) for phase in phases(inner)] == phases(wanted)
+
+
+def test_a_plain_function_may_draw_so_no_stack_takes_it() -> None:
+    assert in_step(alternate_epochs(1, 1))
+    assert not in_step(as_schedule(turns))
+
+
+def test_a_schedule_that_nobody_would_ask_is_refused() -> None:
+    class Learning:
+        def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
+            return (Phase(tasks),)
+
+        def observe(self, record: Record) -> None: ...
+
+    with pytest.raises(TypeError, match="has observe, which would not be asked: derive"):
+        as_schedule(Learning())
+    with pytest.raises(TypeError, match="must be a function"):
+        as_schedule("sat-sg")
+
+
+def test_a_schedule_with_a_state_needs_no_more_than_it_has() -> None:
+    class Patient(Schedule):
+        seen = 0
+
+        def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
+            return (Phase(tasks, moves=BLOCKS[: 1 + self.seen % 2]),)
+
+        def observe(self, record: Record) -> None:
+            self.seen += 1
+
+    schedule = Patient()
+    assert trained(schedule).epoch == 4
+    assert schedule.seen == 5  # the untrained network's record, too
+    assert schedule.slots(3) == (3,)
+    with pytest.raises(ValueError, match="keeps no state"):
+        schedule.load_state_dict({"seen": 1})
 
 
 def test_under_plain_sgd_ius_is_io() -> None:

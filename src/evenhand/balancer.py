@@ -126,7 +126,7 @@ class Balancer(nn.Module):
         self.members = torch.Size(members)
         self.nonfinite = nonfinite
         self.zero = zero
-        self.tasks: tuple[str, ...] | None = None
+        self.tasks: tuple[str, ...] = ()
         self.last: Balance | None = None
         self._step = 0
         self._told: set[str] = set()
@@ -154,7 +154,7 @@ class Balancer(nn.Module):
         Raises:
             ValueError: no call has told yet.
         """
-        return self._ownership.blocks(self.tasks or ())
+        return self._ownership.blocks(self.tasks)
 
     @property
     def methods(self) -> list[Method]:
@@ -178,7 +178,7 @@ class Balancer(nn.Module):
 
         The tasks, who has reached which parameter, and what was timed are still known.
         """
-        if self.tasks is not None:
+        if self.tasks:
             self.states.reset(self._slots.init(len(self.tasks)))
         self._step = 0
         self._sources.forget()
@@ -203,12 +203,12 @@ class Balancer(nn.Module):
         tasks = tuple(tasks)
         if not tasks or len(set(tasks)) != len(tasks):
             raise ValueError(f"tasks={tasks!r}: must be one or more different names")
-        if self.tasks is not None and self.tasks != tasks:
+        if self.tasks and self.tasks != tasks:
             raise ValueError(
                 f"this balancer belongs to the tasks {', '.join(self.tasks)}, "
                 f"not to {', '.join(tasks)}"
             )
-        if self.tasks is None:
+        if not self.tasks:
             for method in self.methods:
                 method.require(tasks)
             self.tasks = tasks
@@ -283,8 +283,8 @@ class Balancer(nn.Module):
         for weight, gradient in solved.learned.items():
             reached.append(weight)
             gradients.append(gradient if scale is None else gradient * scale)
-        # Autograd keeps a tensor that nobody else holds, and copies any other.
-        solved = replace(solved, update=Update([], []), learned={})
+        solved.update.drop()
+        solved.learned.clear()
         parallel = self._parallel()
         if parallel is not None:
             restore = parallel.untouched(step.sharing.trained)
@@ -438,7 +438,7 @@ class Balancer(nn.Module):
 
         Of several processes, each tells its own; `counts` are those that `backward` got.
         """
-        tasks = self.tasks or ()
+        tasks = self.tasks
         present = {task: losses[task].detach() for task in tasks if task in losses}
         if (parallel := self._parallel()) is not None:
             present = parallel.values(tasks, present, counts, self.members)
@@ -497,7 +497,7 @@ class Balancer(nn.Module):
     def _watch(self, present: Mapping[str, Tensor], plus: Tensor | None) -> None:
         """Look, until it is known, whether some task reaches every parameter of the model."""
         if self._ownership.watches:
-            tasks = self.tasks or ()
+            tasks = self.tasks
             self._ownership.watch(Call.of(present, tasks, plus=plus), tasks)
 
     def _was_summed(self, present: Mapping[str, Tensor], values: Tensor) -> Balance:
@@ -529,7 +529,7 @@ class Balancer(nn.Module):
             if len(bad) < len(present):
                 left_out = bad
                 present = {task: loss for task, loss in present.items() if task not in bad}
-        tasks, phase, counts = self.tasks or (), request.phase, request.counts
+        tasks, phase, counts = self.tasks, request.phase, request.counts
         call = Call.of(
             present,
             tasks,
@@ -554,7 +554,7 @@ class Balancer(nn.Module):
 
         Where this process is not alone there may be none.
         """
-        if self.tasks is None:
+        if not self.tasks:
             self._refuse_late_parameters()
             self.bind(tuple(request.losses))
         parallel = self._parallel()
@@ -564,7 +564,7 @@ class Balancer(nn.Module):
         if request.counts is not None and not whole:  # the mean over no label is NaN
             losses = {t: v for t, v in losses.items() if request.counts.get(t, 1)}
         with_graph = self._absent.sorted_out(losses, alone)
-        return active(with_graph, self.tasks or (), request.phase, self.members, alone)
+        return active(with_graph, self.tasks, request.phase, self.members, alone)
 
     def _parallel(self) -> Parallel | None:
         """The processes that share out the batch; None where this one is alone."""
@@ -589,7 +589,7 @@ class Balancer(nn.Module):
         Raises:
             ValueError: no rank has a loss, or a further batch lacks a task on every rank.
         """
-        tasks, phase = self.tasks or (), request.phase
+        tasks, phase = self.tasks, request.phase
         parallel.meet(self._told_to_others())
         self._sources.reducer = parallel.reducer()
         self._sources.sharded = parallel.sharded
@@ -621,7 +621,7 @@ class Balancer(nn.Module):
 
     def _told_to_others(self) -> tuple[tuple[str, ...], tuple[str, ...], int]:
         """What must be the same on all ranks."""
-        return self.tasks or (), tuple(type(m).__qualname__ for m in self.methods), self.seed
+        return self.tasks, tuple(type(m).__qualname__ for m in self.methods), self.seed
 
     def _places(
         self, features: Nest | Outputs | nn.Module | None, losses: Sequence[Tensor]
@@ -642,13 +642,16 @@ class Balancer(nn.Module):
     def _shared_by(
         self, call: Call, features: Sequence[Tensor], outputs: Outputs | None
     ) -> Sharing:
-        looking = Passes(replace(call, retain=True, plus=None, scale=None), Sharing())
-        probe: Probe = looking.nonzero
+        def looked(leaves: Sequence[Tensor]) -> list[int]:
+            looking = replace(call, retain=True, plus=None, scale=None)
+            return Passes(looking, Sharing()).nonzero(leaves)
+
+        probe: Probe = looked
         if (parallel := self._parallel()) is not None:
-            probe = parallel.probed(probe, len(self.tasks or ()))
+            probe = parallel.probed(probe, len(self.tasks))
         with nullcontext() if parallel is None else parallel.as_in_the_graph():
-            sharing = self._ownership.decide(call, self.tasks or (), features, outputs, probe)
-        several = len(self.tasks or ()) > 1 and len(call.tasks) > 1
+            sharing = self._ownership.decide(call, self.tasks, features, outputs, probe)
+        several = len(self.tasks) > 1 and len(call.tasks) > 1
         if self.aggregator is not None and several and not sharing.balanced and not call.phase:
             self._tell(
                 "nothing shared",
@@ -714,16 +717,20 @@ class Balancer(nn.Module):
 
         Where they are kept and stop the method, that is told.
         """
-        if balance.norms is None:
+        aggregator = self.aggregator
+        stops = aggregator is not None and aggregator.traits.stationary
+        if balance.gramian is None or not (self.zero == "leave_out" or stops):
             return None
-        zero = (balance.norms == 0).reshape(-1, len(balance.tasks)).all(0).tolist()
+        squares = balance.gramian.diagonal(dim1=-2, dim2=-1)
+        if float(squares.amin()) > 0:
+            return None
+        zero = (squares <= 0).reshape(-1, len(balance.tasks)).all(0).tolist()
         tasks = [task for task, is_zero in zip(balance.tasks, zero, strict=True) if is_zero]
         if not tasks or len(tasks) == len(balance.tasks):
             return None
         if self.zero == "leave_out":
             return self._without(step, tasks)
-        aggregator = self.aggregator
-        if aggregator is not None and aggregator.traits.stationary:
+        if stops:
             self._tell(
                 "zero gradient",
                 f"the gradient of {', '.join(map(repr, tasks))} is exactly zero, and "
@@ -751,7 +758,7 @@ class Balancer(nn.Module):
         self._sources.forget()
         self.last = solved.balance
         if solved.state is not None:
-            self.states.replace(solved.state)
+            self.states.replace(solved.state, known=True)
             self._step = solved.clock.step + 1
         return solved.balance
 
@@ -773,7 +780,7 @@ class Balancer(nn.Module):
     # What it knows and says -------------------------------------------------------------------
 
     def _view_of_losses(self, call: Call, clock: Clock) -> TaskGradients:
-        return self._sources.view(Matrices(None, None), call, clock, len(self.tasks or ()))
+        return self._sources.view(Matrices(None, None), call, clock, len(self.tasks))
 
     def _now(self) -> Clock:
         return Clock(step=self._step, seed=self.seed)
@@ -805,7 +812,7 @@ class Balancer(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names of the tasks, the step, who is shared, by name where known, and what was timed."""
-        tasks = self.tasks or ()
+        tasks = self.tasks
         state = {"tasks": list(tasks), "step": self._step, "chunk": self.chunking.measured}
         state["coordinates"] = self._sources.coordinates.state()
         return {**state, **self._ownership.state(tasks)}
@@ -815,7 +822,7 @@ class Balancer(nn.Module):
         self._step = state["step"]
         self.chunking.measured = state["chunk"]
         self._sources.coordinates.load_state(state.get("coordinates", {}))
-        self._ownership.load_state(state, self.tasks or ())
+        self._ownership.load_state(state, self.tasks)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # Bound first, so that the buffers that the state is to be loaded into exist.

@@ -20,7 +20,7 @@ import evenhand as eh
 
 if TYPE_CHECKING:
     from evenhand.aggregation import Aggregator
-    from evenhand.schedules import Schedule
+    from evenhand.schedules import Phases, Schedule
     from evenhand.weighting import Weighting
 
 
@@ -39,7 +39,7 @@ class Composition:
     tasks: tuple[str, ...]
     weighting: Weighting | None = None
     aggregator: Weighting | Aggregator | None = None
-    schedule: Schedule = field(default_factory=_jointly)
+    schedule: Schedule | Phases = field(default_factory=_jointly)
     own_moments: bool = False
     replacement: bool = False
 

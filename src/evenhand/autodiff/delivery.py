@@ -49,10 +49,10 @@ def deliver(leaves: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
         gradients.clear()
         return given
 
-    torch.autograd.backward(delivered_by(handed_over, _ZERO, leaves))
+    torch.autograd.backward(delivered_by(handed_over, _ZERO, leaves), _ONE)
 
 
-_ZERO = torch.zeros(())
+_ZERO, _ONE = torch.zeros(()), torch.ones(())
 
 
 def keeps_graph() -> bool:

@@ -34,6 +34,18 @@ class Found:
     features: Sequence[Tensor]
     readings: list[Reading]
 
+    def told(self) -> tuple[object, ...]:
+        """What was found, as something that can be compared; leaves by their identity."""
+        return (
+            tuple(map(id, self.reached)),
+            tuple(self.reached.values()),
+            frozenset(map(id, self.behind)),
+            frozenset(map(id, self.round)),
+            tuple(map(id, self.extra)),
+            bool(self.features),
+            bool(self.readings),
+        )
+
     @classmethod
     def of(
         cls,

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
 from evenhand.autodiff.found import Found
-from evenhand.autodiff.sharing import Sharing
+from evenhand.autodiff.sharing import Decided, Sharing
 from evenhand.autodiff.structure import Structure
 from evenhand.autodiff.union import Union
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, unwrapped
 
+MOST_DECIDED = 32
+"""Decisions that are remembered: one for each phase and each set of active tasks."""
 Probe = Callable[[Sequence[Tensor]], list[int]]
 """Tensors -> for each of them, the mask of the active tasks whose gradient there is not zero."""
 
@@ -50,6 +52,7 @@ class Ownership:
         self._heard = 0
         self._told: set[str] = set()
         self._original: tuple[Ownership, dict[int, Any]] | None = None
+        self._decided: dict[tuple[Any, ...], Decided] = {}
 
     # What is told ----------------------------------------------------------------------------
 
@@ -58,6 +61,7 @@ class Ownership:
         self._settled()
         if self._structure is None or self._structure.model is not unwrapped(model):
             self._structure = Structure(model)
+            self._decided.clear()
         self._given = self._given or given
 
     @property
@@ -140,6 +144,35 @@ class Ownership:
         if outputs is not None and outputs.network is not None and not self._given:
             self.attach(outputs.network, given=False)
         found = Found.of(call, tasks, features, outputs)
+        # From step to step the answer is mostly the same: everything that it rests on is compared.
+        if found.joint or self._named is not None:
+            return self._newly_decided(call, tasks, found, probe)
+        asked = self._asked(call, tasks, found)
+        known = self._decided.get(asked)
+        sharing = None if known is None else known.again(found)
+        if sharing is not None:
+            self._warn(call, tasks, sharing.extra)
+        else:
+            sharing = self._newly_decided(call, tasks, found, probe)
+            if len(self._decided) > MOST_DECIDED:
+                self._decided.clear()
+            self._decided[self._asked(call, tasks, found)] = Decided(sharing)
+        return sharing
+
+    def _asked(self, call: Call, tasks: Sequence[str], found: Found) -> tuple[Any, ...]:
+        """All that a decision rests on, where the graph tells the tasks apart."""
+        return (
+            self.union.changes,
+            len(tasks),
+            call.index,
+            call.trains,
+            call.phase,
+            *found.told(),
+        )
+
+    def _newly_decided(
+        self, call: Call, tasks: Sequence[str], found: Found, probe: Probe
+    ) -> Sharing:
         if self._structure is not None:
             for before, after in self._structure.refresh(found.reached):
                 self.union.add(after, self.union.of(before), self.union.seen(before))
@@ -198,17 +231,14 @@ class Ownership:
         """
         masks = dict(found.reached)
         nothing: set[int] = set()
-        if self._named is not None:
+        if self._named is not None or len(tasks) == 1:
             return masks, nothing
         trunk = set() if self._structure is None else self._structure.trunk
         heads = set() if self._structure is None else self._structure.heads
         unsure = [
             leaf
             for leaf in masks
-            if leaf in found.joint
-            and leaf not in trunk
-            and _several(masks[leaf] | self.union.of(leaf))
-            and masks[leaf] & ~self.union.seen(leaf)
+            if leaf in found.joint and leaf not in trunk and masks[leaf] & ~self.union.seen(leaf)
         ]
         if not unsure:
             return masks, nothing
@@ -250,17 +280,23 @@ class Ownership:
         structure = self._structure
         trunk = set() if structure is None else structure.trunk
         heads = set() if structure is None else structure.heads
-        own = {} if self._named is None else self._named[1] or {}
+        named_own = {} if self._named is None else self._named[1] or {}
+        own = {
+            1 << tasks.index(task): {id(leaf) for leaf in its}
+            for task, its in named_own.items()
+            if task in tasks
+        }
         position = {k: at for at, k in enumerate(call.index)}
         sharing = Sharing(alone=[[] for _ in call.tasks])
         if structure is not None and structure.blocks is not None:
             sharing.last_layer = structure.blocks.last_layer
         parameters = any(isinstance(leaf, nn.Parameter) for leaf in masks)
+        named = None if self._named is None else {id(leaf) for leaf in self._named[0]}
         for leaf in self._ordered(masks):
             known = call.phase and leaf in trunk  # the phase names the block
-            balanced = known or self._is_balanced(leaf, heads, lone=len(tasks) == 1)
+            balanced = known or self._is_balanced(leaf, heads, named, lone=len(tasks) == 1)
             in_trunk = leaf in trunk or (balanced and leaf not in heads)
-            admitted = _admitted(leaf, masks.get(leaf, 0), own, tasks)
+            admitted = _admitted(leaf, masks.get(leaf, 0), own)
             if ("shared" if in_trunk else "own") not in call.trains:
                 sharing.frozen.append(leaf)
             elif balanced:
@@ -296,11 +332,14 @@ class Ownership:
         if self._named is None:
             return found
         named = [leaf for leaf in self._named[0] if leaf.requires_grad]
-        return named + [leaf for leaf in found if not _among(leaf, named)]
+        there = {id(leaf) for leaf in named}
+        return named + [leaf for leaf in found if id(leaf) not in there]
 
-    def _is_balanced(self, leaf: Tensor, heads: set[Tensor], lone: bool) -> bool:
-        if self._named is not None:
-            return _among(leaf, self._named[0])
+    def _is_balanced(
+        self, leaf: Tensor, heads: set[Tensor], named: set[int] | None, lone: bool
+    ) -> bool:
+        if named is not None:
+            return id(leaf) in named
         return _several(self.union.of(leaf)) or (lone and leaf not in heads)
 
     def _trains(self, leaf: Tensor, call: Call) -> bool:
@@ -399,6 +438,7 @@ class Ownership:
         """Restore what `state` gave."""
         self._settled()
         self.union = Union()
+        self._decided.clear()
         reached = state.get("reached", {})
         if isinstance(reached, str):
             warnings.warn(
@@ -480,11 +520,12 @@ def _listed(mask: int, tasks: Sequence[str]) -> str:
     return ", ".join(map(repr, _names(mask, tasks)))
 
 
-def _admitted(
-    leaf: Tensor, mask: int, own: Mapping[str, Sequence[Tensor]], tasks: Sequence[str]
-) -> int:
-    """The tasks among `mask` whose gradients a leaf that is not balanced gets."""
-    for task, its in own.items():
-        if task in tasks and not _among(leaf, its):
-            mask &= ~(1 << tasks.index(task))
+def _admitted(leaf: Tensor, mask: int, own: Mapping[int, set[int]]) -> int:
+    """The tasks among `mask` whose gradients a leaf that is not balanced gets.
+
+    `own` has, by the bit of a task, the leaves (by identity) that it may train.
+    """
+    for bit, its in own.items():
+        if id(leaf) not in its:
+            mask &= ~bit
     return mask

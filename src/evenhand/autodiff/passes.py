@@ -87,6 +87,10 @@ class Update:
         found = list(self.items())
         return [leaf for leaf, _ in found], [g for _, g in found]
 
+    def drop(self) -> None:
+        """Let go of the gradients: autograd keeps a tensor that nobody else holds."""
+        self.leaves, self.gradients = [], []
+
     def items(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The leaves that get a gradient, each with it."""
         for leaf, g in zip(self.leaves, self.gradients, strict=True):

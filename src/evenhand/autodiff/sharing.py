@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -51,3 +54,59 @@ class Sharing:
             *(leaf for leaf, _ in self.common),
             *self.extra,
         ]
+
+
+class Looked(Protocol):
+    """What is new in every call: the features, and how the heads read them."""
+
+    features: Sequence[Tensor]
+    readings: list[Reading]
+
+
+class Decided:
+    """A decision that is remembered; its leaves are held weakly."""
+
+    def __init__(self, sharing: Sharing) -> None:
+        self._balanced = _weak(sharing.balanced)
+        self._carried = _weak(sharing.carried)
+        self._beyond = _weak(sharing.beyond)
+        self._alone = [_weak(mine) for mine in sharing.alone]
+        self._common = _weak([leaf for leaf, _ in sharing.common])
+        self._masks = [mask for _, mask in sharing.common]
+        self._extra = _weak(sharing.extra)
+        self._frozen = _weak(sharing.frozen)
+        self._last_layer = _weak(sharing.last_layer)
+        self._has_features = sharing.features is not None
+        self._has_readings = bool(sharing.readings)
+
+    def again(self, found: Looked) -> Sharing | None:
+        """The same decision for another call; None if one of its leaves is gone."""
+        try:
+            return Sharing(
+                balanced=_alive(self._balanced),
+                carried=_alive(self._carried),
+                beyond=_alive(self._beyond),
+                alone=[_alive(mine) for mine in self._alone],
+                common=list(zip(_alive(self._common), self._masks, strict=True)),
+                extra=_alive(self._extra),
+                frozen=_alive(self._frozen),
+                features=list(found.features) if self._has_features else None,
+                readings=found.readings if self._has_readings else [],
+                last_layer=tuple(_alive(self._last_layer)),
+            )
+        except ReferenceError:
+            return None
+
+
+def _weak(leaves: Sequence[Tensor]) -> list[weakref.ref[Tensor]]:
+    return [weakref.ref(leaf) for leaf in leaves]
+
+
+def _alive(references: Sequence[weakref.ref[Tensor]]) -> list[Tensor]:
+    found = []
+    for reference in references:
+        leaf = reference()
+        if leaf is None:
+            raise ReferenceError
+        found.append(leaf)
+    return found

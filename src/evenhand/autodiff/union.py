@@ -16,6 +16,12 @@ class Union:
 
     def __init__(self) -> None:
         self._masks: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._changes = [0]  # a list, so that what forgets a leaf need not hold the union
+
+    @property
+    def changes(self) -> int:
+        """How often something was added or forgotten."""
+        return self._changes[0]
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -37,9 +43,17 @@ class Union:
         if found is not None and found[0]() is leaf:
             if mask & ~found[1] or seen & ~found[2]:
                 self._masks[key] = found[0], found[1] | mask, found[2] | seen
+                self._changes[0] += 1
             return found[1] | mask
-        masks = self._masks
-        self._masks[key] = weakref.ref(leaf, lambda ref: _dropped(masks, key, ref)), mask, seen
+        masks, changes = self._masks, self._changes
+
+        def dropped(ref: weakref.ref[Tensor]) -> None:
+            if key in masks and masks[key][0] is ref:
+                del masks[key]
+                changes[0] += 1
+
+        masks[key] = weakref.ref(leaf, dropped), mask, seen
+        changes[0] += 1
         return mask
 
     def items(self) -> list[tuple[Tensor, int]]:
@@ -49,10 +63,3 @@ class Union:
 
     def __reduce__(self) -> tuple[type[Union], tuple[()]]:
         return Union, ()  # weak references do not outlive the process
-
-
-def _dropped(
-    masks: dict[int, tuple[weakref.ref[Tensor], int, int]], key: int, ref: weakref.ref[Tensor]
-) -> None:
-    if key in masks and masks[key][0] is ref:
-        del masks[key]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
+
+from evenhand.autodiff.gradients import cosines, norms
 
 NonFinite = Literal["raise", "skip", "leave_out"]
 """What becomes of a step in which a task's loss or gradient is NaN or infinite."""
@@ -23,8 +26,7 @@ class Balance:
         weights: what multiplied each task's gradient in the heads, [m].
         trunk_weights: what multiplied it in the trunk, [m]; None for an `Aggregator`, and where
             the trunk rests.
-        norms: ‖g_i‖, [m], at the place the method looked at.
-        cosines: cos(g_i, g_j), [m, m], likewise.
+        gramian: ⟨g_i, g_j⟩, [m, m], at the place the method looked at.
         applied: False when the step was skipped: a gradient overflowed under loss scaling.
         status: the worst way a solve of this call ended, "optimal", "stationary", "inaccurate" or
             "unbounded" (see `linalg.Solution`).
@@ -36,8 +38,17 @@ class Balance:
     losses: Tensor
     weights: Tensor | None = None
     trunk_weights: Tensor | None = None
-    norms: Tensor | None = None
-    cosines: Tensor | None = None
+    gramian: Tensor | None = None
     applied: bool = True
     status: str | None = None
     left_out: tuple[str, ...] = ()
+
+    @cached_property
+    def norms(self) -> Tensor | None:
+        """‖g_i‖, [m]."""
+        return None if self.gramian is None else norms(self.gramian)
+
+    @cached_property
+    def cosines(self) -> Tensor | None:
+        """cos(g_i, g_j), [m, m]; zero where a gradient is zero."""
+        return None if self.gramian is None else cosines(self.gramian)

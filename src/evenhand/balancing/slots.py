@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evenhand.aggregation import Aggregator
 from evenhand.autodiff.accumulation import Accumulated
-from evenhand.autodiff.gradients import Place, TaskGradients, cosines, norms
+from evenhand.autodiff.gradients import Place, TaskGradients
 from evenhand.autodiff.passes import Passes, Update
 from evenhand.balancing.balance import Balance
 from evenhand.linalg.solution import Solution
@@ -197,14 +197,12 @@ class Slots:
         trunk: Tensor | None,
         solves: Mapping[str, Sequence[Solution]],
     ) -> Balance:
-        gramian = source.known_gramian(*self.places)
         return Balance(
             tasks=view.tasks,
             losses=view.losses,
             weights=heads,
             trunk_weights=trunk,
-            norms=None if gramian is None else norms(gramian),
-            cosines=None if gramian is None else cosines(gramian),
+            gramian=source.known_gramian(*self.places),
             status=worst([solve for ended in solves.values() for solve in ended]),
             left_out=source.call.left_out,
         )

@@ -15,6 +15,7 @@ from evenhand.comparison.request import OPTIMIZERS, Settings
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
 from evenhand.recipes import Composition
+from evenhand.schedules import as_schedule
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.stopping import EarlyStopping
@@ -114,7 +115,7 @@ def training(
         partial(OPTIMIZERS[settings.optimizer], lr=job.rate),
         weights=partial(OPTIMIZERS["adam"], lr=settings.weights_rate),
         learned=balancer.parameters(),
-        slots=len(parts.schedule.slots(len(parts.tasks))) if parts.own_moments else 1,
+        slots=len(as_schedule(parts.schedule).slots(len(parts.tasks))) if parts.own_moments else 1,
     )
     return Training(
         problem,

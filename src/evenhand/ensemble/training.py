@@ -97,8 +97,8 @@ def obstacle(members: Sequence[Training]) -> str:
     labels = {task: first.problem.tasks[task].labels for task in first.tasks}
     if not all(labels[task].complete(source.targets[task]) for task in first.tasks):
         return "some labels are missing"
-    if not in_step(first.schedule):
-        return f"its phases depend on the seed, or on how training goes: {first.schedule!r}"
+    if not in_step(first.phases):
+        return f"its phases depend on the seed, or on how training goes: {first.phases!r}"
     if any(member.plateau is not None for member in members):
         return "its rates are reduced on a plateau"
     try:
@@ -113,7 +113,7 @@ def _kept_alike(member: Training) -> tuple[Any, ...]:
     methods = map(repr, (member.balancer.weighting, member.balancer.aggregator))
     stream = member.stream
     drawing = (stream.batch_size, stream.replacement, stream.drop_last, member.observe_every)
-    rest = (member.resting, member.count_work, repr(member.schedule), member.optimizers.slots)
+    rest = (member.resting, member.count_work, repr(member.phases), member.optimizers.slots)
     return (id(member.problem), member.tasks, member.epochs, *drawing, *rest, *methods)
 
 

@@ -1,7 +1,7 @@
 """Schedules: which tasks have a loss in a step, and what trains."""
 
 from evenhand.schedules.alternate import alternate_epochs, alternate_steps
-from evenhand.schedules.base import Schedule, Stateless, jointly
+from evenhand.schedules.base import Phases, Schedule, Stateless, as_schedule, jointly
 from evenhand.schedules.clock import BLOCKS, Block, Clock, Phase, mixed_seed
 from evenhand.schedules.independent import in_groups, one_by_one
 from evenhand.schedules.nesting import in_step, nested
@@ -11,10 +11,12 @@ __all__ = [
     "Block",
     "Clock",
     "Phase",
+    "Phases",
     "Schedule",
     "Stateless",
     "alternate_epochs",
     "alternate_steps",
+    "as_schedule",
     "in_groups",
     "in_step",
     "jointly",

@@ -72,7 +72,7 @@ class _State:
     past: dict[str, _Past] = field(default_factory=lambda: {block: _Past() for block in BLOCKS})
 
 
-class _Adaptive:
+class _Adaptive(Schedule):
     def __init__(self, longest: int, memory: float) -> None:
         if longest < 1:
             raise ValueError(f"longest={longest}: a phase lasts at least 1 epoch")

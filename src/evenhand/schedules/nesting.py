@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from evenhand.schedules.base import Schedule, Stateless
+from evenhand.schedules.base import Phases, Schedule, Stateless, as_schedule
 from evenhand.schedules.clock import BLOCKS, Block, Clock, Phase
 
 
-def nested(outer: Schedule, inner: Schedule, within: Sequence[Block] = BLOCKS) -> Schedule:
+def nested(
+    outer: Schedule | Phases, inner: Schedule | Phases, within: Sequence[Block] = BLOCKS
+) -> Schedule:
     """Each phase of `outer` is carried out by `inner`: tasks and moves are intersected.
 
     `inner` is called with the tasks of a phase of `outer`, and its phases keep of their `moves`
@@ -34,10 +36,10 @@ def nested(outer: Schedule, inner: Schedule, within: Sequence[Block] = BLOCKS) -
         >>> [(p.tasks, p.moves) for p in schedule(Clock(epoch=1, seed=1), ("a", "b", "c"))]
         [(('a', 'b', 'c'), ('own',))]
     """
-    return _Nested(outer, inner, within)
+    return _Nested(as_schedule(outer), as_schedule(inner), within)
 
 
-class _Nested:
+class _Nested(Schedule):
     def __init__(self, outer: Schedule, inner: Schedule, within: Sequence[Block] = BLOCKS) -> None:
         unknown = [block for block in within if block not in BLOCKS]
         if unknown or not within:

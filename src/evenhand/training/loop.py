@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Samples, Stream
 from evenhand.network import MultiTaskNetwork, Outputs, Rest, Resting, leaves
-from evenhand.schedules import Clock, Phase, Schedule, jointly, mixed_seed
+from evenhand.schedules import (
+    Clock,
+    Phase,
+    Phases,
+    Schedule,
+    as_schedule,
+    jointly,
+    mixed_seed,
+)
 from evenhand.training import checkpoint
 from evenhand.training.epoch_statistics import Tally
 from evenhand.training.feature_cache import GIBIBYTE, FeatureMemory
@@ -72,7 +80,7 @@ class Training:
     network: MultiTaskNetwork
     optimizers: Optimizers
     balancer: Balancer = field(default_factory=Balancer)
-    schedule: Schedule = field(default_factory=jointly)
+    schedule: Schedule | Phases = field(default_factory=jointly)
     tasks: tuple[str, ...] = ()
     epochs: int = 50
     seed: int = 0
@@ -89,6 +97,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.tasks = self.tasks or tuple(self.problem.tasks)
+        self.phases = as_schedule(self.schedule)
         self.stream = Stream(
             self.problem.train,
             self.problem.batch_size,
@@ -141,7 +150,7 @@ class Training:
         if self.first is None:
             self.problem.check_labels(self.tasks, parts=("train",))
             record = self._finish(Tally())
-            self.schedule.observe(record)
+            self.phases.observe(record)
             yield self._logged(record, log)
         while not self.finished:
             record = self._logged(self._run_epoch(), log)
@@ -159,7 +168,7 @@ class Training:
 
     def _run_epoch(self) -> Record:
         record = self._finish(self.train_epoch())
-        self.schedule.observe(record)
+        self.phases.observe(record)
         if self.plateau is not None and self.plateau.reduces(record.monitored):
             self.optimizers.scale_rates(self.plateau.factor, self.plateau.floor)
         return record
@@ -183,7 +192,7 @@ class Training:
     def _step(self, tally: Tally) -> None:
         """One call of the schedule: its phases, in order."""
         clock = self.clock()
-        phases = self.schedule(clock, self.tasks)
+        phases = self.phases(clock, self.tasks)
         loaded: dict[int, Batch] = {}  # a batch that several phases see is loaded once
 
         def draw(number: int) -> Batch:
@@ -394,7 +403,7 @@ class Training:
             "best_weights": self.best_weights,
             "balancer": self.balancer.state_dict(),
             "optimizers": self.optimizers.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "schedule": self.phases.state_dict(),
             "stopping": self.stopping.state_dict(),
             "plateau": None if self.plateau is None else self.plateau.state_dict(),
             "drawn": self.drawn,
@@ -411,7 +420,7 @@ class Training:
         self.best_weights = state["best_weights"]
         self.balancer.load_state_dict(state["balancer"])
         self.optimizers.load_state_dict(state["optimizers"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.phases.load_state_dict(state["schedule"])
         self.stopping.load_state_dict(state["stopping"])
         if self.plateau is not None:
             self.plateau.load_state_dict(state["plateau"])

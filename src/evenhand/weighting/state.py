@@ -86,15 +86,17 @@ class Held(nn.Module):
         for name, child in self._subtrees():
             child.require(state[name], f"{path or ' under'} {name!r}")
 
-    def replace(self, state: State) -> None:
+    def replace(self, state: State, known: bool = False) -> None:
         """Hold this state from now on, on the devices of the present one.
 
-        Learned weights get its values and stay the same objects.
+        Learned weights get its values and stay the same objects. What is `known` to have the same
+        names is not looked through again.
 
         Raises:
             ValueError: its entries have other names than those of the state held; nothing changes.
         """
-        self.require(state)
+        if not known:
+            self.require(state)
         self._replace(state)
 
     def reset(self, start: State) -> None:
@@ -128,7 +130,8 @@ class Held(nn.Module):
             child.keep(members)
 
     def _subtrees(self) -> Iterator[tuple[str, Held]]:
-        return ((name, child) for name, child in self.named_children() if isinstance(child, Held))
+        children = self._modules.items()
+        return ((name, child) for name, child in children if isinstance(child, Held))
 
     def _replace(self, state: State) -> None:
         for name in self._buffers:
