@@ -645,11 +645,10 @@ class Balancer(nn.Module):
     def _shared_by(
         self, call: Call, features: Sequence[Tensor], outputs: Outputs | None
     ) -> Sharing:
-        looking = Passes(replace(call, retain=True, plus=None, scale=None), Sharing())
-
         def looked(leaves: Sequence[Tensor]) -> list[int]:
+            looking = replace(call, retain=True, plus=None, scale=None)
             with without_hooks(leaves):
-                return looking.nonzero(leaves)
+                return Passes(looking, Sharing()).nonzero(leaves)
 
         probe: Probe = looked
         if (parallel := self._parallel()) is not None:

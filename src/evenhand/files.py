@@ -186,6 +186,8 @@ def _fitted(kind: Any, value: Any, at: str) -> Any:
         case None if is_dataclass(kind) and isinstance(value, dict):
             make: Any = kind
             return make(**_fields(kind, value, at))
+        case None if kind is Any:
+            return value
         case None if kind is float and type(value) is int and abs(value) <= EXACT:
             return float(value)
         case None if type(value) is kind and not (kind is int and abs(value) > LARGEST):

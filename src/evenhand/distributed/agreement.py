@@ -136,6 +136,12 @@ class Agreement:
         totals = {task: header.counts[k] for k, task in enumerate(tasks) if task in present}
         return Agreed(present, agreed[-1], totals)
 
+    def dtype(self, k: int) -> torch.dtype:
+        """The type of task k's losses on all ranks, as far as a step has told."""
+        known = (reach.dtypes[k] for reach in self._reaches.values() if k in reach.dtypes)
+        found: torch.dtype = getattr(torch, next(known, "float64"))
+        return found
+
     # Who reaches what here --------------------------------------------------------------------
 
     def _masks(

@@ -181,8 +181,12 @@ class Parallel:
         terms = [losses.get(task) for task in tasks]
         n = [labels(task, term, counts) for task, term in zip(tasks, terms, strict=True)]
         header = Header.of(self._here, terms, n, members, news=False)
-        like = next((v for v in losses.values()), torch.zeros(()))
-        return {task: header.values[k].to(like) for k, task in enumerate(tasks) if header.counts[k]}
+        device = next((loss.device for loss in losses.values()), self._here.device)
+        return {
+            task: header.values[k].to(device, self.agreement.dtype(k))
+            for k, task in enumerate(tasks)
+            if header.counts[k]
+        }
 
     def probed(self, probe: Probe, m: int) -> Probe:
         """Where gradients of m tasks are not zero on any rank."""
