@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,18 +17,21 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
 from evenhand import MultiTaskNetwork, files
-from evenhand.app import config, door
+from evenhand.app import config, door, report, table
 from evenhand.app.cli import app
-from evenhand.comparison.compare import compare, prepare
+from evenhand.app.findings import Findings
+from evenhand.comparison.compare import compare, finished, prepare
 from evenhand.comparison.folder import MANIFEST, RESULT
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.plan import units
-from evenhand.comparison.request import Settings
+from evenhand.comparison.request import Given, Settings
+from evenhand.comparison.statistics import rows
 from evenhand.data import Problem, Split, Task
 from evenhand.text import plain, quoted
 from evenhand.training import checkpoint
@@ -303,6 +308,42 @@ def test_results_that_are_damaged_or_anothers_are_refused(done) -> None:
     found = _again(done).results[0]
     before = files.parsed(Result, kept, "")
     assert replace(found, seconds=0, processor=0) == replace(before, seconds=0, processor=0)
+
+
+def test_records_that_are_gone_are_told(done) -> None:
+    found = finished(done, Given(_problem()))
+    records = done / found.results[0].job.folder / "records.jsonl"
+    records.unlink()
+    with pytest.raises(ValueError, match=rf"{records} has no record of the run's best epoch"):
+        Findings.of(found, _problem())
+
+
+def test_names_and_numbers_that_fit_nowhere_stand(tmp_path) -> None:
+    plain_ones = _problem()
+    names = ("x" * 20_000, "\x1b[2J</script>$\\frac{[/b]\ud800/../..")
+    parts = {
+        part: Split(split.inputs, dict(zip(names, split.targets.values(), strict=True)))
+        for part in ("train", "validation", "test")
+        if isinstance(split := getattr(plain_ones, part), Split)
+    }
+    tasks = dict(zip(names, plain_ones.tasks.values(), strict=True))
+    problem = replace(plain_ones, name=names[1], tasks=tasks, **parts)
+    asked = Settings.suggested(problem, splits=1, rates=(0.1,), references="none")
+    made = compare(asked, ("single-task", "sg"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    huge = (1e308, -math.inf, math.nan)
+    for value in huge:
+        results = tuple(replace(r, test=dict.fromkeys(r.test, value)) for r in made.results)
+        spoilt = replace(made, rows=rows(results, made.recipes, problem), results=results)
+        findings = Findings.of(spoilt, problem)
+        console = Console(file=io.StringIO(), width=100)
+        console.print(table.comparison(findings, 100, delta=True))
+        page = report.render(findings, delta=True)
+        for text in (console.file.getvalue(), page):
+            assert "\x1b" not in text
+            assert "\ud800" not in text
+            assert "</script>" not in text or text is not page
+            assert max(map(len, text.split())) < 20_000
 
 
 def test_a_manifest_that_is_damaged_is_refused(done) -> None:

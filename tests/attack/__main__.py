@@ -35,19 +35,21 @@ def main() -> int:
     total = Tally()
     print("| attack | attacks | traces | hangs | orphans | other bits | other faults | seconds |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    place = tempfile.TemporaryDirectory(prefix="evenhand-attack-")
+    ground = Ground(Path(place.name))
     for name, (attack, number) in KINDS.items():
         if asked.kind not in name:
             continue
         begun = time.monotonic()
         tally = Tally(until=begun + 60 * asked.minutes)
-        with tempfile.TemporaryDirectory(prefix="evenhand-attack-") as root:
-            chance = random.Random(f"{asked.seed} {name}")
-            attack(Ground(Path(root)), tally, max(1, round(asked.share * number)), chance)
+        chance = random.Random(f"{asked.seed} {name}")
+        attack(ground, tally, max(1, round(asked.share * number)), chance)
         print(_row(name, tally, time.monotonic() - begun), flush=True)
         for line in tally.said:
             print(f"  {name}: {line}", file=sys.stderr)
         for key in ("attacks", "tracebacks", "hangs", "orphans", "differing", "other"):
             setattr(total, key, getattr(total, key) + getattr(tally, key))
+    place.cleanup()
     print(_row("all", total, 0.0))
     return int(total.tracebacks + total.hangs + total.orphans + total.differing + total.other > 0)
 

@@ -11,6 +11,7 @@ import io
 import math
 import re
 import statistics
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -457,7 +458,9 @@ LEGIBLE = 80
 
 def svg(figure: Figure, name: str) -> str:
     """The figure as an element to stand in a page, its ink the page's own."""
-    with style(name):
+    with style(name), warnings.catch_warnings():
+        # Long names leave the axes no room; the labels then overlap, and the figure stands.
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

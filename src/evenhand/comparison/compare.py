@@ -53,8 +53,19 @@ class Comparison:
         return "\n".join([said.headline, *(f"  {line}" for line in said.sentences), *advice])
 
     def records(self, result: Result) -> list[Record]:
-        """The records of one of its runs."""
-        return list(RecordFile(self.out / result.job.folder / "records.jsonl"))
+        """The records of one of its runs.
+
+        Raises:
+            ValueError: they are damaged, or do not reach the run's best epoch.
+        """
+        file = self.out / result.job.folder / "records.jsonl"
+        found = list(RecordFile(file))
+        if not any(record.epoch == result.epoch for record in found):
+            raise ValueError(
+                f"{file} has no record of the run's best epoch, {result.epoch}: delete its folder, "
+                "and --resume makes the run again, to the same numbers"
+            )
+        return found
 
 
 def compare(
