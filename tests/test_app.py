@@ -1029,7 +1029,7 @@ def test_datasets_lists_every_source() -> None:
         ("mgda", "Gramian", "all heads + m trunks", ("feasible",)),
         ("mgda-ub", "Gramian of the features", "all heads + 1 trunk", ("feasible",)),
         ("uncertainty", "losses", "1", ("stateful",)),
-        ("ate-sg", "nothing", "1; trunk moves 50% of the time, heads 50%", ()),
+        ("ate-sg", "nothing", "1; trunk trains 50% of the time, heads 50%", ()),
         ("ius", "nothing", "m updates a step, each 1", ()),
         ("grid", "nothing", "1, in each of 3, 6, … (for m = 2, 3, …) networks", ()),
     ],

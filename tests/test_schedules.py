@@ -159,7 +159,7 @@ def test_alternating_inside_the_alternation_of_epochs_keeps_what_both_move() -> 
     assert [(p.trains, p.batch) for p in phases(schedule, epoch=0)] == [(("shared",), 0)]
     assert [(p.trains, p.batch) for p in phases(schedule, epoch=1)] == [(("own",), 0)]
     told = (
-        "nothing moves in epoch 0 of nested(alternate_epochs(shared=1, own=0), "
+        "nothing trains in epoch 0 of nested(alternate_epochs(shared=1, own=0), "
         "alternate_epochs(shared=0, own=1))"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):

@@ -59,7 +59,7 @@ def mixed_seed(*words: int) -> int:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the losses of `tasks`, on batch number `batch` of this call, train the blocks `trains`.
+    """One update: the losses of `tasks`, on batch number `batch` of a call, train `trains`.
 
     Attributes:
         slot: numbers the phases that can keep optimizer moments of their own over the shared

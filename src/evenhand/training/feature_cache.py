@@ -1,6 +1,6 @@
 """What a frozen trunk computes, computed once.
 
-In a phase that trains the heads alone, Z = trunk(x) is the same for a sample in every epoch. A phase
+In a phase that trains the heads alone, Z = trunk(x) is the same for a sample in every epoch. One
 that lasts two epochs or more therefore pays for one pass through the trunk, over the data set in
 its own order and in chunks of one batch, and reads Z from memory after that. Chunks are cut the
 same way in every run, so a run that was killed within a phase rebuilds the same bits.
