@@ -282,7 +282,8 @@ class Accumulated:
                 found = self._sums.gramian[..., index.unsqueeze(-1), index]
                 found = self._reducer.gramian_of_features(found)
             else:
-                found = self.rows(place).gramian()
+                rows = self.rows(place)
+                found = rows.gramian_at_any_size() if self._reducer.alone else rows.gramian()
             self._gramians[place] = found
         return self._gramians[place]
 

@@ -183,7 +183,9 @@ class Passes:
     def gramian(self, place: Place) -> Tensor:
         """G at `place`, [m, m]."""
         if place not in self._gramians:
-            gramian = self.rows(place).gramian()
+            rows = self.rows(place)
+            alone = self._reducer.alone  # ranks add up Gramians of one type
+            gramian = rows.gramian_at_any_size() if alone else rows.gramian()
             if place == "representation":
                 gramian = self._reducer.gramian_of_features(gramian)
             self._require_finite(gramian.diagonal(dim1=-2, dim2=-1))

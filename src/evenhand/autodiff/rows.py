@@ -314,6 +314,10 @@ class Heads(Column):
         )
 
 
+SMALLEST = 1e-28
+"""A squared norm below it is too near to where single precision underflows to be exact."""
+
+
 class Rows:
     """g_i for each of m tasks.
 
@@ -373,6 +377,29 @@ class Rows:
     def row(self, i: int) -> Row:
         """g_i."""
         return [column.entry(i) for column in self.columns]
+
+    def gramian_at_any_size(self) -> Tensor:
+        """The same, in double precision where squares overflow single precision, or underflow."""
+        gramian = self.gramian()
+        if gramian.dtype == torch.float32 and gramian.device.type != "mps":
+            squares = gramian.diagonal(dim1=-2, dim2=-1)
+            least, most = (float(bound) for bound in squares.detach().aminmax())
+            if not SMALLEST <= least <= most < torch.inf:
+                return self._wide().gramian()
+        return gramian
+
+    def _wide(self) -> Rows:
+        """The same rows in double precision, those that are looked at."""
+        columns: list[Column] = []
+        targets = self.targets[: self.looked_at]
+        for column in self.columns[: self.looked_at]:
+            stack = column.stack()
+            kind = None if stack is None else torch.promote_types(stack.dtype, torch.float64)
+            wide = None if stack is None else stack.to(kind)
+            columns.append(Stacked(self.m, self.members, wide))
+        wider = Rows(columns, targets, self.members, self.m, self.like)
+        wider._dtype = torch.float64
+        return wider
 
     def gramian(self) -> Tensor:
         """⟨g_i, g_j⟩, [..., m, m], in single precision at least."""
