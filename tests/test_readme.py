@@ -32,7 +32,8 @@ def test_the_readme_is_short_and_says_what_sg_is_before_it_uses_it() -> None:
 
 
 def test_the_hooks_run_what_ci_runs() -> None:
-    targets = re.findall(r"^make (\w+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    run = (ROOT / ".ci" / "run").read_text()
+    targets = [t for t in re.findall(r"^make (\w+)", run, re.MULTILINE) if t != "venv"]
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     recipes = (ROOT / "Makefile").read_text()
     assert targets

@@ -1,4 +1,4 @@
-"""Gradients whose squares overflow single precision, or underflow: weights as in double precision."""
+"""Gradients whose squares overflow or underflow single precision: weights as in double."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "torchrun_ddp.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "processes" / "torchrun_ddp.py"
 
 
 def run(*options: str) -> str:

@@ -1,7 +1,7 @@
 """Two tasks on several processes, with a checkpoint that a requeued job goes on from.
 
-    torchrun --nproc-per-node 2 examples/torchrun_ddp.py
-    torchrun --nproc-per-node 2 examples/torchrun_ddp.py --shard
+    torchrun --nproc-per-node 2 examples/processes/torchrun_ddp.py
+    torchrun --nproc-per-node 2 examples/processes/torchrun_ddp.py --shard
 
 With --shard every process keeps a part of the parameters only (`fully_shard`), and no checkpoint.
 Each process draws its part of every batch. The weights are those of the whole batch, and all
