@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
 
+collect_ignore = ["attack"]  # a program of its own
+
 # No deadline and no speed check: a busy machine is no failure. In CI the examples are the same
 # every time; elsewhere they vary, and one that failed is kept in .hypothesis and tried first.
 settings.register_profile(

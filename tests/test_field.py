@@ -166,7 +166,7 @@ def test_gradvac_starts_as_pcgrad() -> None:
 
 
 def test_gradvac_keeps_pairs_that_wait() -> None:
-    vaccine = eh.Running(eh.GradVac(beta=0.5), "abc")
+    vaccine = eh.Running(eh.GradVac(beta=0.5), tuple("abc"))
     vaccine(view(jacobian("independent", 3)))
     before = vaccine.state["phi"]
     vaccine(view(jacobian("independent", 2, seed=1), 1, speaking=(0, 2), total=3))
@@ -176,7 +176,7 @@ def test_gradvac_keeps_pairs_that_wait() -> None:
 
 def test_gradvac_sees_no_cosine_of_nothing() -> None:
     """Nor asks for one that no coefficient reaches."""
-    vaccine = eh.Running(eh.GradVac(beta=1.0), "ab")
+    vaccine = eh.Running(eh.GradVac(beta=1.0), tuple("ab"))
     opposite = torch.tensor([[1.0, 0.0], [-2.0, 0.0]], dtype=torch.float64)
     for step, j in enumerate(
         (torch.ones(2, 2).double(), opposite, PAIR * torch.tensor([[0], [1]]))

@@ -367,7 +367,7 @@ def test_a_head_that_several_tasks_read_is_evaluated_once() -> None:
     network = copy.deepcopy(run.network)
     with FlopCounterMode(display=False) as counter:
         sum(losses_of(network, data.train.inputs, data.train.targets).values()).backward()
-    assert run.train_epoch().work == counter.get_total_flops()
+    assert run.train_epoch().flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("kind", ["memory", "loader"])

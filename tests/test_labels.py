@@ -244,7 +244,7 @@ def run_of(problem: Problem, recipe: str, label: str = "", **settings):
 def test_batches_without_a_label_of_the_only_task_are_passed_over() -> None:
     run = run_of(halves(), "single-task", "a", observe_every=1)
     _, one, two = run.run()
-    assert one.moves == ("shared", "own")
+    assert one.trains == ("shared", "own")
     assert (one.step, two.step) == (2, 4)
     assert set(one.changes) == {"shared+own|a"}
     assert one.path > 0
@@ -268,7 +268,7 @@ def test_work_is_counted_by_the_tasks_that_have_labels() -> None:
     for side, split in sides.items():
         made = replace(problem, network=linear, train=split, validation=split, test=split)
         records = list(run_of(made, "single-task", "a").run())
-        work[side] = records[1].work
+        work[side] = records[1].flops
     assert work["first"] == work["last"] > 0
 
 

@@ -197,6 +197,7 @@ def test_without_gradients_it_may_be_the_first_call() -> None:
     """Trainers look at the validation set before they train; then too the tasks stay open."""
     run = Run("mgda", named=False)
     run.world.prepare(0)
+    run.number = 0
     with torch.no_grad():
         run.loss(run.forward())
     assert run.balancer.tasks == ()

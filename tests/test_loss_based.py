@@ -405,7 +405,7 @@ def test_a_loss_of_zero_has_a_finite_weight(make: Callable[[], eh.Weighting]) ->
         (lambda: eh.LogSTCH(mu=-1.0), "mu=-1.0: must be > 0"),
         (lambda: eh.LogSTCH(warmup=-1), "epochs count from 0"),
         (lambda: eh.PBI(theta=-1.0), "theta=-1.0: must be >= 0"),
-        (lambda: eh.PBI(theta=math.nan), "theta=nan: must be >= 0"),
+        (lambda: eh.PBI(theta=math.nan), "theta=nan: must be a number"),
         (lambda: eh.FAMO(lr=0.0), "lr=0.0, decay=0.001: must be > 0 and >= 0"),
         (lambda: eh.STCH(preference={"a": -1.0}), "preferences must be finite and >= 0"),
         (lambda: eh.FAMO(reference={"a": math.inf}), "a reference point must be finite"),

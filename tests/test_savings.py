@@ -149,16 +149,16 @@ def test_work_is_counted() -> None:
     trunk, inner, heads = 2 * 48 * (4 * 8 + 8 * 6), 2 * 48 * 8 * 6, 2 * 48 * 2 * 6
     trial = trunk / 3 / 2  # half a batch, to see whether the trunk varies
     own = 2 * heads
-    assert [r.work for r in joint] == [None] + [2 * trunk + inner + 3 * heads] * 6
+    assert [r.flops for r in joint] == [None] + [2 * trunk + inner + 3 * heads] * 6
     shared = 2 * trunk + inner + 2 * heads
-    assert [r.work for r in alternating] == [
+    assert [r.flops for r in alternating] == [
         *[None, shared, trunk + trial + own, own, own],
         *[shared, trunk + trial + own],
     ]
     assert [r.reused for r in alternating] == [0, 0, 48, 48, 48, 0, 48]
     unread = run(prepared(alternate_epochs(1, 3), count_flops=True, feature_memory=0))
-    assert [r.work for r in unread[1:5]] == [shared] + [trunk + own] * 3
-    assert all(r.work is None for r in run(prepared(jointly())))
+    assert [r.flops for r in unread[1:5]] == [shared] + [trunk + own] * 3
+    assert all(r.flops is None for r in run(prepared(jointly())))
 
 
 def test_looking_on_costs_no_work() -> None:
@@ -171,7 +171,7 @@ def test_looking_on_costs_no_work() -> None:
         )
         for n in (0, 1)
     )
-    assert [r.work for r in blind] == [r.work for r in seeing]
+    assert [r.flops for r in blind] == [r.flops for r in seeing]
 
 
 @pytest.mark.parametrize("make", [two_scales, mixed])

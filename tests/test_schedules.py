@@ -64,7 +64,7 @@ def test_alternate_steps_takes_a_fresh_batch_for_the_heads() -> None:
 
 
 def test_alternate_epochs_counts_epochs_of_either_kind() -> None:
-    moves = [phases(alternate_epochs(2, 3), epoch)[0].moves for epoch in range(7)]
+    moves = [phases(alternate_epochs(2, 3), epoch)[0].trains for epoch in range(7)]
     assert moves == [("shared",)] * 2 + [("own",)] * 3 + [("shared",)] * 2
     assert [phases(alternate_epochs(2, 3), epoch)[0].lasts for epoch in (0, 1, 2, 4)] == [
         2,
@@ -269,7 +269,7 @@ def test_a_reduced_rate_does_not_look_like_progress_that_dried_up() -> None:
         schedule.load_state_dict(state)
         rates = {"shared": rate, "own": rate}
         schedule.observe(Record(4, 4, ("own",), monitored=0.6923, flops=1.0, rates=rates))
-        assert phases(schedule)[0].moves == (block,)
+        assert phases(schedule)[0].trains == (block,)
 
 
 def test_phases_grow_by_doubling_and_end() -> None:

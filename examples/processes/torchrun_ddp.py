@@ -90,5 +90,9 @@ for step in range(first, options.steps):
         break
 
 if rank == 0 and not options.shard:
-    print("parameters", float(sum(p.double().abs().sum() for p in network.parameters())).hex())
+    print(
+        "parameters",
+        float(sum(p.detach().double().abs().sum() for p in network.parameters())).hex(),
+    )
+dist.barrier()  # nobody leaves while another is still talking
 dist.destroy_process_group()

@@ -86,7 +86,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is abc.Iterable:
         return isinstance(value, abc.Iterable) and not isinstance(value, str)
     if origin is abc.Mapping:
-        return isinstance(value, abc.Mapping) and all(_fits(v, inner[1]) for v in value.values())
+        values = value.values() if isinstance(value, abc.Mapping) else ()
+        # Of NaN among them the function says which it is.
+        return isinstance(value, abc.Mapping) and all(v != v or _fits(v, inner[1]) for v in values)
     if origin is abc.Callable:
         return callable(value)
     if isinstance(hint, type) and origin is None and not vars(hint).get("_is_protocol"):

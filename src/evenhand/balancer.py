@@ -296,8 +296,10 @@ class Balancer(nn.Module):
             deliver(reached, gradients)
         if parallel is not None:
             restore()
-        if solved.holds_graph and not retain_graph:
-            release([*step.call.losses, *step.features], step.sharing.trained)
+        if any(solved.unfreed) and not retain_graph:
+            heads, trunk = solved.unfreed
+            losses_left = step.call.losses if heads or not step.features else ()
+            release(losses_left, step.features, step.sharing.trained, trunk)
         balance = self._stands(solved)
         if phase is not None:
             frozen = step.sharing.frozen

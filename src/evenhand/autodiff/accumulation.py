@@ -201,9 +201,9 @@ class Accumulated:
         self._gramians: dict[Place, Tensor] = {}
 
     @property
-    def holds_graph(self) -> bool:
-        """Whether the graph of the last micro-batch is still kept."""
-        return True
+    def unfreed(self) -> tuple[bool, bool]:
+        """Whether a part of the last graph is left: up to the features, and behind."""
+        return True, True
 
     def rows(self, place: Place) -> Rows:
         """g_i at `place` for every task."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import grad
 from torch.autograd.function import once_differentiable
 
 from evenhand.autodiff.hooks import without_hooks
@@ -70,25 +71,37 @@ class _Nothing(torch.autograd.Function):
         return (None,) * len(ctx.needs_input_grad)
 
 
-def release(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
-    """Free what the graph of these losses still keeps, though the user may hold the losses.
+def release(
+    losses: Sequence[Tensor],
+    features: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    behind_features: bool = True,
+) -> None:
+    """Free what the graph of losses and features still keeps, though the user may hold them.
 
     Passes without any gradient do it: nodes run, compute nothing, and let go of what they have
     saved. One stops where a pass before has freed a part, where an optimizer in backward has
     changed a weight already, and at hooks on activations that cannot do with None. What is left
-    then goes with the losses.
+    then goes with them.
     """
     apply: Callable[..., Tensor] = _Nothing.apply
+    # The pass that found the last gradients has mostly freed the last loss's graph, where a run
+    # stops; so the others go first.
     with torch.enable_grad(), without_hooks(leaves):
-        for loss in losses:
-            with suppress(Exception):
-                torch.autograd.grad(apply(loss), leaves, allow_unused=True)
+        behind = features or leaves
+        trunk = features if behind_features else ()
+        for some, ends in ((losses[:-1], behind), (losses[-1:], behind), (trunk, leaves)):
+            if some:
+                with suppress(Exception):
+                    grad(apply(*some), ends, allow_unused=True)
 
 
-def released_at_the_end(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+def released_at_the_end(
+    losses: Sequence[Tensor], features: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> None:
     """`release` them when the backward pass that is under way has ended.
 
     Terms that share their graph and are differentiated in the same pass find it whole.
     """
     engine = torch.autograd.Variable._execution_engine
-    engine.queue_callback(lambda: release(losses, leaves))
+    engine.queue_callback(lambda: release(losses, features, leaves))

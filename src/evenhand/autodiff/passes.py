@@ -154,6 +154,7 @@ class Passes:
         self._rows: dict[Place, Rows] = {}
         self._gramians: dict[Place, Tensor] = {}
         self._combination: tuple[Tensor, Row] | None = None
+        self._in_chunks = False
 
     @cached_property
     def _losses(self) -> Tensor:
@@ -163,11 +164,15 @@ class Passes:
         return torch.stack(self._each, dim=-1)
 
     @property
-    def holds_graph(self) -> bool:
-        """Whether the passes so far have kept a part of the graph that nobody needs any more."""
+    def unfreed(self) -> tuple[bool, bool]:
+        """Whether the passes so far have left a part of the graph: up to the features, and behind.
+
+        Without features all is behind.
+        """
         if self._heads is None and not self._rows and self._combination is None:
-            return self._retain  # one pass at most, of the sum
-        return self._keep or not self._readings or bool(self._rows)
+            return self._retain, self._retain  # one pass at most, of the sum
+        left = self._keep or self._in_chunks
+        return left or not self._readings, left or not self._features
 
     # What methods ask for ---------------------------------------------------------------------
 
@@ -356,6 +361,7 @@ class Passes:
         self, inputs: Sequence[Tensor | GradientEdge], chunk: int, first: int = 0
     ) -> Iterator[tuple[slice, Row]]:
         """The passes of `chunk` tasks at a time, as one that runs on stacks."""
+        self._in_chunks = True
         m = len(self.tasks)
         if self._features is None:
             outputs: Sequence[Tensor] = [self._losses]

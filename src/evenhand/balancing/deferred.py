@@ -84,7 +84,7 @@ class Deferred:
             found[self._places[id(weight)]] = g * gradient
         self._stands(solved)
         if not keep and self._shares:
-            released_at_the_end([*step.call.losses, *step.features], step.sharing.trained)
+            released_at_the_end(step.call.losses, step.features, step.sharing.trained)
         del solved  # autograd keeps a tensor that nobody else holds, and copies any other
         if keep:
             self._given, self._scale = found, scale

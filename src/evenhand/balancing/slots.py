@@ -39,7 +39,7 @@ class Solved:
         clock: when it was.
         solves: for each slot that was asked, how its solves ended.
         sharers: the positions of the tasks that share something; None if all do.
-        holds_graph: whether passes have left a part of the losses' graph unfreed.
+        unfreed: whether passes have left a part of the graph: up to the features, and behind.
     """
 
     update: Update
@@ -49,7 +49,7 @@ class Solved:
     clock: Clock
     solves: Mapping[str, Sequence[Solution]]
     sharers: Sequence[int] | None = None
-    holds_graph: bool = False
+    unfreed: tuple[bool, bool] = False, False
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class Slots:
             learned |= answer.gradients
         solves = {name: answer.outcome.solves for name, answer in answers.items()}
         balance = self._told_of(source, view, heads, trunk, solves)
-        held = source.holds_graph
-        return Solved(update, learned, balance, after, view.clock, solves, sharers, held)
+        left = source.unfreed
+        return Solved(update, learned, balance, after, view.clock, solves, sharers, left)
 
     def _ask(
         self, slot: str, g: TaskGradients, state: State, sharers: Sequence[int] | None

@@ -14,7 +14,12 @@ from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.plan import jobs, units
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.reference_runs import FACTS
-from evenhand.comparison.references import CONSTANT, reference_jobs, reference_names
+from evenhand.comparison.references import (
+    CONSTANT,
+    REFERENCES,
+    reference_jobs,
+    reference_names,
+)
 from evenhand.comparison.request import Given, Maker, Settings, forget
 from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import Verdict, verdict
@@ -59,6 +64,8 @@ class Comparison:
             ValueError: they are damaged, or do not reach the run's best epoch.
         """
         file = self.out / result.job.folder / "records.jsonl"
+        if result.job.recipe in REFERENCES and not file.exists():
+            return []  # nothing was trained by epochs
         found = list(RecordFile(file))
         if not any(record.epoch == result.epoch for record in found):
             raise ValueError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenhand import sources
+from evenhand.arguments import require_kind
 
 if TYPE_CHECKING:
     from evenhand.comparison.compare import Comparison
@@ -59,6 +60,15 @@ def compare(
     from evenhand.comparison import compare as comparing
     from evenhand.comparison.request import Settings
 
+    for name, value, kind in (
+        ("recipes", recipes, Sequence[object]),
+        ("targets", targets, str | Sequence[str]),
+        ("table", table, Mapping[str, object] | None),
+        ("out", out, str | Path | None),
+        ("workers", workers, int),
+        ("resume", resume, bool),
+    ):
+        require_kind(name, value, kind)
     said = {**({"targets": targets} if len(targets) else {}), **(table or {})}
     source, options = _source(asked, said)
     unknown = [name for name in settings if name not in Settings.__dataclass_fields__]

@@ -167,9 +167,9 @@ class ShardedPasses:
     # The passes -------------------------------------------------------------------------------
 
     @property
-    def holds_graph(self) -> bool:
+    def unfreed(self) -> tuple[bool, bool]:
         """Ordinary backward passes free the graph themselves."""
-        return False
+        return False, False
 
     def _passed(self, total: Tensor, keep: bool = True) -> dict[int, Tensor]:
         """The gradients of one backward pass by the parts, by identity; `.grad` is untouched."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from evenhand.arguments import checked
 from evenhand.doctor.looks import Look, Losses, look
 
 BATCHES = 16
@@ -67,6 +68,7 @@ class Diagnosis:
         return "\n".join(gradient_sentences(self))
 
 
+@checked
 def diagnose(
     model: nn.Module,
     losses: Losses,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from evenhand.schedules import Clock, Phase, Stateless
+from evenhand.schedules import Clock, Phase, Schedule, Stateless
 from evenhand.text import NAME, plain
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def require_moving(training: Training) -> None:
 
 def _require_phases(training: Training) -> None:
     schedule = training.phases
-    if schedule.state_dict() or (isinstance(schedule, Stateless) and schedule.counted):
+    learns = type(schedule).observe is not Schedule.observe
+    counted = isinstance(schedule, Stateless) and schedule.counted
+    if learns or counted or schedule.state_dict():
         return
     phases = list(_phases(training))
     blocks = training.network.blocks()
