@@ -1,6 +1,6 @@
 """Preparing the inputs: fitted to the training rows, applied to any rows, kept as JSON.
 
-    numeric    (x − mean) / deviation; a blank cell gets the median first
+    numeric    (x - mean) / deviation; a blank cell gets the median first
     boolean    as numeric, no is 0 and yes is 1
     category   one column per value, 1 where the cell is it; a blank cell is a value of its own
                where training rows have one; what is rarer than the `MOST` commonest, and what
