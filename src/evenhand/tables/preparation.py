@@ -3,7 +3,7 @@
     numeric    (x - mean) / deviation; a blank cell gets the median first
     boolean    as numeric, no is 0 and yes is 1
     category   one column per value, 1 where the cell is it; a blank cell is a value of its own
-               where training rows have one; what is rarer than the `MOST` commonest, and what
+               where training rows have one; what is rarer than the MOST commonest, and what
                training rows do not know, is "other"
     date       days, as numeric; and where in the year, in the week and (where moments have hours)
                in the day, as sine and cosine
