@@ -88,9 +88,8 @@ def release(
     # The pass that found the last gradients has mostly freed the last loss's graph, where a run
     # stops; so the others go first.
     with torch.enable_grad(), without_hooks(leaves):
-        behind = features or leaves
-        trunk = features if behind_features else ()
-        for some, ends in ((losses[:-1], behind), (losses[-1:], behind), (trunk, leaves)):
+        ends = leaves if behind_features or not features else features
+        for some in (losses[:-1], losses[-1:], features if behind_features else ()):
             if some:
                 with suppress(Exception):
                     grad(apply(*some), ends, allow_unused=True)
