@@ -84,7 +84,7 @@ ROOMS: Mapping[str, Room] = {
     "recipes": Room(("recipes.py",), ("test_golden", "test_objects"), ("test_app",)),
     "autodiff": Room(
         ("autodiff/*.py", "balancing/*.py", "balancer.py"),
-        ("test_reducer", "test_chance", "test_balancer", "test_state"),
+        ("test_chance", "test_balancer", "test_state"),
         ("test_programs", "test_loss", "test_modes", "test_layers", "test_savings", "test_laws"),
     ),
     "report": Room(
