@@ -24,7 +24,7 @@ from evenhand.aggregation import Aggregator
 from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite, stacked
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
-from evenhand.autodiff.delivery import deliver, delivered_by, release
+from evenhand.autodiff.delivery import deliver, delivered_by, release, release_up_to
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
     Matrices,
@@ -296,10 +296,8 @@ class Balancer(nn.Module):
             deliver(reached, gradients)
         if parallel is not None:
             restore()
-        if any(solved.unfreed) and not retain_graph:
-            heads, trunk = solved.unfreed
-            losses_left = step.call.losses if heads or not step.features else ()
-            release(losses_left, step.features, step.sharing.trained, trunk)
+        if not retain_graph:
+            self._free(step, *solved.unfreed)
         balance = self._stands(solved)
         if phase is not None:
             frozen = step.sharing.frozen
@@ -768,6 +766,15 @@ class Balancer(nn.Module):
             self.states.replace(solved.state, known=True)
             self._step = solved.clock.step + 1
         return solved.balance
+
+    def _free(self, step: Step, heads: bool, trunk: bool) -> None:
+        """Free what the passes of a step have left of its graph: of heads, and of the trunk."""
+        losses, sharing = step.call.losses, step.sharing
+        if trunk:
+            release(losses, step.features, sharing.trained)
+        elif heads:
+            ends = step.features or [leaf for mine in sharing.alone for leaf in mine]
+            release_up_to(losses[:-1], ends, sharing.trained)
 
     def _value(
         self, losses: Mapping[str, Tensor], plus: Tensor | None, step: Step | None

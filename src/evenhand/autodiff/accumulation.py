@@ -202,7 +202,7 @@ class Accumulated:
 
     @property
     def unfreed(self) -> tuple[bool, bool]:
-        """Whether a part of the last graph is left: up to the features, and behind."""
+        """Whether a part of the last graph is left: of heads, and of the trunk."""
         return True, True
 
     def rows(self, place: Place) -> Rows:

@@ -71,12 +71,7 @@ class _Nothing(torch.autograd.Function):
         return (None,) * len(ctx.needs_input_grad)
 
 
-def release(
-    losses: Sequence[Tensor],
-    features: Sequence[Tensor],
-    leaves: Sequence[Tensor],
-    behind_features: bool = True,
-) -> None:
+def release(losses: Sequence[Tensor], features: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
     """Free what the graph of losses and features still keeps, though the user may hold them.
 
     Passes without any gradient do it: nodes run, compute nothing, and let go of what they have
@@ -84,15 +79,20 @@ def release(
     changed a weight already, and at hooks on activations that cannot do with None. What is left
     then goes with them.
     """
-    apply: Callable[..., Tensor] = _Nothing.apply
-    # The pass that found the last gradients has mostly freed the last loss's graph, where a run
+    # The pass that found the last gradients may have freed the last loss's graph, where a run
     # stops; so the others go first.
-    with torch.enable_grad(), without_hooks(leaves):
-        ends = leaves if behind_features or not features else features
-        for some in (losses[:-1], losses[-1:], features if behind_features else ()):
-            if some:
-                with suppress(Exception):
-                    grad(apply(*some), ends, allow_unused=True)
+    for some in (losses[:-1], losses[-1:], features):
+        release_up_to(some, leaves, leaves)
+
+
+def release_up_to(
+    losses: Sequence[Tensor], ends: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> None:
+    """`release` what lies between losses and `ends`; hooks of the leaves do not run."""
+    if losses and ends:
+        apply: Callable[..., Tensor] = _Nothing.apply
+        with torch.enable_grad(), without_hooks(leaves), suppress(Exception):
+            grad(apply(*losses), ends, allow_unused=True)
 
 
 def released_at_the_end(

@@ -165,14 +165,14 @@ class Passes:
 
     @property
     def unfreed(self) -> tuple[bool, bool]:
-        """Whether the passes so far have left a part of the graph: up to the features, and behind.
+        """Whether the passes so far have left a part of the graph: of heads, and of the trunk.
 
-        Without features all is behind.
+        Taken one by one, the last pass frees the trunk and the last task's head.
         """
         if self._heads is None and not self._rows and self._combination is None:
             return self._retain, self._retain  # one pass at most, of the sum
-        left = self._keep or self._in_chunks
-        return left or not self._readings, left or not self._features
+        left = self._keep or self._in_chunks or len(self._features or ()) > 1
+        return left or not self._readings, left
 
     # What methods ask for ---------------------------------------------------------------------
 

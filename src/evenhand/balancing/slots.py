@@ -39,7 +39,7 @@ class Solved:
         clock: when it was.
         solves: for each slot that was asked, how its solves ended.
         sharers: the positions of the tasks that share something; None if all do.
-        unfreed: whether passes have left a part of the graph: up to the features, and behind.
+        unfreed: whether passes have left a part of the graph: of heads, and of the trunk.
     """
 
     update: Update
