@@ -331,9 +331,10 @@ class Balancer(nn.Module):
         them, and `plus`. Under `no_grad` it is that value, and nothing is remembered. A second
         backward (after ``retain_graph=True``) gives the same again and advances no history.
 
-        The passes through the graph of the losses are taken inside; it is freed when the whole
-        backward pass has ended. Terms that are added outside may share it, but one that the engine
-        happens to differentiate first takes it away: the error then names `plus=`.
+        The passes through the graph of the losses are taken inside and free it, as those of
+        `backward` do. Terms that are added outside may share it: it is then kept until the whole
+        backward pass has ended. One that the engine happens to differentiate first takes it away:
+        the error then names `plus=`.
 
         Args and errors are those of `backward`.
         """
@@ -350,8 +351,10 @@ class Balancer(nn.Module):
         if (parallel := self._parallel()) is not None:
             closing = parallel.untouched(reached)
             reached = parallel.receivers(reached)
-        shares = self._sources.sharded is None
-        deferred = Deferred(self._solved, self._stands, step, reached, closing, shares)
+        may_share = self._sources.sharded is None
+        deferred = Deferred(
+            self._solved, self._stands, self._free, step, reached, closing, may_share
+        )
         return delivered_by(deferred, self._value(present, plus, step), reached)
 
     def accumulate(

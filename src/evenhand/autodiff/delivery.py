@@ -18,6 +18,7 @@ from torch.autograd import grad
 from torch.autograd.function import once_differentiable
 
 from evenhand.autodiff.hooks import without_hooks
+from evenhand.autodiff.walk import Node
 
 Source = Callable[[Tensor], Sequence[Tensor | None]]
 """The incoming gradient -> a gradient for each leaf."""
@@ -59,6 +60,26 @@ _ZERO, _ONE = torch.zeros(()), torch.ones(())
 def keeps_graph() -> bool:
     """Inside a backward pass: whether it was asked to keep the graph for another one."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def shared_outside(losses: Sequence[Tensor]) -> bool:
+    """Inside a backward pass: whether it goes through the graph of these losses too.
+
+    So it does where a term that was added to the scalar shares their graph. Leaves do not count.
+    """
+    will_run = torch._C._will_engine_execute_node
+    seen: set[Node] = set()
+    waiting: list[Node] = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        edges = node.next_functions
+        if node in seen or not edges:  # a leaf's accumulation leads nowhere
+            continue
+        if will_run(node):
+            return True
+        seen.add(node)
+        waiting += [child for child, _ in edges if child is not None]
+    return False
 
 
 class _Nothing(torch.autograd.Function):

@@ -170,7 +170,8 @@ class Passes:
         Taken one by one, the last pass frees the trunk and the last task's head.
         """
         if self._heads is None and not self._rows and self._combination is None:
-            return self._retain, self._retain  # one pass at most, of the sum
+            kept = self._retain or self._alone is not None or bool(self._partly)
+            return kept, kept  # a single pass of the sum, unless another followed it
         left = self._keep or self._in_chunks or len(self._features or ()) > 1
         return left or not self._readings, left
 
@@ -627,7 +628,9 @@ class Passes:
         if self._features is not None:
             return self._combined_through(weights), False
         total = weighted_sum(self._losses, weights)
-        return gradient([total], self._combined_leaves, None, self._keep), False
+        # A pass that frees the half that it meets would leave the other half out of reach.
+        keep = self._keep or self._alone is not None
+        return gradient([total], self._combined_leaves, None, keep), False
 
     def _combined_through(self, weights: Tensor) -> Row:
         """Σ weights_i g_i by one pass through the trunk, and from rows for what lies round it."""

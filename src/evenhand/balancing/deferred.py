@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from evenhand.autodiff.delivery import keeps_graph, released_at_the_end
+from evenhand.autodiff.delivery import keeps_graph, released_at_the_end, shared_outside
 from evenhand.balancing.request import Step
 from evenhand.balancing.slots import Solved
 
@@ -25,9 +25,10 @@ class Deferred:
     Args:
         solve: (step, whether a scaler skips what is infinite) -> what the step comes to.
         stands: takes over the state of a step that is taken.
+        free: (step, what passes have left of the graph: of heads, of the trunk) frees it.
         step: the step.
         leaves: what the scalar delivers to, in order.
-        shares: whether terms that are added outside may share the graph.
+        may_share: whether terms that are added outside may share the graph.
         closing: to be done when the whole backward pass has ended, with what it queues itself.
     """
 
@@ -35,17 +36,19 @@ class Deferred:
         self,
         solve: Callable[[Step, bool], Solved],
         stands: Callable[[Solved], object],
+        free: Callable[[Step, bool, bool], None],
         step: Step,
         leaves: Sequence[Tensor],
         closing: Callable[[], None] | None = None,
-        shares: bool = True,
+        may_share: bool = True,
     ) -> None:
         self._solve = solve
         self._stands = stands
+        self._free = free
         self._step: Step | None = step
         self._places = {id(leaf): k for k, leaf in enumerate(leaves)}
         self._closing = closing
-        self._shares = shares
+        self._may_share = may_share
         self._given: list[Tensor | None] | None = None
         self._scale = 1.0
 
@@ -68,7 +71,9 @@ class Deferred:
             )
         keep = keeps_graph()
         step, self._step = self._step, None
-        retain = keep or self._shares or step.call.retain
+        plus = [] if step.call.plus is None else [step.call.plus]
+        shares = self._may_share and shared_outside([*step.call.losses, *plus])
+        retain = keep or shares or step.call.retain
         call = replace(step.call, scale=None if scale == 1 else gradient, retain=retain)
         found: list[Tensor | None] = [None] * len(self._places)
         try:
@@ -83,8 +88,10 @@ class Deferred:
         for weight, g in solved.learned.items():
             found[self._places[id(weight)]] = g * gradient
         self._stands(solved)
-        if not keep and self._shares:
+        if shares and not keep:
             released_at_the_end(step.call.losses, step.features, step.sharing.trained)
+        elif self._may_share and not keep:
+            self._free(step, *solved.unfreed)
         del solved  # autograd keeps a tensor that nobody else holds, and copies any other
         if keep:
             self._given, self._scale = found, scale
