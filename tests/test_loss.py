@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evenhand import MGDA, Balance, Balancer, Clock, MultiTaskNetwork, NonFiniteError
+from evenhand import MGDA, Balance, Balancer, Clock, GradDrop, MultiTaskNetwork, NonFiniteError
 from programs import (
     AT_FEATURES,
     DTYPE,
+    LOSS_BASED,
     METHODS,
     Forward,
     Head,
@@ -611,11 +612,15 @@ PIECES = 3
 class Micro:
     """A run over whole batches of twelve samples, or over three parts of four."""
 
-    def __init__(self, method: str, network: str, route: str | None = None) -> None:
+    def __init__(
+        self, method: str, network: str, route: str | None = None, replay: bool = False
+    ) -> None:
         torch.manual_seed(3)
         told = route or ("module" if method in AT_FEATURES else "none")
         self.run = Run(method, network, **({"route": told}))
         self.route = told
+        if replay:
+            self.run.balancer.catch(self.run.world.trunk, replay=True)
 
     def losses(self, step: int, part: slice, share: float) -> tuple[dict[str, Tensor], object]:
         world = self.run.world
@@ -672,6 +677,30 @@ def test_accumulated_batches_equal_the_large_one(
         for name, value in right.items():
             if isinstance(value, Tensor):
                 torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("network", "route"), [("plain", "module"), ("multitask", "module"), ("multitask", "outputs")]
+)
+@pytest.mark.parametrize("method", [*AT_FEATURES, *LOSS_BASED])
+def test_micro_batches_whose_trunk_runs_again_equal_the_large_one(
+    method: str, network: str, route: str
+) -> None:
+    """One pass forward more for each but the last, one backward for each, and no row of theirs."""
+    many = Micro(method, network, route, replay=True)
+    one = Micro(method, network, route)
+    passes: list[str] = []
+    first = next(m for m in many.run.world.trunk.modules() if isinstance(m, nn.Linear))
+    first.register_forward_hook(lambda *_: passes.append("forward"))
+    first.weight.register_hook(lambda _: passes.append("delivered"))
+    for step in range(2):
+        with quietly():
+            balance, wanted = many.parts(step, by_backward), one.whole(step, by_backward)
+        torch.testing.assert_close(balance.losses, wanted.losses, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(balance.weights, wanted.weights, rtol=1e-9, atol=1e-9)
+        alike(taken(many.run.leaves), taken(one.run.leaves))
+        assert passes == ["forward"] * (2 * PIECES - 1) + ["delivered"]
+        passes.clear()
 
 
 def test_accumulated_outputs_of_a_multitask_network() -> None:
@@ -740,8 +769,9 @@ def test_counts_make_means_over_all_labels(method: str, call: Callable[..., Bala
         taken(list(many.run.balancer.parameters())), taken(list(one.run.balancer.parameters()))
 
 
-def test_accumulating_replays_dropout_and_updates_batch_statistics_once() -> None:
-    """At the representation the trunk is passed a second time, unseen."""
+@pytest.mark.parametrize("replay", [False, True])
+def test_accumulating_repeats_dropout_and_updates_batch_statistics_once(replay: bool) -> None:
+    """Also where the trunk of the first part is passed a second time."""
     torch.manual_seed(2)
     trunk = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.5)).double()
     heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)]).double()
@@ -766,7 +796,7 @@ def test_accumulating_replays_dropout_and_updates_batch_statistics_once() -> Non
     spread = gramian[0, 0] + gramian[1, 1] - 2 * gramian[0, 1]
     share = float(((gramian[1, 1] - gramian[0, 1]) / spread).clamp(0, 1))
     balancer = Balancer(aggregator=MGDA(at="representation"))
-    balancer.catch(trunk)
+    balancer.catch(trunk, replay=replay)
     for k, part in enumerate(x.chunk(2)):
         torch.manual_seed(10 + k)
         if k == 0:
@@ -784,6 +814,114 @@ def test_accumulating_replays_dropout_and_updates_batch_statistics_once() -> Non
         exact(parameter.grad, share * by_task[0] + (1 - share) * by_task[1], f"{k}", size=1.0)
     for one, other in zip(trunk.buffers(), control.buffers(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Moody(nn.Module):
+    """Returns what Python's own generator decides, which nobody winds back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4).double()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+def accumulated(trunk: nn.Module, at: Balancer, inputs: Sequence[Tensor], replay: bool) -> Balancer:
+    """Micro-batches through `trunk` and two heads; the losses are held to the end."""
+    torch.manual_seed(1)
+    heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)]).double()
+    at.catch(trunk, replay=replay)
+    held = []
+    for k, x in enumerate(inputs):
+        z = trunk(x)
+        losses = {"a": heads[0](z).square().mean(), "b": (heads[1](z) - 1).square().mean()}
+        held.append(losses)
+        if k < len(inputs) - 1:
+            at.accumulate(losses, features=trunk)
+        else:
+            at.backward(losses, features=trunk)
+    return at
+
+
+@pytest.mark.parametrize("aggregator", [MGDA, GradDrop], ids=["mgda", "graddrop"])
+def test_a_trunk_with_a_state_runs_again_as_it_was(aggregator: type[MGDA]) -> None:
+    """Spectral normalisation moves its buffers in every forward pass; the last stand afterwards."""
+    grads, buffers = [], []
+    inputs = [torch.randn(5, 3, dtype=DTYPE) for _ in range(3)]
+    for replay in (False, True):
+        torch.manual_seed(0)
+        layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4).double())
+        trunk = nn.Sequential(layer, nn.Dropout(0.3))
+        accumulated(trunk, Balancer(aggregator=aggregator(at="representation")), inputs, replay)
+        grads.append(taken(list(trunk.parameters())))
+        buffers.append([b.clone() for b in trunk.buffers()])
+    alike(*grads)
+    for one, other in zip(*buffers, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_trunk_whose_inputs_have_a_graph_is_not_run_again() -> None:
+    """What lies behind them gets its gradient too."""
+    grads = []
+    x = [torch.randn(5, 3, dtype=DTYPE) for _ in range(2)]
+    for replay in (False, True):
+        torch.manual_seed(0)
+        stem, trunk = nn.Linear(3, 3).double(), nn.Linear(3, 4).double()
+        balancer = Balancer(aggregator=MGDA(at="representation"))
+        accumulated(trunk, balancer, [stem(part) for part in x], replay)
+        grads.append(taken([*stem.parameters(), *trunk.parameters()]))
+    assert all(g is not None for g in grads[1])
+    alike(*grads)
+
+
+@pytest.mark.parametrize("what", ["input", "parameter", "state"])
+def test_a_trunk_that_cannot_run_again_is_told_of(what: str) -> None:
+    trunk = Moody() if what == "state" else nn.Linear(3, 4).double()
+    inputs = [torch.randn(5, 3, dtype=DTYPE) for _ in range(2)]
+    balancer = Balancer(aggregator=MGDA(at="representation"))
+    if what != "state":
+        changed = inputs[0] if what == "input" else trunk.weight
+
+        def change(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if given[0] is inputs[1]:
+                with torch.no_grad():
+                    changed.mul_(2)
+
+        trunk.register_forward_pre_hook(change)
+    told = "something else" if what == "state" else "changed in place"
+    with pytest.raises(RuntimeError, match=told):
+        accumulated(trunk, balancer, inputs, replay=True)
+    assert all(p.grad is None for p in trunk.parameters())
+
+
+def test_what_waits_for_the_weights_keeps_no_activation() -> None:
+    """Although the user holds the losses of the micro-batch."""
+    alive: list[weakref.ref[Saved]] = []
+
+    def pack(tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        alive.append(weakref.ref(saved))
+        return saved
+
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
+    heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)]).double()
+    balancer = Balancer(aggregator=MGDA(at="representation"))
+    balancer.catch(trunk, replay=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        z = trunk(torch.randn(5, 3, dtype=DTYPE))
+        losses = {"a": heads[0](z).square().mean(), "b": (heads[1](z) - 1).square().mean()}
+    assert any(ref() is not None for ref in alive)
+    balancer.accumulate(losses, features=trunk)
+    assert not [ref for ref in alive if ref() is not None]
+    again = trunk(torch.randn(5, 3, dtype=DTYPE))
+    with pytest.raises(NonFiniteError, match="'b'"):
+        balancer.backward(
+            {"a": heads[0](again).mean(), "b": (heads[1](again) * torch.inf).mean()}, features=trunk
+        )
+    assert losses["a"].isfinite()
 
 
 def test_accumulating_leaves_no_trace_where_a_micro_batch_is_not_finite() -> None:

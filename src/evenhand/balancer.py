@@ -36,6 +36,7 @@ from evenhand.autodiff.gradients import (
 from evenhand.autodiff.hooks import without_hooks
 from evenhand.autodiff.ownership import Ownership, Probe
 from evenhand.autodiff.passes import Passes, Update
+from evenhand.autodiff.replay import Replayed
 from evenhand.autodiff.sharing import Sharing
 from evenhand.balancing.balance import Balance, NonFinite, Zero
 from evenhand.balancing.deferred import Deferred
@@ -379,6 +380,9 @@ class Balancer(nn.Module):
         and clock advance once. `.grad` is not touched before the last call.
 
         The gradients of all tasks are kept until then (as many numbers as m times the trunk's).
+        Methods that look at the representation alone can do with those by the features: see
+        ``catch(trunk, replay=True)``. A module whose inputs have a graph themselves, and processes
+        that share out a batch, keep them all.
 
         Args and errors are those of `backward`. A micro-batch that is not finite ends the step:
         all that was accumulated is dropped.
@@ -398,6 +402,8 @@ class Balancer(nn.Module):
             try:
                 _require_finite_losses(step.call)
                 self._sources.add(step, self._slots)
+                if step.trunk is not None and not step.call.retain:
+                    self._free(step, True, True)
             except NonFiniteError as error:
                 if scale is None and self.nonfinite != "skip":
                     self._sources.forget()
@@ -425,13 +431,21 @@ class Balancer(nn.Module):
         )
         return self._sources.of(self._step_of(request), self._slots)[1]
 
-    def catch(self, module: nn.Module) -> None:
+    def catch(self, module: nn.Module, *, replay: bool = False) -> None:
         """Catch what `module` returns from now on, so that ``features=module`` finds it.
 
         ``features=module`` does this by itself, and so finds all outputs but those that were made
         before the first call; a balancer that was given ``model=`` finds those too.
+
+        Args:
+            module: the module.
+            replay: for `accumulate` with methods that look at the representation alone: keep what
+                the module was given, and run it once more when the weights are known, instead of
+                keeping every task's gradient by its parameters. Dropout is drawn again as it was;
+                batch statistics are updated once. What is not of torch (chance of other
+                generators, a state that is no buffer) must not change what it returns.
         """
-        self._catcher.catch(module)
+        self._catcher.catch(module, replay)
 
     def updated(
         self,
@@ -553,7 +567,8 @@ class Balancer(nn.Module):
         sharing = self._shared_by(call, places, outputs)
         if counts is not None and (uncounted := [t for t in call.tasks if t not in counts]):
             raise ValueError(f"counts= says nothing of {uncounted[0]!r}, which has a loss here")
-        return Step(tasks, call, sharing, clock, places, outputs, request.samples, counts)
+        trunk = Replayed.of(places, self._catcher.recordings)
+        return Step(tasks, call, sharing, clock, places, outputs, request.samples, counts, trunk)
 
     def _present(self, request: Request) -> dict[str, Tensor]:
         """The losses that count in this call, in the order of all tasks, checked.

@@ -5,6 +5,8 @@ of the Gramian at the representation, whose samples the micro-batches share out:
 `Accumulated` then stands where the passes of one large batch would: methods see the sums, and there
 is one solve. Where a method wants the gradients by the representation themselves, or gives a
 direction there, those of all micro-batches are kept, one behind the other, with the trunk's graphs.
+Where all methods look there and the trunk can be run again (`replay.py`), they are all that is
+kept: one more pass forward and one back for each micro-batch do when the weights are known.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from evenhand.autodiff.gradients import (
     times,
 )
 from evenhand.autodiff.passes import Passes, Update
+from evenhand.autodiff.replay import Kept, Trunk
 from evenhand.autodiff.rows import Column, Rows, fill, plain_column
 from evenhand.autodiff.sharing import Sharing
 
@@ -53,8 +56,9 @@ class Sums:
         gradients: (leaf, task) -> ∂L_i/∂θ.
         plus: leaf -> the gradient of what is nobody's task.
         gramian: at the representation, [M, M], where it was asked for.
-        features, deltas: of each micro-batch, the features with their graph and the m rows by them,
-            where they were asked for.
+        trunks, deltas: of micro-batches, a way to the features and the m rows by them, where they
+            were asked for.
+        behind: leaf -> the tasks that reach it by a way that is taken when the weights are known.
     """
 
     total: int
@@ -64,15 +68,18 @@ class Sums:
     gradients: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     plus: dict[int, Tensor] = field(default_factory=dict)
     gramian: Tensor | None = None
-    features: list[list[Tensor]] = field(default_factory=list)
+    trunks: list[Trunk] = field(default_factory=list)
     deltas: list[dict[int, list[Tensor | None]]] = field(default_factory=list)
+    behind: dict[int, int] = field(default_factory=dict)
 
     def add(
         self,
         passes: Passes,
         counts: Mapping[str, float] | None,
+        *,
         at_features: bool,
         keeps_features: bool,
+        later: Trunk | None = None,
     ) -> None:
         """Take the gradients of one micro-batch.
 
@@ -82,6 +89,10 @@ class Sums:
                 added as they are.
             at_features: whether somebody looks at the representation.
             keeps_features: whether its rows there are wanted themselves.
+            later: a way to the balanced leaves that may wait until the weights are known.
+
+        Raises:
+            NonFiniteError: a gradient is NaN or infinite.
         """
         call = passes.call
         unscale = 1.0 if call.scale is None else 1 / float(call.scale)
@@ -91,12 +102,14 @@ class Sums:
         }
         if at_features:
             self._add_gramian(passes, weight)
-        if keeps_features:
+        if keeps_features or later is not None:
             heads = passes.through_heads()
-            self.features.append(passes.targets("representation"))
             rows = {k: list(heads.row(at)) for at, k in enumerate(call.index)}
+            self.trunks.append(later or Kept(passes.targets("representation")))
             self.deltas.append({k: _times(row, weight[k] * unscale) for k, row in rows.items()})
-        for leaf, k, g in passes.per_task():
+        if later is not None:
+            self._wait_for(passes.shared, self.deltas[-1], call)
+        for leaf, k, g in passes.per_task(balanced=later is None):
             if not finite([g]):
                 raise NonFiniteError("gradient", [call.tasks[call.index.index(k)]])
             by = weight[k] * unscale
@@ -110,6 +123,17 @@ class Sums:
             self.losses[k] = value if k not in self.losses else self.losses[k] + value
             if counts is not None:
                 self.counts[k] = self.counts.get(k, 0.0) + weight[k]
+
+    def _wait_for(self, leaves: Sequence[Tensor], delta: Mapping[int, Row], call: Call) -> None:
+        """Note which tasks reach leaves whose gradients are found later."""
+        reached = 0
+        for task, (k, row) in zip(call.tasks, delta.items(), strict=True):
+            if not finite(row):
+                raise NonFiniteError("gradient", [task])
+            reached |= (1 << k) * any(d is not None for d in row)
+        for leaf in leaves:
+            self.leaves[id(leaf)] = leaf
+            self.behind[id(leaf)] = self.behind.get(id(leaf), 0) | reached
 
     def _add(self, leaf: Tensor, k: int, g: Tensor) -> None:
         self.leaves[id(leaf)] = leaf
@@ -135,7 +159,8 @@ class Sums:
             gradients=dict(self.gradients),
             plus=dict(self.plus),
             gramian=None if self.gramian is None else self.gramian.clone(),
-            features=list(self.features),
+            trunks=list(self.trunks),
+            behind=dict(self.behind),
             deltas=[dict(delta) for delta in self.deltas],
         )
 
@@ -156,7 +181,7 @@ class Sums:
 
     def masks(self) -> dict[Tensor, int]:
         """Which tasks have a gradient at each leaf."""
-        found = dict.fromkeys(self.leaves.values(), 0)
+        found = {leaf: self.behind.get(key, 0) for key, leaf in self.leaves.items()}
         for leaf, k in self.gradients:
             found[self.leaves[leaf]] |= 1 << k
         return found
@@ -230,20 +255,20 @@ class Accumulated:
 
     def _rows_of_features(self) -> Rows:
         """All micro-batches' features as if they were one tensor behind the other."""
-        if not self._sums.features:
+        if not self._sums.trunks:
             raise ValueError("the gradients by the representation were not kept")
         columns: list[Column] = []
         targets: list[Tensor] = []
         m, members = len(self.tasks), self.call.members
-        for number in range(max(map(len, self._sums.features))):
-            for features, delta in zip(self._sums.features, self._sums.deltas, strict=True):
-                if number >= len(features):
+        for number in range(max(len(trunk.like) for trunk in self._sums.trunks)):
+            for trunk, delta in zip(self._sums.trunks, self._sums.deltas, strict=True):
+                if number >= len(trunk.like):
                     continue
                 column = [plain_column(m, members)]
                 for at, k in enumerate(self.call.index):
                     fill(column, at, [delta[k][number] if k in delta else None])
                 columns += column
-                targets.append(features[number])
+                targets.append(trunk.like[number])
         return Rows(columns, targets, members, m, self.call.stacked)
 
     def targets(self, place: Place) -> list[Tensor]:
@@ -308,6 +333,10 @@ class Accumulated:
         agreed = True
         if self._leaves:
             balanced, agreed = self._reducer.combined(self.rows("parameters"), trunk)
+        if self._sums.behind:  # in one process
+            later = self._through_trunks(self.rows("representation").combined(trunk))
+            later += [None] * len(self.sharing.carried)
+            balanced = [added(a, b) for a, b in zip(balanced, later, strict=True)]
         return self._update(list(balanced), heads, self._leaves if agreed else ())
 
     def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
@@ -327,8 +356,12 @@ class Accumulated:
         """What a gradient by all micro-batches' features makes of the balanced leaves."""
         by_tensor = {id(z): d for z, d in zip(self.targets("representation"), row, strict=True)}
         total: list[Tensor | None] = [None] * len(self.shared)
-        for features in self._sums.features:
-            given = [(z, d) for z in features if (d := by_tensor[id(z)]) is not None]
+        for trunk in self._sums.trunks:
+            given = [
+                (z, d)
+                for z, like in zip(trunk.features(), trunk.like, strict=True)
+                if (d := by_tensor[id(like)]) is not None
+            ]
             part = gradient([z for z, _ in given], self.shared, [d for _, d in given])
             total = [added(a, b) for a, b in zip(total, part, strict=True)]
         return total

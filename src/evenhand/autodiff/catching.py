@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from evenhand.autodiff.replay import Recording, Tape, running_again
 from evenhand.autodiff.walk import edge_of, walk
 from evenhand.network import MultiTaskNetwork, leaves
 
@@ -28,6 +29,7 @@ class Catcher:
     def __init__(self) -> None:
         self._caught: dict[int, tuple[weakref.ref[nn.Module], RemovableHandle]] = {}
         self._found: dict[int, list[weakref.ref[Tensor]]] = {}
+        self._tapes: dict[int, Tape] = {}
         self._preparing = False
         self._token = _Token()
 
@@ -40,16 +42,23 @@ class Catcher:
             if module not in heads:
                 self.catch(module)
 
-    def catch(self, module: nn.Module) -> None:
-        """Catch what `module` returns from now on."""
+    def catch(self, module: nn.Module, replay: bool = False) -> None:
+        """Catch what `module` returns from now on; with `replay`, keep what it was given too."""
         key = id(module)
         known = self._caught.get(key)
-        if known is not None and known[0]() is module:
-            return
-        note = self._copied(module) or _Note(self._token, [])
-        self._found[key] = note.found
-        handle = module.register_forward_hook(note)
-        self._caught[key] = weakref.ref(module), handle
+        if known is None or known[0]() is not module:
+            note = self._copied(module) or _Note(self._token, [])
+            self._found[key] = note.found
+            handle = module.register_forward_hook(note)
+            self._caught[key] = weakref.ref(module), handle
+        if replay and key not in self._tapes:
+            tape = self._tapes[key] = Tape()
+            tape.on(module)
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """The forward passes since the last step that can be run again."""
+        return [recording for tape in self._tapes.values() for recording in tape.recordings]
 
     def _copied(self, module: nn.Module) -> _Note | None:
         """The hook that `module` has if it was copied together with this catcher."""
@@ -73,6 +82,8 @@ class Catcher:
         """Forget what was returned so far: a backward pass has gone through it."""
         for found in self._found.values():
             found.clear()
+        for tape in self._tapes.values():
+            tape.forget()
 
     def outputs(self, module: nn.Module, losses: Sequence[Tensor], needed: bool) -> list[Tensor]:
         """What `module` has returned since the last backward pass, of that what the losses reach.
@@ -126,7 +137,7 @@ class _Note:
         self.found = found
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or running_again():
             return
         try:
             tensors = leaves(output)

@@ -483,8 +483,11 @@ class Passes:
 
     # What accumulation asks for ---------------------------------------------------------------
 
-    def per_task(self) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """Every leaf, task (by position among all) and gradient ∂L_i/∂θ."""
+    def per_task(self, balanced: bool = True) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Every leaf, task (by position among all) and gradient ∂L_i/∂θ.
+
+        Those of balanced leaves are left out where they are not wanted.
+        """
         common = [
             (leaf, k, g)
             for at, k in enumerate(self.call.index)
@@ -493,10 +496,11 @@ class Passes:
         if self._features is not None and self._combined_leaves:
             self.through_heads()
         alone = self._through_alone()
-        rows = self.rows("parameters")
+        rows = self.rows("parameters") if balanced else None
         for at, k in enumerate(self.call.index):
-            there = [*rows.targets, *self.sharing.alone[at]]
-            for leaf, g in zip(there, [*rows.row(at), *alone[at]], strict=True):
+            there = [*([] if rows is None else rows.targets), *self.sharing.alone[at]]
+            found = [*([] if rows is None else rows.row(at)), *alone[at]]
+            for leaf, g in zip(there, found, strict=True):
                 if g is not None:
                     yield leaf, k, g
         yield from common

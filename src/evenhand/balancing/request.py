@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
+from evenhand.autodiff.replay import Trunk
 from evenhand.autodiff.sharing import Sharing
 from evenhand.network import Nest, Outputs
 from evenhand.schedules import Clock, Phase
@@ -51,6 +52,7 @@ class Step:
         features, outputs: the representation as the user gave it.
         samples: losses on further batches; None where nobody is to see any.
         counts: how many labels each loss is the mean of, or None.
+        trunk: how the features can be made again, where that was recorded.
     """
 
     tasks: tuple[str, ...]
@@ -61,3 +63,4 @@ class Step:
     outputs: Outputs | None
     samples: Sequence[Mapping[str, Tensor]] | None
     counts: Mapping[str, float] | None
+    trunk: Trunk | None = None

@@ -99,6 +99,12 @@ class Slots:
         return any(method.at == "representation" for method in self._nested)
 
     @cached_property
+    def looks_nowhere_else(self) -> bool:
+        """Whether no method looks at gradients anywhere but at the representation."""
+        reading = [method for method in self._nested if method.traits.reads_gradients]
+        return all(method.at == "representation" for method in reading)
+
+    @cached_property
     def merges_features(self) -> bool:
         """Whether a direction is made at the representation, so that the trunk is needed later."""
         aggregator = self.aggregator

@@ -18,6 +18,7 @@ from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import NonFiniteError, Reducer, Source, TaskGradients
 from evenhand.autodiff.ownership import Ownership
 from evenhand.autodiff.passes import Passes
+from evenhand.autodiff.replay import Kept, Trunk
 from evenhand.autodiff.sharing import Sharing
 from evenhand.balancing.request import Step
 from evenhand.balancing.slots import Differentiated, Slots
@@ -72,12 +73,13 @@ class Sources:
         Raises:
             NonFiniteError: a gradient is not finite; nothing was added.
         """
-        self._sums = self._with(step, slots)
+        self._sums = self._with(step, slots, step.trunk)
 
     def of(self, step: Step, slots: Slots) -> tuple[Differentiated, TaskGradients]:
         """Where the update of a step comes from, and the view that methods get of it."""
         if self._sums is not None:
-            return self._of_sums(step, self._with(step, slots))
+            trunk: Trunk | None = None if step.trunk is None else Kept(step.features)
+            return self._of_sums(step, self._with(step, slots, trunk))
         looked_at = [self._looked_at(step, sample) for sample in _further(step, slots)]
         samples = [self._source(*sample, slots) for sample in looked_at]
         # Losses on further batches may share a part of the graph.
@@ -142,10 +144,11 @@ class Sources:
 
     # Micro-batches ----------------------------------------------------------------------------
 
-    def _with(self, step: Step, slots: Slots) -> list[Sums]:
+    def _with(self, step: Step, slots: Slots, trunk: Trunk | None) -> list[Sums]:
         """The sums of the micro-batches so far and of this one; those kept stay as they are.
 
-        They are this rank's own: ranks speak to each other when the last one is there.
+        They are this rank's own: ranks speak to each other when the last one is there. `trunk` is
+        a way to this one's features that may still be taken when the weights are known.
         """
         further = _further(step, slots)
         before = self._sums or [Sums(len(step.tasks)) for _ in range(1 + len(further))]
@@ -160,7 +163,13 @@ class Sources:
         try:
             for sums, there in zip(before, passes, strict=True):
                 found.append(sums.copied())
-                found[-1].add(there, step.counts, slots.looks_at_features, slots.keeps_features)
+                found[-1].add(
+                    there,
+                    step.counts,
+                    at_features=slots.looks_at_features,
+                    keeps_features=slots.keeps_features,
+                    later=trunk if self._waits(step, slots) and there is passes[0] else None,
+                )
         except NonFiniteError as error:
             guilty = error.tasks
         flags = self.reducer.anywhere([task in guilty for task in step.tasks])
@@ -168,6 +177,12 @@ class Sources:
             named = [task for task, flag in zip(step.tasks, flags, strict=True) if flag]
             raise NonFiniteError("gradient", named)
         return found
+
+    def _waits(self, step: Step, slots: Slots) -> bool:
+        """Whether the pass through the trunk can wait until the weights are known."""
+        behind = step.sharing.features is not None and not step.sharing.carried
+        alone = self.reducer.alone and not step.sharing.beyond
+        return behind and alone and slots.looks_nowhere_else
 
     def _of_sums(self, step: Step, found: list[Sums]) -> tuple[Accumulated, TaskGradients]:
         """What `of` gives, where the update comes from the sums of several micro-batches."""
