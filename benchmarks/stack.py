@@ -100,7 +100,7 @@ def measure(
         step,
         stack,
         StackedSGD(stack.parameters(), [1e-3] * members, 0.9),
-        eh.Balancer(aggregator=eh.MGDA(), tasks=tasks, model=stack, members=(members,)),
+        eh.Balancer(aggregator=eh.MGDA(), tasks=tasks, model=stack, leading=(members,)),
         torch.func.vmap(losses),
         inputs.expand(members, *inputs.shape).contiguous(),
         {task: t.expand(members, *t.shape).contiguous() for task, t in targets.items()},

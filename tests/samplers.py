@@ -224,21 +224,21 @@ def stacked(moments: Sequence[Moment]) -> Moment:
 
 
 class SpyClock(Clock):
-    """A clock that tells whether anybody drew; member 0 of the call is `member` of the run."""
+    """A clock that tells whether anybody drew; stream 0 of the call is `stream` of the run."""
 
     drawn: list[str]
-    member: int
+    stream: int
 
     @classmethod
-    def at(cls, step: int = 0, member: int = 0) -> SpyClock:
+    def at(cls, step: int = 0, stream: int = 0) -> SpyClock:
         clock = cls(epoch=step // 2, step=step)
         object.__setattr__(clock, "drawn", [])
-        object.__setattr__(clock, "member", member)
+        object.__setattr__(clock, "stream", stream)
         return clock
 
-    def generator(self, purpose: str, member: int = 0, every: str = "step") -> torch.Generator:
+    def generator(self, purpose: str, stream: int = 0, every: str = "step") -> torch.Generator:
         self.drawn.append(purpose)
-        return super().generator(purpose, self.member + member, every)
+        return super().generator(purpose, self.stream + stream, every)
 
 
 # Small networks -------------------------------------------------------------------------------

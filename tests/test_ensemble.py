@@ -58,7 +58,7 @@ def test_a_stack_is_its_members(name: str) -> None:
     steps, make = 9, SLOTS[name]
     stack = Stack([_network(seed) for seed in range(len(RATES))])
     optimizer = StackedSGD(stack.parameters(), RATES, momentum=0.9)
-    balancer = eh.Balancer(**make(), tasks=TASKS, model=stack, members=(len(RATES),))
+    balancer = eh.Balancer(**make(), tasks=TASKS, model=stack, leading=(len(RATES),))
     batches = torch.stack([_batches(seed, steps) for seed in range(len(RATES))], dim=1)
     for x in batches:
         outputs = stack(x)
@@ -101,4 +101,4 @@ def test_what_cannot_be_stacked_says_so() -> None:
     with pytest.raises(ValueError, match="same parameters"):
         Stack([wide, narrow])
     with pytest.raises(ValueError, match="of shape \\(3,\\)"):
-        eh.Balancer(members=(3,)).backward({"a": torch.zeros(2, requires_grad=True)})
+        eh.Balancer(leading=(3,)).backward({"a": torch.zeros(2, requires_grad=True)})

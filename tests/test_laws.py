@@ -174,13 +174,13 @@ def walk(
     *,
     speaking: Sequence[Sequence[int]] | None = None,
     steps: Sequence[int] | None = None,
-    member: int = 0,
+    stream: int = 0,
     drawn: list[str] | None = None,
 ) -> list[Result]:
     """A method through several calls, its history kept."""
     results = []
     for k, now in enumerate(moments):
-        clock = SpyClock.at(k if steps is None else steps[k], member)
+        clock = SpyClock.at(k if steps is None else steps[k], stream)
         who = None if speaking is None else speaking[k]
         g = now.view(running.tasks, who, clock, running.method.traits.batches)
         results.append(call(running, g))
@@ -529,7 +529,7 @@ def test_stack(case, lead) -> None:
         [moment(kinds[(k + step) % len(kinds)], m, seed=10 * k + step) for step in range(4)]
         for k in range(members)
     ]
-    apart = [walk(ensemble(case, m, ()), path, member=k) for k, path in enumerate(singles)]
+    apart = [walk(ensemble(case, m, ()), path, stream=k) for k, path in enumerate(singles)]
     together = ensemble(case, m, lead)
     moments = [stacked(now) for now in zip(*singles, strict=True)]
     moments = [

@@ -262,7 +262,7 @@ def test_members_that_leave_take_their_state_with_them(make) -> None:
         together(TaskGradients.of(jacobian=jacobian, tasks=TASKS))
     kept = torch.tensor([2, 0])
     few = copy.deepcopy(together)
-    few.held.keep(kept)
+    few.held.select(kept)
     found = few(TaskGradients.of(jacobian=rows[2][kept], tasks=TASKS))
     whole = together(TaskGradients.of(jacobian=rows[2], tasks=TASKS))
     torch.testing.assert_close(found, whole[kept])

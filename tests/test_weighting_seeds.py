@@ -542,7 +542,7 @@ def test_blocks_of_a_stacked_ensemble_are_those_of_its_members() -> None:
     outputs = stack(x)
     losses = {t: 4.0**k * y.square().mean((1, 2)) for k, (t, y) in enumerate(outputs.items())}
     blocks = {"first": lambda shared: shared[:2], "rest": lambda shared: shared[2:]}
-    together = Balancer(aggregator=PerBlock(MGDA, blocks), members=(2,), model=stack)
+    together = Balancer(aggregator=PerBlock(MGDA, blocks), leading=(2,), model=stack)
     shared = stack.blocks().shared
     together.backward(losses, features=outputs.features, shared=shared, own=stack.blocks().own)
     for k, network in enumerate(networks):

@@ -85,7 +85,7 @@ def train(
     stack = Stack([starts[seed] for seed in seeds])
     optimizer = StackedSGD(stack.parameters(), rates, MOMENTUM)
     balancer = eh.Balancer(
-        aggregator=row.aggregator(), tasks=row.tasks, model=stack, members=(members,)
+        aggregator=row.aggregator(), tasks=row.tasks, model=stack, leading=(members,)
     )
     orders = torch.stack([_orders(seed, epochs) for seed in sorted(set(seeds))])
     which = torch.tensor([sorted(set(seeds)).index(seed) for seed in seeds])
@@ -123,7 +123,7 @@ def train(
             alive = alive[where]
             stack.keep(where)
             optimizer.keep(where)
-            balancer.keep(where)
+            balancer.select(where)
             scale = {task: values[where] for task, values in scale.items()}
     done = (converged >= 0).all(dim=1)
     return torch.where(done, converged.amax(dim=1), -1), traces

@@ -63,8 +63,8 @@ class Balancer(nn.Module):
         model: the network. A `MultiTaskNetwork` tells what is shared; for any other module what
             the first call finds is saved by parameter name. Not a submodule of the balancer.
         seed: of all chance in the methods, when `backward` gets no clock.
-        members: for a stacked ensemble, its shape: losses have it, parameters begin with it, and
-            every member is balanced by itself.
+        leading: the shape of the losses, where several networks are trained side by side: their
+            parameters begin with it, and each is balanced by itself.
         jacobian: how the m passes through the trunk are taken where a method wants every task's
             gradient: "looped", one after another; "batched", vectorised over all tasks; a number,
             over so many at a time; or "measured", what is fastest at the first step, which
@@ -104,7 +104,7 @@ class Balancer(nn.Module):
         tasks: Sequence[str] | None = None,
         model: nn.Module | None = None,
         seed: int = 0,
-        members: tuple[int, ...] = (),
+        leading: tuple[int, ...] = (),
         jacobian: Jacobian = "looped",
         factored: Factored = "auto",
         nonfinite: NonFinite = "raise",
@@ -125,7 +125,7 @@ class Balancer(nn.Module):
         self.weighting = weighting
         self.aggregator = aggregator
         self.seed = seed
-        self.members = torch.Size(members)
+        self.leading = torch.Size(leading)
         self.nonfinite = nonfinite
         self.zero = zero
         self.tasks: tuple[str, ...] = ()
@@ -215,7 +215,7 @@ class Balancer(nn.Module):
                 method.require(tasks)
             self.tasks = tasks
             self.states = Held(self._slots.init(len(tasks)))
-            self.states.expand(self.members)  # learned weights: every member has its own
+            self.states.expand(self.leading)  # learned weights: each network has its own
 
     # What a user calls ------------------------------------------------------------------------
 
@@ -461,16 +461,16 @@ class Balancer(nn.Module):
         tasks = self.tasks
         present = {task: losses[task].detach() for task in tasks if task in losses}
         if (parallel := self._parallel()) is not None:
-            present = parallel.values(tasks, present, counts, self.members)
+            present = parallel.values(tasks, present, counts, self.leading)
         view = self._view_of_losses(Call.of(present, tasks), clock or self._now())
         self.states.replace(self._slots.after(view, self.states.tree()))
 
-    def keep(self, members: Tensor) -> None:
-        """Go on with the members of a stacked ensemble at these positions, [k], alone."""
-        if len(self.members) != 1:
-            raise ValueError("only a balancer made with members=(E,) has members to keep")
-        self.members = torch.Size([len(members)])
-        self.states.keep(members)
+    def select(self, positions: Tensor) -> None:
+        """Go on with the networks at these positions, [k], of the leading dimension alone."""
+        if len(self.leading) != 1:
+            raise ValueError("only a balancer made with leading=(E,) can go on with some of the E")
+        self.leading = torch.Size([len(positions)])
+        self.states.select(positions)
 
     # A call that is the plain sum -------------------------------------------------------------
 
@@ -585,7 +585,7 @@ class Balancer(nn.Module):
         if request.counts is not None and not whole:  # the mean over no label is NaN
             losses = {t: v for t, v in losses.items() if request.counts.get(t, 1)}
         with_graph = self._absent.sorted_out(losses, alone)
-        return active(with_graph, self.tasks, request.phase, self.members, alone)
+        return active(with_graph, self.tasks, request.phase, self.leading, alone)
 
     def _parallel(self) -> Parallel | None:
         """The processes that share out the batch; None where this one is alone."""
@@ -617,7 +617,7 @@ class Balancer(nn.Module):
         kind = None if phase is None else (tuple(phase.tasks), tuple(phase.trains))
         outputs = request.features if isinstance(request.features, Outputs) else None
         found = parallel.agree(
-            tasks, present, request.plus, request.counts, places, outputs, self.members, kind
+            tasks, present, request.plus, request.counts, places, outputs, self.leading, kind
         )
         if not found.losses:
             raise ValueError("no task has a loss in this call, on any rank")
@@ -631,7 +631,7 @@ class Balancer(nn.Module):
                     request.counts,
                     (),
                     None,
-                    self.members,
+                    self.leading,
                     (kind, number),
                 ).losses
                 for number, sample in enumerate(samples[: self._slots.further_batches])

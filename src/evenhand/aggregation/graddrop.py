@@ -26,7 +26,7 @@ class GradDrop(Aggregator):
     the mean of v over U is Σ_i g_i, whatever the leaks; what v adds is noise where signs differ,
     and it may conflict with tasks.
 
-    The lots are drawn from (seed, step, member). The paper works on activations: it multiplies the
+    The lots are drawn from (seed, step, stream). The paper works on activations: it multiplies the
     gradients there by the activations' signs and adds up the batch before it computes P. Here, as
     in TorchJD, the gradients are those of the shared parameters (lines 10 to 15 of the algorithm),
     in which the batch is added up already; ``at="representation"`` draws for each activation of
@@ -82,7 +82,7 @@ class GradDrop(Aggregator):
     def _lots(self, g: TaskGradients, j: Tensor) -> Tensor:
         """U, [..., n]."""
         *lead, _, n = j.shape
-        chances = [g.clock.generator("graddrop", member=k) for k in range(math.prod(lead))]
+        chances = [g.clock.generator("graddrop", stream=k) for k in range(math.prod(lead))]
         lots = torch.stack([torch.rand(n, generator=chance) for chance in chances])
         return lots.reshape(*lead, n).to(j)
 

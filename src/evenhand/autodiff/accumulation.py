@@ -245,13 +245,13 @@ class Accumulated:
 
     def _collected(self, targets: Sequence[Tensor], looked_at: int) -> Rows:
         columns: list[Column] = []
-        m, members = len(self.tasks), self.call.members
+        m, leading = len(self.tasks), self.call.leading
         for target in targets:
-            column = [plain_column(m, members)]
+            column = [plain_column(m, leading)]
             for at, k in enumerate(self.call.index):
                 fill(column, at, [self._sums.gradients.get((id(target), k))])
             columns += column
-        return Rows(columns, targets, members, m, self.call.stacked, looked_at)
+        return Rows(columns, targets, leading, m, self.call.stacked, looked_at)
 
     def _rows_of_features(self) -> Rows:
         """All micro-batches' features as if they were one tensor behind the other."""
@@ -259,17 +259,17 @@ class Accumulated:
             raise ValueError("the gradients by the representation were not kept")
         columns: list[Column] = []
         targets: list[Tensor] = []
-        m, members = len(self.tasks), self.call.members
+        m, leading = len(self.tasks), self.call.leading
         for number in range(max(len(trunk.like) for trunk in self._sums.trunks)):
             for trunk, delta in zip(self._sums.trunks, self._sums.deltas, strict=True):
                 if number >= len(trunk.like):
                     continue
-                column = [plain_column(m, members)]
+                column = [plain_column(m, leading)]
                 for at, k in enumerate(self.call.index):
                     fill(column, at, [delta[k][number] if k in delta else None])
                 columns += column
                 targets.append(trunk.like[number])
-        return Rows(columns, targets, members, m, self.call.stacked)
+        return Rows(columns, targets, leading, m, self.call.stacked)
 
     def targets(self, place: Place) -> list[Tensor]:
         """The tensors that `place` differentiates by."""
@@ -280,13 +280,13 @@ class Accumulated:
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
         return spans_among(
-            spans_of(place, self.targets, self.shared), self.shared, self.call.members
+            spans_of(place, self.targets, self.shared), self.shared, self.call.leading
         )
 
     def columns(self, place: Place) -> Columns:
         """Where the coordinates of `place` stand among all that were ever looked at."""
         targets = self.targets(place)
-        found = self._coordinates.columns(place, targets, self._names, self.call.members)
+        found = self._coordinates.columns(place, targets, self._names, self.call.leading)
         if place == "representation":
             return replace(found, total=self._reducer.features_in_all(found.total))
         return found
@@ -345,7 +345,7 @@ class Accumulated:
         direction, targets = direction.clone(), self.targets(place)
         if place == "representation":
             direction = self._reducer.features_here(direction, self.rows(place).sizes)
-        row = shaped_like(direction, targets, self.call.members, None)
+        row = shaped_like(direction, targets, self.call.leading, None)
         agreed: Sequence[Tensor] = self.shared
         if place == "representation":
             row, agreed = self._through_trunks(row), ()

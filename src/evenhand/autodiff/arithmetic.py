@@ -130,7 +130,7 @@ def _without(which: set[int], gradients: Row) -> tuple[Tensor | None, ...]:
 
 
 def weighted_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """Σ weights_i L_i over tasks and members; weights are ones by default."""
+    """Σ weights_i L_i over tasks and leading dimensions; weights are ones by default."""
     return losses.sum() if weights is None else (losses * weights.to(losses.dtype)).sum()
 
 
@@ -142,13 +142,13 @@ def added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 def shaped_like(
     vector: Tensor,
     targets: Sequence[Tensor],
-    members: torch.Size,
+    leading: torch.Size,
     scale: float | Tensor | None,
 ) -> list[Tensor | None]:
     """A direction [..., n], times `scale`, cut into pieces of the targets' shapes."""
     if scale is not None:
         vector = vector * scale
-    pieces = torch.split(vector, [numbers(t) // members.numel() for t in targets], dim=-1)
+    pieces = torch.split(vector, [numbers(t) // leading.numel() for t in targets], dim=-1)
     return [_shaped(piece, t) for piece, t in zip(pieces, targets, strict=True)]
 
 
@@ -213,10 +213,10 @@ def spans_of(
 
 
 def spans_among(
-    targets: Sequence[Tensor], shared: Sequence[Tensor], members: torch.Size
+    targets: Sequence[Tensor], shared: Sequence[Tensor], leading: torch.Size
 ) -> list[slice]:
     """Where `targets` stand among the columns of the Jacobian of all `shared` leaves."""
-    sizes = [numbers(p) // members.numel() for p in shared]
+    sizes = [numbers(p) // leading.numel() for p in shared]
     ends = accumulate(sizes)
     columns = {
         id(p): slice(end - size, end) for p, size, end in zip(shared, sizes, ends, strict=True)

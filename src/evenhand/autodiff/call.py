@@ -57,7 +57,7 @@ class Call:
         )
 
     @property
-    def members(self) -> torch.Size:
+    def leading(self) -> torch.Size:
         """The shape of a stack of independent networks; () for a single one."""
         return self.stacked.shape[:-1]
 
@@ -133,7 +133,7 @@ def active(
     losses: Mapping[str, Tensor],
     tasks: Sequence[str],
     phase: Phase | None,
-    members: torch.Size,
+    leading: torch.Size,
     some: bool = True,
 ) -> dict[str, Tensor]:
     """The losses that count in a call, in the order of all tasks, each of the right shape.
@@ -153,16 +153,16 @@ def active(
     if some and not found:
         raise ValueError(f"none of the tasks {', '.join(admitted)} has a loss in this call")
     for task, loss in found.items():
-        if loss.shape != members and not (loss.numel() == 1 and not members):
-            wanted = f"of shape {tuple(members)}" if members else "a scalar"
+        if loss.shape != leading and not (loss.numel() == 1 and not leading):
+            wanted = f"of shape {tuple(leading)}" if leading else "a scalar"
             raise ValueError(
                 f"the loss of {task!r} has shape {tuple(loss.shape)}; it must be {wanted}: "
                 "take its mean or sum"
             )
         if loss.is_complex():
             raise ValueError(f"the loss of {task!r} is complex: a loss is a real number")
-        if loss.shape != members:
-            found[task] = loss.reshape(members)
+        if loss.shape != leading:
+            found[task] = loss.reshape(leading)
     return found
 
 

@@ -41,14 +41,14 @@ class Coordinates:
         place: Place,
         leaves: Sequence[Tensor],
         names: Mapping[Tensor, str],
-        members: torch.Size,
+        leading: torch.Size,
     ) -> Columns:
         """Where these leaves' coordinates stand; those that are new are added at the end.
 
         Features are other tensors in every call: of them the numbers alone are counted.
         """
         if place == "representation":
-            return Columns(sum(numbers(leaf) // members.numel() for leaf in leaves))
+            return Columns(sum(numbers(leaf) // leading.numel() for leaf in leaves))
         key = place if isinstance(place, str) else self._chosen.setdefault(place, len(self._chosen))
         entries = self._entries.setdefault(str(key), [])
         found = [self._position(entries, leaf, names.get(leaf)) for leaf in leaves]
@@ -58,7 +58,7 @@ class Coordinates:
         for at, leaf in enumerate(leaves):
             if found[at] is None:
                 found[at] = len(entries)
-                size = numbers(leaf) // members.numel()
+                size = numbers(leaf) // leading.numel()
                 entries.append(_Entry(weakref.ref(leaf), names.get(leaf), size))
         starts = [0]
         for entry in entries:

@@ -14,8 +14,8 @@ that makes d = Jᵀw differentiable, one more gives ∂⟨Jᵀv, d⟩/∂v = J d
 there are features: the pass gives the change of Z along d, and ∂L_i/∂Z turn it into all (J d)_i.
 
 Leading dimensions are independent networks. The losses of a stacked ensemble have its shape [E]
-and its tensors begin with it; since no member's loss depends on another's parameters, the pass of
-a sum over members is every member's pass.
+and its tensors begin with it; since no network's loss depends on another's parameters, the pass of
+a sum over them is each one's pass.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Passes:
         self._combined_leaves = [*sharing.balanced, *sharing.carried]
         scale, plus = call.scale, call.plus
         self._each = [loss if scale is None else loss * scale for loss in call.losses]
-        self._members = call.members
+        self._leading = call.leading
         self._features = sharing.features
         self._readings = sharing.readings if self._features else []
         self._plus = None if plus is None or not plus.requires_grad else plus
@@ -222,11 +222,11 @@ class Passes:
 
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
-        return spans_among(spans_of(place, self.targets, self.shared), self.shared, self._members)
+        return spans_among(spans_of(place, self.targets, self.shared), self.shared, self._leading)
 
     def columns(self, place: Place) -> Columns:
         """Where the coordinates of `place` stand among all that were ever looked at."""
-        found = self._coordinates.columns(place, self.targets(place), self._names, self._members)
+        found = self._coordinates.columns(place, self.targets(place), self._names, self._leading)
         if place == "representation":
             return replace(found, total=self._reducer.features_in_all(found.total))
         return found
@@ -285,13 +285,13 @@ class Passes:
         looked_at = len(targets) - (
             len(self.sharing.carried) if len(targets) > len(self.shared) else 0
         )
-        return Rows(ordered, targets, self._members, len(self.tasks), self.call.stacked, looked_at)
+        return Rows(ordered, targets, self._leading, len(self.tasks), self.call.stacked, looked_at)
 
     def _taken(self, targets: Sequence[Tensor], chunk: int, keep: bool) -> list[Filled]:
         """The columns of targets that lie behind the features, or anywhere without features."""
         found = self._layers(targets)
         while True:
-            columns: list[Filled] = [plain_column(len(self.tasks), self._members) for _ in targets]
+            columns: list[Filled] = [plain_column(len(self.tasks), self._leading) for _ in targets]
             inputs: list[Tensor | GradientEdge] = list(targets)
             for k, layer in found.items():
                 columns[k], inputs[k] = layer.column(len(self.tasks)), layer.edge
@@ -349,7 +349,7 @@ class Passes:
         """By its position, each target whose gradients are kept as factors."""
         m = len(self.tasks)
         always = self._factored == "always"
-        if self._factored == "never" or m == 1 or self._members or not self._reducer.alone:
+        if self._factored == "never" or m == 1 or self._leading or not self._reducer.alone:
             return {}
         outputs = self._each if self._features is None else self._features
         least = len(outputs[0]) if outputs[0].ndim else 1
@@ -367,7 +367,7 @@ class Passes:
         if self._features is None:
             outputs: Sequence[Tensor] = [self._losses]
             each = torch.eye(m, dtype=outputs[0].dtype, device=outputs[0].device)
-            stacks = [each.reshape(m, *(1,) * len(self._members), m).expand(m, *outputs[0].shape)]
+            stacks = [each.reshape(m, *(1,) * len(self._leading), m).expand(m, *outputs[0].shape)]
         else:
             outputs, stacks = [], []
             for z, column in zip(self._features, self.through_heads().columns, strict=True):
@@ -396,15 +396,15 @@ class Passes:
                 self._heads = self._through_readings(features)
             else:
                 m, beyond = len(self.tasks), self.sharing.beyond
-                columns = [plain_column(m, self._members) for _ in (*features, *beyond)]
+                columns = [plain_column(m, self._leading) for _ in (*features, *beyond)]
                 # Of two levels of a pyramid, the way from one to the other belongs to the trunk.
                 keep = self._keep or len(features) > 1
                 with cut(features), without_hooks(features):
                     for i, row in enumerate(self._from_losses([*features, *beyond], keep)):
                         fill(columns, i, row)
                 z, further = columns[: len(features)], columns[len(features) :]
-                self._heads = Rows(z, features, self._members, m, self.call.stacked)
-                self._beyond = Rows(further, beyond, self._members, m, self.call.stacked)
+                self._heads = Rows(z, features, self._leading, m, self.call.stacked)
+                self._beyond = Rows(further, beyond, self._leading, m, self.call.stacked)
         return self._heads
 
     def _through_readings(self, features: Sequence[Tensor]) -> Rows:
@@ -422,11 +422,11 @@ class Passes:
         matrices = [w.detach().to(z.dtype) for w in weights if w is not None]
         if len(deltas) == len(matrices) == m:
             columns: list[Column] = [Heads(deltas, matrices, z)]
-            return Rows(columns, features, self._members, m, self.call.stacked)
-        column = plain_column(m, self._members)
+            return Rows(columns, features, self._leading, m, self.call.stacked)
+        column = plain_column(m, self._leading)
         for i, (d, w) in enumerate(zip(heads, weights, strict=True)):
             column.put(i, d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype))
-        return Rows([column], features, self._members, m, self.call.stacked)
+        return Rows([column], features, self._leading, m, self.call.stacked)
 
     def _from_losses(self, targets: Sequence[Tensor | GradientEdge], keep: bool) -> Iterator[Row]:
         """Each task's gradient, from its loss; what it alone reaches comes along.
@@ -551,7 +551,7 @@ class Passes:
             agreed = ()
             sizes = self.rows(place).sizes
             direction = self._reducer.features_here(direction, sizes)
-        row = shaped_like(direction, targets, self._members, self._scale)
+        row = shaped_like(direction, targets, self._leading, self._scale)
         if place == "representation":
             if self.sharing.beyond:
                 raise ValueError(

@@ -11,7 +11,7 @@ meaning, each holding what costs least:
     Sparse     gradients that come sparse, and stay so
 
 A task's gradient by all targets is a `Row`, None where the task does not reach a target. Leading
-dimensions of the targets (`members`) are independent networks.
+dimensions of the targets (`leading`) are independent networks.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Few(Filled):
 
     Args:
         entries: one per task.
-        members: the shape that the target begins with.
+        leading: the shape that the target begins with.
     """
 
-    def __init__(self, entries: Iterable[Tensor | None], members: torch.Size) -> None:
+    def __init__(self, entries: Iterable[Tensor | None], leading: torch.Size) -> None:
         self.entries = list(entries)
-        self.members = members
+        self.leading = leading
 
     def so_far(self) -> list[Tensor | None]:
         return self.entries
@@ -99,7 +99,7 @@ class Few(Filled):
         return stacked(self.entries)
 
     def gramian(self) -> Tensor | None:
-        return _gramian(self.stack(), self.members)
+        return _gramian(self.stack(), self.leading)
 
     def products(self) -> list[Tensor]:
         """⟨g_i, g_j⟩ for i ≤ j of a single network, scalars; none if no task reaches."""
@@ -120,7 +120,7 @@ class Few(Filled):
         return total
 
     def against(self, other: Tensor) -> Tensor | None:
-        return _against(self.stack(), other, self.members)
+        return _against(self.stack(), other, self.leading)
 
 
 class Stacked(Filled):
@@ -128,13 +128,13 @@ class Stacked(Filled):
 
     Args:
         m: how many tasks.
-        members: the shape that the target begins with.
+        leading: the shape that the target begins with.
         tensor: [m, ...], where it is known already.
     """
 
-    def __init__(self, m: int, members: torch.Size, tensor: Tensor | None = None) -> None:
+    def __init__(self, m: int, leading: torch.Size, tensor: Tensor | None = None) -> None:
         self.m = m
-        self.members = members
+        self.leading = leading
         self._tensor = tensor
         self._entries: list[Tensor | None] = [None] * m  # until they are stacked, after all passes
 
@@ -159,19 +159,19 @@ class Stacked(Filled):
         return self._tensor
 
     def gramian(self) -> Tensor | None:
-        return _gramian(self.stack(), self.members)
+        return _gramian(self.stack(), self.leading)
 
     def combined(self, weights: Tensor) -> Tensor | None:
         tensor = self.stack()
         if tensor is None:
             return None
-        if self.members:
-            return Few(tensor.unbind(), self.members).combined(weights)
+        if self.leading:
+            return Few(tensor.unbind(), self.leading).combined(weights)
         shape = tensor.shape[1:]
         return (weights.to(tensor.dtype) @ tensor.reshape(self.m, shape.numel())).view(shape)
 
     def against(self, other: Tensor) -> Tensor | None:
-        return _against(self.stack(), other, self.members)
+        return _against(self.stack(), other, self.leading)
 
 
 class Sparse(Filled):
@@ -324,7 +324,7 @@ class Rows:
     Args:
         columns: all tasks' gradients by each target.
         targets: what is differentiated by.
-        members: the shape that all targets begin with.
+        leading: the shape that all targets begin with.
         m: how many tasks.
         like: a tensor of the type and device that products have where there is no target.
         looked_at: how many of the columns, from the first, products are of; all by default. The
@@ -335,7 +335,7 @@ class Rows:
         self,
         columns: Sequence[Column],
         targets: Sequence[Tensor],
-        members: torch.Size,
+        leading: torch.Size,
         m: int,
         like: Tensor,
         looked_at: int | None = None,
@@ -343,7 +343,7 @@ class Rows:
         self.columns = columns
         self.looked_at = len(columns) if looked_at is None else looked_at
         self.targets = targets
-        self.members = members
+        self.leading = leading
         self.m = m
         self.like = like
         kinds = [torch.empty(0, dtype=t.dtype).real.dtype for t in targets] or [like.dtype]
@@ -353,13 +353,13 @@ class Rows:
     @property
     def sizes(self) -> list[int]:
         """How many columns of the Jacobian each target has."""
-        return [numbers(t) // self.members.numel() for t in self.targets[: self.looked_at]]
+        return [numbers(t) // self.leading.numel() for t in self.targets[: self.looked_at]]
 
     def among(self, positions: Sequence[int]) -> Rows:
         """The same rows at some of the targets."""
         columns = [self.columns[k] for k in positions]
         targets = [self.targets[k] for k in positions]
-        return Rows(columns, targets, self.members, self.m, self.like)
+        return Rows(columns, targets, self.leading, self.m, self.like)
 
     def replaced(
         self,
@@ -371,8 +371,8 @@ class Rows:
         """
         likes = [t.detach().expand(self.m, *t.shape) for t in self.targets]
         stacks = function([column.stack() for column in self.columns], likes)
-        columns: list[Column] = [Stacked(self.m, self.members, stack) for stack in stacks]
-        return Rows(columns, self.targets, self.members, self.m, self.like, self.looked_at)
+        columns: list[Column] = [Stacked(self.m, self.leading, stack) for stack in stacks]
+        return Rows(columns, self.targets, self.leading, self.m, self.like, self.looked_at)
 
     def row(self, i: int) -> Row:
         """g_i."""
@@ -396,18 +396,18 @@ class Rows:
             stack = column.stack()
             kind = None if stack is None else torch.promote_types(stack.dtype, torch.float64)
             wide = None if stack is None else stack.to(kind)
-            columns.append(Stacked(self.m, self.members, wide))
-        wider = Rows(columns, targets, self.members, self.m, self.like)
+            columns.append(Stacked(self.m, self.leading, wide))
+        wider = Rows(columns, targets, self.leading, self.m, self.like)
         wider._dtype = torch.float64
         return wider
 
     def gramian(self) -> Tensor:
         """⟨g_i, g_j⟩, [..., m, m], in single precision at least."""
         dtype = torch.promote_types(self._dtype, torch.float32)
-        gramian = torch.zeros(*self.members, self.m, self.m, dtype=dtype, device=self._device)
+        gramian = torch.zeros(*self.leading, self.m, self.m, dtype=dtype, device=self._device)
         pairs = []
         for column in self.columns[: self.looked_at]:
-            if isinstance(column, Few) and not self.members:
+            if isinstance(column, Few) and not self.leading:
                 pairs += column.products()
             elif (block := column.gramian()) is not None:
                 gramian += block.to(gramian.device)
@@ -428,7 +428,7 @@ class Rows:
 
     def against(self, row: Row) -> Tensor:
         """⟨g_i, row⟩, [..., m]."""
-        total = torch.zeros(*self.members, self.m, dtype=self._dtype, device=self._device)
+        total = torch.zeros(*self.leading, self.m, dtype=self._dtype, device=self._device)
         for column, other in zip(self.columns[: self.looked_at], row, strict=True):
             if other is not None and (part := column.against(other)) is not None:
                 total += part.to(total.device)
@@ -441,13 +441,13 @@ class Rows:
         for column, target in zip(self.columns[seen], self.targets[seen], strict=True):
             stack = column.stack()
             if stack is None:
-                size = numbers(target) // self.members.numel()
-                empty = torch.zeros(*self.members, self.m, size, dtype=self._dtype)
+                size = numbers(target) // self.leading.numel()
+                empty = torch.zeros(*self.leading, self.m, size, dtype=self._dtype)
                 pieces.append(empty.to(self._device))
             else:
-                pieces.append(_matrix(real(stack), self.members).to(self._device))
+                pieces.append(_matrix(real(stack), self.leading).to(self._device))
         if not pieces:
-            return self.like.new_zeros(*self.members, self.m, 0)
+            return self.like.new_zeros(*self.leading, self.m, 0)
         return torch.cat(pieces, dim=-1)
 
 
@@ -462,18 +462,18 @@ def fill(columns: list[Filled], where: int | slice, row: Row) -> None:
         columns[k].put(where, gradient)
 
 
-def plain_column(m: int, members: torch.Size) -> Filled:
+def plain_column(m: int, leading: torch.Size) -> Filled:
     """An empty column of the form that suits m tasks."""
-    if m <= FEW or members:
-        return Few([None] * m, members)
-    return Stacked(m, members)
+    if m <= FEW or leading:
+        return Few([None] * m, leading)
+    return Stacked(m, leading)
 
 
 # Small arithmetic --------------------------------------------------------------------------------
 
 
 def beside(weight: Tensor, gradient: Tensor) -> Tensor:
-    """`weight`, one entry per member, ready to multiply the members' gradients."""
+    """`weight`, [*leading], ready to multiply a gradient [*leading, ...]."""
     weight = weight.to(gradient.dtype)
     if not weight.ndim:
         return weight
@@ -500,21 +500,21 @@ def numbers(tensor: Tensor) -> int:
     return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
-def _matrix(stack: Tensor, members: torch.Size) -> Tensor:
-    """[m, *members, ...] → [*members, m, n]."""
-    size = stack[0].numel() // members.numel() if members.numel() else 0
-    return stack.reshape(stack.shape[0], *members, size).movedim(0, -2)
+def _matrix(stack: Tensor, leading: torch.Size) -> Tensor:
+    """[m, *leading, ...] → [*leading, m, n]."""
+    size = stack[0].numel() // leading.numel() if leading.numel() else 0
+    return stack.reshape(stack.shape[0], *leading, size).movedim(0, -2)
 
 
-def _gramian(stack: Tensor | None, members: torch.Size) -> Tensor | None:
+def _gramian(stack: Tensor | None, leading: torch.Size) -> Tensor | None:
     if stack is None:
         return None
-    block = _matrix(real(stack), members)
+    block = _matrix(real(stack), leading)
     return block @ block.mT
 
 
-def _against(stack: Tensor | None, other: Tensor, members: torch.Size) -> Tensor | None:
+def _against(stack: Tensor | None, other: Tensor, leading: torch.Size) -> Tensor | None:
     if stack is None:
         return None
-    block, column = _matrix(real(stack), members), real(other)
-    return (block @ column.reshape(*members, block.shape[-1], 1)).squeeze(-1)
+    block, column = _matrix(real(stack), leading), real(other)
+    return (block @ column.reshape(*leading, block.shape[-1], 1)).squeeze(-1)

@@ -136,7 +136,7 @@ def trajectory(
         raise ValueError(f"steps={steps}, every={every}, {len(starts)} starts: all must be >= 1")
     network = _network(torch.tensor(starts, dtype=torch.float64), scale)
     (theta,) = network.parameters()
-    balancer = Balancer(weighting, aggregator, tasks=TASKS, model=network, members=(len(starts),))
+    balancer = Balancer(weighting, aggregator, tasks=TASKS, model=network, leading=(len(starts),))
     adam = _adam(theta, lr, balancer, weights_lr)
     further = max((method.traits.batches for method in balancer.methods), default=1) - 1
     after = any(method.traits.after for method in balancer.methods)

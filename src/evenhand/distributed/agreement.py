@@ -89,7 +89,7 @@ class Agreement:
         *,
         features: Sequence[Tensor] = (),
         outputs: Outputs | None = None,
-        members: torch.Size = ONE,
+        leading: torch.Size = ONE,
         kind: Hashable = None,
         whole: bool = False,
     ) -> Agreed:
@@ -102,7 +102,7 @@ class Agreement:
             plus: what is nobody's task, here; or None.
             counts: how many labels each loss is the mean of; one each by default.
             features, outputs: the representation, as `Ownership.decide` gets it.
-            members: the shape of a loss.
+            leading: the shape of a loss.
             kind: batches of one kind reach the same leaves from step to step.
             whole: whether every rank must reach, by its own graph, what any reaches.
 
@@ -120,7 +120,7 @@ class Agreement:
         masks, joint = self._masks(found, plus, len(tasks))
         mine = self._reach(masks, joint, here)
         known = self._reaches.setdefault(kind, _Reach())
-        header = Header.of(ranks, here, own, members, news=not known.knows(mine))
+        header = Header.of(ranks, here, own, leading, news=not known.knows(mine))
         if header.news:
             known = self._reaches[kind] = self._exchanged(ranks, mine, known, masks)
         if whole:

@@ -195,11 +195,11 @@ class ShardedPasses:
         """∂L_i/∂Z of this rank's samples."""
         if self._heads is None:
             (z,) = self._features()
-            column = [plain_column(len(self.tasks), self.call.members)]
+            column = [plain_column(len(self.tasks), self.call.leading)]
             for i, loss in enumerate(self._each):
                 fill(column, i, self._by_features(loss))
-            m, members = len(self.tasks), self.call.members
-            self._heads = Rows(column, [z], members, m, self.call.stacked)
+            m, leading = len(self.tasks), self.call.leading
+            self._heads = Rows(column, [z], leading, m, self.call.stacked)
         return self._heads
 
     def _by_features(self, value: Tensor) -> Row:
@@ -279,13 +279,13 @@ class ShardedPasses:
 
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
-        members = self.call.members
-        return spans_among(spans_of(place, self.targets, self.shared), self.shared, members)
+        leading = self.call.leading
+        return spans_among(spans_of(place, self.targets, self.shared), self.shared, leading)
 
     def columns(self, place: Place) -> Columns:
         """Where the coordinates of `place` stand among all that were ever looked at."""
-        members = self.call.members
-        found = self._coordinates.columns(place, self.targets(place), self._names, members)
+        leading = self.call.leading
+        found = self._coordinates.columns(place, self.targets(place), self._names, leading)
         if place == "representation":
             return Columns(self._reducer.features_in_all(found.total))
         return found

@@ -22,7 +22,7 @@ class Header:
 
     Attributes:
         counts: Σ_r n_i^r for each term.
-        values: Σ_r n_i^r L_i^r / Σ_r n_i^r, [K, *members], float64; NaN for one that is not finite
+        values: Σ_r n_i^r L_i^r / Σ_r n_i^r, [K, *leading], float64; NaN for one that is not finite
             on some rank.
         news: whether some rank has news of who reaches what.
     """
@@ -37,21 +37,21 @@ class Header:
         ranks: Ranks,
         terms: Sequence[Tensor | None],
         counts: Sequence[float],
-        members: torch.Size,
+        leading: torch.Size,
         news: bool,
     ) -> Header:
         """Tell this rank's terms and hear all others'; a term that is absent here is None."""
         k = len(terms)
-        zero = torch.zeros(members, dtype=torch.float64)
-        found = [zero if t is None else t.detach().double().cpu().expand(members) for t in terms]
+        zero = torch.zeros(leading, dtype=torch.float64)
+        found = [zero if t is None else t.detach().double().cpu().expand(leading) for t in terms]
         values = torch.stack(found)
         finite = values.isfinite().reshape(k, -1).all(-1)
         n = torch.tensor(counts, dtype=torch.float64)
-        values = torch.where(values.isfinite(), values, 0) * n.view(-1, *(1,) * len(members))
+        values = torch.where(values.isfinite(), values, 0) * n.view(-1, *(1,) * len(leading))
         told = torch.cat([n, (~finite).double(), values.flatten(), torch.tensor([float(news)])])
         heard = ranks.sum(told.to(ranks.device)).cpu()
-        n, bad, values = heard[:k], heard[k : 2 * k] > 0, heard[2 * k : -1].view(k, *members)
-        by = n.clamp_min(torch.finfo(torch.float64).tiny).view(-1, *(1,) * len(members))
+        n, bad, values = heard[:k], heard[k : 2 * k] > 0, heard[2 * k : -1].view(k, *leading)
+        by = n.clamp_min(torch.finfo(torch.float64).tiny).view(-1, *(1,) * len(leading))
         values = values / by
         values[bad] = torch.nan
         return cls(n.tolist(), values, bool(heard[-1] > 0))

@@ -153,7 +153,7 @@ class Parallel:
         counts: Mapping[str, float] | None,
         features: Sequence[Tensor],
         outputs: Outputs | None,
-        members: torch.Size,
+        leading: torch.Size,
         kind: Hashable,
     ) -> Agreed:
         """See `Agreement.of`."""
@@ -165,7 +165,7 @@ class Parallel:
             counts,
             features=features,
             outputs=outputs,
-            members=members,
+            leading=leading,
             kind=kind,
             whole=self.sharded is not None,
         )
@@ -175,12 +175,12 @@ class Parallel:
         tasks: Sequence[str],
         losses: Mapping[str, Tensor],
         counts: Mapping[str, float] | None,
-        members: torch.Size,
+        leading: torch.Size,
     ) -> dict[str, Tensor]:
         """The mean of each loss over all labels; values alone."""
         terms = [losses.get(task) for task in tasks]
         n = [labels(task, term, counts) for task, term in zip(tasks, terms, strict=True)]
-        header = Header.of(self._here, terms, n, members, news=False)
+        header = Header.of(self._here, terms, n, leading, news=False)
         device = next((loss.device for loss in losses.values()), self._here.device)
         return {
             task: header.values[k].to(device, self.agreement.dtype(k))

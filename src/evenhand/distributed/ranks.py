@@ -66,15 +66,15 @@ class Ranks:
         """
         found: list[Tensor | None] = [None] * len(row)
         work = []
-        for members in _buckets(targets):
-            flat = torch.cat([_message(row[k], targets[k]) for k in members])
-            work.append((members, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
-        for members, flat, handle in work:
+        for places in _buckets(targets):
+            flat = torch.cat([_message(row[k], targets[k]) for k in places])
+            work.append((places, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
+        for places, flat, handle in work:
             if handle is not None:
                 handle.wait()
             flat /= self.size
-            sizes = [2 + _numbers(targets[k]) for k in members]
-            for k, piece in zip(members, torch.split(flat, sizes), strict=True):
+            sizes = [2 + _numbers(targets[k]) for k in places]
+            for k, piece in zip(places, torch.split(flat, sizes), strict=True):
                 dense, sparse = piece[:2].tolist()
                 if dense or sparse:
                     g = _like(piece[2:], targets[k])

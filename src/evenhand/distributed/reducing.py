@@ -29,7 +29,7 @@ class RanksReducer(Reducer):
         self._managed = managed
 
     def rows(self, rows: Rows) -> Rows:
-        if rows.members:  # networks of an ensemble have Gramians of their own
+        if rows.leading:  # networks of an ensemble have Gramians of their own
             return rows.replaced(self._ranks.means)
         return ShardedRows.of(self._ranks, rows)
 

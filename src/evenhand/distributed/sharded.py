@@ -25,12 +25,12 @@ class _Part:
     """This rank's part of the rows at the targets of one type and place.
 
     Attributes:
-        members: the positions of these targets among all.
+        targets: the positions of these targets among all.
         starts: where each begins among the joined coordinates; one more for the end.
         rows: [m, n_s], coordinates rank · n_s to (rank + 1) · n_s.
     """
 
-    members: list[int]
+    targets: list[int]
     starts: list[int]
     rows: Tensor
 
@@ -39,7 +39,7 @@ class _Part:
         width = self.rows.shape[1]
         first = rank * width
         found: list[slice] = []
-        for k, begin, end in zip(self.members, self.starts, self.starts[1:], strict=False):
+        for k, begin, end in zip(self.targets, self.starts, self.starts[1:], strict=False):
             begin, end = max(begin - first, 0), min(end - first, width)
             if k not in chosen or begin >= end:
                 continue
@@ -69,7 +69,7 @@ class ShardedRows(Rows):
         chosen: Sequence[int],
     ) -> None:
         targets = [every[k] for k in chosen]
-        super().__init__([], targets, rows.members, rows.m, rows.like, len(chosen))
+        super().__init__([], targets, rows.leading, rows.m, rows.like, len(chosen))
         self._ranks = ranks
         self._parts = parts
         self._every = every
@@ -83,19 +83,19 @@ class ShardedRows(Rows):
             dtype = torch.empty(0, dtype=target.dtype).real.dtype
             kinds.setdefault((dtype, target.device), []).append(k)
         parts = []
-        for (dtype, device), members in kinds.items():
+        for (dtype, device), places in kinds.items():
             starts = [0]
-            for k in members:
+            for k in places:
                 starts.append(starts[-1] + numbers(rows.targets[k]))
             width = -(-starts[-1] // ranks.size)
             joined = torch.zeros(rows.m, width * ranks.size, dtype=dtype, device=device)
-            for k, begin, end in zip(members, starts, starts[1:], strict=False):
+            for k, begin, end in zip(places, starts, starts[1:], strict=False):
                 stack = rows.columns[k].stack()
                 if stack is not None:
                     plain = torch.view_as_real(stack) if stack.is_complex() else stack
                     joined[:, begin:end] = plain.reshape(rows.m, end - begin)
             by_rank = joined.view(rows.m, ranks.size, width).transpose(0, 1)
-            parts.append(_Part(members, starts, ranks.scattered(by_rank) / ranks.size))
+            parts.append(_Part(places, starts, ranks.scattered(by_rank) / ranks.size))
         found = cls(ranks, parts, rows, rows.targets, range(len(rows.targets)))
         found.looked_at = rows.looked_at
         return found
@@ -132,7 +132,7 @@ class ShardedRows(Rows):
         """The pieces of vectors over all coordinates that belong to the chosen targets."""
         pieces: dict[int, Tensor] = {}
         for part, vector in zip(self._parts, joined, strict=True):
-            for k, begin, end in zip(part.members, part.starts, part.starts[1:], strict=False):
+            for k, begin, end in zip(part.targets, part.starts, part.starts[1:], strict=False):
                 pieces[k] = _shaped(vector[begin:end], self._every[k])
         return [pieces[k] for k in self._chosen]
 
@@ -154,7 +154,7 @@ class ShardedRows(Rows):
     def jacobian(self) -> Tensor:
         pieces: dict[int, Tensor] = {}
         for part, whole in zip(self._parts, self._whole, strict=True):
-            for k, begin, end in zip(part.members, part.starts, part.starts[1:], strict=False):
+            for k, begin, end in zip(part.targets, part.starts, part.starts[1:], strict=False):
                 pieces[k] = real(whole[:, begin:end]).to(self._device)
         if not self._chosen[: self.looked_at]:
             return self.like.new_zeros(self.m, 0)

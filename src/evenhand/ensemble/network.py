@@ -2,7 +2,7 @@
 
 A small network leaves a processor waiting: most of a step is the cost of starting operations. A
 stack of E copies starts each operation once for all of them. Its parameters begin with a dimension
-of E members, its losses are [E], and everything downstream (`Balancer(members=(E,))`, Gramians
+of E members, its losses are [E], and everything downstream (`Balancer(leading=(E,))`, Gramians
 [E, m, m], weights [E, m], the solvers) takes leading dimensions as independent networks.
 
 `StackedTraining` (`ensemble/training.py`) makes whole runs of it.

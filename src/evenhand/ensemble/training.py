@@ -402,7 +402,7 @@ class _Lockstep(Training):
             first.balancer.weighting,
             first.balancer.aggregator,
             tasks=first.tasks,
-            members=(len(members),),
+            leading=(len(members),),
             jacobian=first.balancer.chunking.wanted,
         )
         given = {entry.name: getattr(first, entry.name) for entry in fields(first)}
@@ -426,7 +426,7 @@ class _Lockstep(Training):
     def keep(self, index: Tensor) -> None:
         """Go on with the members at `index` alone, in this order."""
         self.stack.keep(index)
-        self.balancer.keep(index)
+        self.balancer.select(index)
         for optimizer in self.optimizers.named().values():
             cast(StackedOptimizer, optimizer).keep(index)
         self.stream = cast(_Streams, self.stream).kept(index)

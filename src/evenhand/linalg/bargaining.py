@@ -25,7 +25,7 @@ from .solution import (
     TINY,
     TOLERANCE,
     Array,
-    Member,
+    Single,
     Solution,
     assemble,
     judge,
@@ -73,11 +73,11 @@ def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
         raise ValueError(f"alpha must be positive and finite, not {alpha}")
     stack = read(gramian)
     precision = torch.finfo(gramian.dtype).eps
-    members = [_bargain(g, 1 / alpha, precision) for g in stack]
-    return assemble(members, gramian.shape[:-1], gramian)
+    each = [_bargain(g, 1 / alpha, precision) for g in stack]
+    return assemble(each, gramian.shape[:-1], gramian)
 
 
-def _bargain(gramian: Array, p: float, precision: float) -> Member:
+def _bargain(gramian: Array, p: float, precision: float) -> Single:
     some = gramian.diagonal() > 0
     inner = gramian[some][:, some]
     weights = np.zeros(len(gramian))
@@ -91,11 +91,11 @@ def _bargain(gramian: Array, p: float, precision: float) -> Member:
     if suspect and _nothing_to_gain(inner, precision):
         weights, more = simplex_minimiser(gramian)
         squared = max(float(weights @ gramian @ weights), 0.0)
-        return Member(weights, squared, np.inf, count + more, "unbounded")
+        return Single(weights, squared, np.inf, count + more, "unbounded")
     if suspect and (doubt := _sensitivity(inner, w, p, ROUNDING * precision)) > DOUBT:
         gap = max(gap, doubt)
     squared = max(float(weights @ gramian @ weights), 0.0)
-    return Member(weights, squared, gap, count, judge(gap, precision))
+    return Single(weights, squared, gap, count, judge(gap, precision))
 
 
 def _nothing_to_gain(gramian: Array, precision: float) -> bool:

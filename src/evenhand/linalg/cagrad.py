@@ -37,7 +37,7 @@ from .solution import (
     SEVERITY,
     TINY,
     Array,
-    Member,
+    Single,
     Solution,
     assemble,
     read,
@@ -82,11 +82,11 @@ def cagrad_weights(gramian: Tensor, c: float) -> Solution:
         raise ValueError(f"c must be at least 0 and finite, not {c}")
     stack = read(gramian)
     precision = torch.finfo(gramian.dtype).eps
-    members = [_cagrad(g, c, precision) for g in stack]
-    return assemble(members, gramian.shape[:-1], gramian)
+    each = [_cagrad(g, c, precision) for g in stack]
+    return assemble(each, gramian.shape[:-1], gramian)
 
 
-def _cagrad(gramian: Array, c: float, precision: float) -> Member:
+def _cagrad(gramian: Array, c: float, precision: float) -> Single:
     m, rounding = len(gramian), ROUNDING * precision
     mean = np.full(m, 1 / m)
     squared = float(mean @ gramian @ mean)
@@ -109,7 +109,7 @@ def _cagrad(gramian: Array, c: float, precision: float) -> Member:
 
 def _on_the_ball(
     gramian: Array, mean: Array, radius: float, precision: float, count: int
-) -> tuple[Array, int, Member]:
+) -> tuple[Array, int, Single]:
     """The solution d with ‖d − g_0‖ = radius, after the dual's w and the number of steps so far."""
     from scipy.optimize import brentq
 

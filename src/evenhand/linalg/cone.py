@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .many import nearest
-from .solution import ROUNDING, Array, Member, Solution, judge_all, read, read_vectors
+from .solution import ROUNDING, Array, Single, Solution, judge_all, read, read_vectors
 
 LIFT = 4.0
 """How much larger than the rounding of ‖x‖² what keeps x above it is; see `project`."""
@@ -184,11 +184,11 @@ def _certificate(
     return _Certified(x, squared, terms, np.maximum(gap, 0.0), sure)
 
 
-def project_one(gramian: Array, vector: Array, precision: float) -> Member:
+def project_one(gramian: Array, vector: Array, precision: float) -> Single:
     """The projection of one vector `[m]`."""
     found = project(gramian, vector[None], precision)
     status = judge_all(found.gap, found.stationary, precision)
-    return Member(
+    return Single(
         found.weights[0],
         float(found.squared_norm[0]),
         float(found.gap[0]),

@@ -24,7 +24,7 @@ from .active_set import solve
 from .solution import (
     ROUNDING,
     Array,
-    Member,
+    Single,
     Solution,
     assemble,
     judge,
@@ -114,8 +114,8 @@ def simplex_qp(hessian: Tensor, linear: Tensor) -> Solution:
     if linear.ndim != hessian.ndim - 1:
         raise ValueError(f"linear must be {list(hessian.shape[:-1])}, not {list(linear.shape)}")
     precision = torch.finfo(hessian.dtype).eps
-    members = [_simplex_qp(h, b, precision) for h, (b,) in zip(stack, vectors, strict=True)]
-    return assemble(members, linear.shape, linear)
+    each = [_simplex_qp(h, b, precision) for h, (b,) in zip(stack, vectors, strict=True)]
+    return assemble(each, linear.shape, linear)
 
 
 def frank_wolfe(gramian: Tensor, iterations: int = 250, tolerance: float = 1e-5) -> Solution:
@@ -135,8 +135,8 @@ def frank_wolfe(gramian: Tensor, iterations: int = 250, tolerance: float = 1e-5)
         raise ValueError(f"iterations must be at least 1, not {iterations}")
     stack = read(gramian)
     precision = torch.finfo(gramian.dtype).eps
-    members = [_frank_wolfe(g, iterations, tolerance, precision) for g in stack]
-    return assemble(members, gramian.shape[:-1], gramian)
+    each = [_frank_wolfe(g, iterations, tolerance, precision) for g in stack]
+    return assemble(each, gramian.shape[:-1], gramian)
 
 
 def project_simplex(vectors: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def _plain_pair(gramian: Tensor) -> Solution | None:
     return Solution(torch.from_numpy(weights).to(gramian), squares, gaps, count, status)
 
 
-def _pair(a: float, b: float, d: float, precision: float) -> Member:
+def _pair(a: float, b: float, d: float, precision: float) -> Single:
     """The min-norm point of [[a, b], [b, d]], in Python's floats: Sener & Koltun's Algorithm 1."""
     p, q = max(d - b, 0.0), max(a - b, 0.0)
     x, y = (p / (p + q), q / (p + q)) if p + q > 0 else (0.5, 0.5)
@@ -198,7 +198,7 @@ def _pair(a: float, b: float, d: float, precision: float) -> Member:
     if d:
         gap = max(gap, (most - gb - blur * nb) / (nb * root))
     status = "stationary" if squared <= rounding else judge(gap, precision)
-    return Member(np.array((x, y)), max(squared, 0.0), gap, 0, status)
+    return Single(np.array((x, y)), max(squared, 0.0), gap, 0, status)
 
 
 def _pairs(stack: Array, precision: float, like: Tensor) -> Solution:
@@ -232,7 +232,7 @@ def _pairs(stack: Array, precision: float, like: Tensor) -> Solution:
     )
 
 
-def _min_norm(gramian: Array, precision: float) -> Member:
+def _min_norm(gramian: Array, precision: float) -> Single:
     if len(gramian) == 2:
         (a, b), (_, d) = gramian.tolist()
         return _pair(a, b, d, precision)
@@ -241,12 +241,12 @@ def _min_norm(gramian: Array, precision: float) -> Member:
     return verdict(gramian, weights, gap, count, precision)
 
 
-def _simplex_qp(hessian: Array, linear: Array, precision: float) -> Member:
+def _simplex_qp(hessian: Array, linear: Array, precision: float) -> Single:
     linear = linear - linear.min()
     weights, count = simplex_minimiser(hessian, linear)
     gap = simplex_gap(hessian @ weights + linear, weights, hessian, weights, precision, linear)
     squared = max(float(weights @ hessian @ weights), 0.0)
-    return Member(weights, squared, gap, count, judge(gap, precision))
+    return Single(weights, squared, gap, count, judge(gap, precision))
 
 
 def simplex_minimiser(hessian: Array, linear: Array | None = None) -> tuple[Array, int]:
@@ -271,7 +271,7 @@ def simplex_minimiser(hessian: Array, linear: Array | None = None) -> tuple[Arra
     return weights, steps
 
 
-def _frank_wolfe(gramian: Array, iterations: int, tolerance: float, precision: float) -> Member:
+def _frank_wolfe(gramian: Array, iterations: int, tolerance: float, precision: float) -> Single:
     m = len(gramian)
     w = np.full(m, 1 / m)
     count, step = 0, inf

@@ -60,7 +60,7 @@ class Solution(NamedTuple):
         return self.status in ("optimal", "stationary")
 
 
-class Member(NamedTuple):
+class Single(NamedTuple):
     """The solution of one problem of a stack."""
 
     weights: Array
@@ -155,21 +155,21 @@ def read_vectors(vectors: Tensor, gramian: Tensor, name: str) -> Array:
     return values.reshape(int(np.prod(lead)), between, m)
 
 
-def assemble(members: Sequence[Member], shape: Sequence[int], like: Tensor) -> Solution:
+def assemble(each: Sequence[Single], shape: Sequence[int], like: Tensor) -> Solution:
     """The stack of solutions, weights of the given shape and with the dtype and device of `like`.
 
     An empty stack is "optimal".
     """
     lead = tuple(shape[:-1])
-    weights = np.array([member.weights for member in members]).reshape(tuple(shape))
-    norms = np.array([member.squared_norm for member in members], dtype=np.float64)
-    gaps = np.array([member.gap for member in members], dtype=np.float64)
+    weights = np.array([one.weights for one in each]).reshape(tuple(shape))
+    norms = np.array([one.squared_norm for one in each], dtype=np.float64)
+    gaps = np.array([one.gap for one in each], dtype=np.float64)
     return Solution(
         torch.from_numpy(weights).to(dtype=like.dtype, device=like.device),
         torch.from_numpy(norms.reshape(lead)),
         torch.from_numpy(gaps.reshape(lead)),
-        max((member.iterations for member in members), default=0),
-        max((member.status for member in members), key=SEVERITY.index, default="optimal"),
+        max((one.iterations for one in each), default=0),
+        max((one.status for one in each), key=SEVERITY.index, default="optimal"),
     )
 
 
@@ -186,8 +186,8 @@ def judge_all(gaps: Array, stationary: npt.NDArray[np.bool_], precision: float) 
 
 def verdict(
     gramian: Array, weights: Array, gap: float, iterations: int, precision: float
-) -> Member:
-    """The member with these weights, its squared norm and its status.
+) -> Single:
+    """The solution with these weights, its squared norm and its status.
 
     `precision` is the machine epsilon of the dtype in which the Gramian came: what is below the
     rounding of wᵀGw is called stationary.
@@ -195,7 +195,7 @@ def verdict(
     squared = max(float(weights @ gramian @ weights), 0.0)
     stationary = squared <= ROUNDING * precision * rounding_unit(gramian, weights)
     status = "stationary" if stationary else judge(gap, precision)
-    return Member(weights, squared, gap, iterations, status)
+    return Single(weights, squared, gap, iterations, status)
 
 
 def rounding_unit(gramian: Array, weights: Array) -> float:

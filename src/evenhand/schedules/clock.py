@@ -22,8 +22,8 @@ class Clock:
 
     `step` counts calls of the schedule, `epoch` counts drawn batches divided by the batches per
     epoch N_b (whoever drew them), both from 0. `seed` is the run's seed: with the clock it
-    determines every random choice a method, schedule or grouping makes. Where the members of a
-    stacked ensemble stand for runs with seeds of their own, these are `seeds`.
+    determines every random choice a method, schedule or grouping makes. Where
+    networks are trained side by side as runs with seeds of their own, these are `seeds`.
     """
 
     epoch: int = 0
@@ -37,18 +37,18 @@ class Clock:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
 
-    def generator(self, purpose: str, member: int = 0, every: str = "step") -> torch.Generator:
-        """A CPU generator that depends on (seed, time, purpose, member) alone.
+    def generator(self, purpose: str, stream: int = 0, every: str = "step") -> torch.Generator:
+        """A CPU generator that depends on (seed, time, purpose, stream) alone.
 
         `every` is what the choice is redrawn with: "step", "epoch" or "run". Nothing is ever
-        drawn from torch's global stream, so resumed runs, ranks and the members of a stacked
-        ensemble make equal choices by construction.
+        drawn from torch's global stream, so resumed runs, ranks and networks that are trained side
+        by side make equal choices by construction. Each of these has a `stream` of its own.
         """
         times = {"step": (1, self.step), "epoch": (2, self.epoch), "run": (3, 0)}
         if every not in times:
             raise ValueError(f"every={every!r}: must be one of {', '.join(times)}")
-        seed, member = (self.seeds[member], 0) if self.seeds else (self.seed, member)
-        words = [seed, *times[every], member, *purpose.encode()]
+        seed, stream = (self.seeds[stream], 0) if self.seeds else (self.seed, stream)
+        words = [seed, *times[every], stream, *purpose.encode()]
         return torch.Generator().manual_seed(mixed_seed(*words))
 
 

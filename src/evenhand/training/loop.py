@@ -390,12 +390,12 @@ class Training:
         before = self._losses_at_rest(forward, batch)
         yield
         after = self._losses_at_rest(forward, batch)
-        members = self.balancer.members  # of a stacked ensemble, else ()
+        leading = self.balancer.leading  # () but for a stack
         steps = [
-            (p.detach() - q).reshape(*members, -1).norm(dim=-1)
+            (p.detach() - q).reshape(*leading, -1).norm(dim=-1)
             for p, q in zip(trunk, there, strict=True)
         ]
-        length = torch.stack(steps).norm(dim=0) if steps else torch.zeros(members)
+        length = torch.stack(steps).norm(dim=0) if steps else torch.zeros(leading)
         mover = "+".join(phase.trains)
         if len(phase.tasks) < len(self.tasks):
             mover += f" of {'+'.join(phase.tasks)}"

@@ -42,7 +42,7 @@ class Learned(StatefulWeighting):
             if value.shape != scalar.shape:
                 raise ValueError(
                     f"the learned weights of {self} have shape {list(scalar.shape)}, the losses "
-                    f"are a stack of {list(value.shape)}: each member needs weights of its own"
+                    f"are a stack of {list(value.shape)}: each network needs weights of its own"
                 )
         return gradients
 

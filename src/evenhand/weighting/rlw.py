@@ -38,7 +38,7 @@ class RLW(Weighting):
     ``distribution="dirichlet"`` w is uniform on the simplex, Dirichlet(1, …, 1).
 
     All M tasks are drawn for, and an absent task takes its weight with it, so Σw = 1 over all. The
-    draws depend on (seed, step, member) alone. TorchJD and LibMTL's repository know the normal
+    draws depend on (seed, step, stream) alone. TorchJD and LibMTL's repository know the normal
     distribution only. LibMTL's release 1.1.5 knew others; it put Dirichlet draws, which lie on the
     simplex already, through the softmax too, so that no weight was more than e times another.
 
@@ -67,7 +67,7 @@ class RLW(Weighting):
     def weigh(self, g: TaskGradients) -> Tensor:
         *lead, _ = g.losses.shape
         draw = DISTRIBUTIONS[self.distribution]
-        chances = [g.clock.generator("rlw", member=k) for k in range(math.prod(lead))]
+        chances = [g.clock.generator("rlw", stream=k) for k in range(math.prod(lead))]
         drawn = torch.stack([draw(g.total, chance) for chance in chances])
         weights = drawn.reshape(*lead, g.total).to(g.losses)
         return weights.index_select(-1, g.index.to(weights.device))

@@ -41,7 +41,7 @@ class Held(nn.Module):
 
     Args:
         start: the state to begin with. Its number of dimensions tells later which tensors have
-            gained some for the members of a stacked ensemble.
+            gained leading ones, for networks that are trained side by side.
 
     Raises:
         ValueError: a name in the tree is no name for a buffer of a module.
@@ -111,25 +111,25 @@ class Held(nn.Module):
         for parameter in self.parameters():
             parameter.grad = None
 
-    def expand(self, members: torch.Size) -> None:
-        """Give every member of a stacked ensemble learned weights of its own."""
+    def expand(self, leading: torch.Size) -> None:
+        """Give each of the networks side by side learned weights of its own."""
         for parameter in self.parameters():
-            parameter.data = parameter.data.expand(members).clone()
+            parameter.data = parameter.data.expand(leading).clone()
 
-    def keep(self, members: Tensor) -> None:
-        """Go on with the members of a stacked ensemble at these positions, [k], alone.
+    def select(self, positions: Tensor) -> None:
+        """Go on with these positions, [k], of the leading dimension alone.
 
-        A buffer that has gained no dimension holds for all members, and stays.
+        A buffer that has gained no dimension holds for all networks, and stays.
         """
         for name, dimensions in self._dimensions.items():
             buffer: Tensor = self.get_buffer(name)
             if buffer.ndim > dimensions:
-                self._buffers[name] = buffer[members]
+                self._buffers[name] = buffer[positions]
         for parameter in self._parameters.values():
             if parameter is not None:
-                parameter.data, parameter.grad = parameter.data[members], None
+                parameter.data, parameter.grad = parameter.data[positions], None
         for _, child in self._subtrees():
-            child.keep(members)
+            child.select(positions)
 
     def _subtrees(self) -> Iterator[tuple[str, Held]]:
         children = self._modules.items()
