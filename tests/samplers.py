@@ -480,7 +480,7 @@ class PlainTraining:
         self.weighting, self.aggregator = weighting, aggregator
         self.tasks = tuple(problem.tasks)
         self.blocks = network.blocks()
-        self.slots = [optimizer(self.blocks.shared) for _ in schedule.slots(len(self.tasks))]
+        self.slots = [optimizer(self.blocks.shared) for _ in schedule.groups(len(self.tasks))]
         self.heads = {task: optimizer(self.blocks.own[task]) for task in self.tasks}
         self.stream = Stream(problem.train, problem.batch_size, mixed_seed(0, *b"data"))
         self.last = dict.fromkeys(self.tasks, 1.0)
@@ -508,7 +508,7 @@ class PlainTraining:
         own = {t: plain_jacobian([loss], self.blocks.own[t])[0] for t, loss in losses.items()}
         if "shared" in phase.trains:
             put_grad(self.blocks.shared, direction)
-            self.slots[phase.slot].step()
+            self.slots[phase.group].step()
         if "own" in phase.trains:
             for task, weight in zip(losses, weights, strict=True):
                 put_grad(self.blocks.own[task], weight * own[task])

@@ -163,8 +163,8 @@ def test_what_no_phase_trains_is_refused(phase, told) -> None:
 def test_slots_and_counts_are_counts() -> None:
     network = mixed().network(tuple(mixed().tasks))
     for slots in (0, -1, 1.0, True):
-        with pytest.raises((TypeError, ValueError), match="slots="):
-            _sgd(network, slots=slots)
+        with pytest.raises((TypeError, ValueError), match="groups="):
+            _sgd(network, groups=slots)
     for changes in ({"epochs": 2.5}, {"seed": -1}, {"observe_every": 0.5}, {"tasks": "left"}):
         (name,) = changes
         with pytest.raises((TypeError, ValueError), match=name):

@@ -78,8 +78,8 @@ def test_members_can_leave() -> None:
     optimizer.step()
     before = stack.member(2)
     alive = stack(torch.ones(3, 2, 3, dtype=torch.float64))["a"]
-    stack.keep(torch.tensor([2]))
-    optimizer.keep(torch.tensor([2]))
+    stack.select(torch.tensor([2]))
+    optimizer.select(torch.tensor([2]))
     assert len(stack) == 1
     assert all(torch.equal(before[name], value) for name, value in stack.member(0).items())
     optimizer.zero_grad()

@@ -1008,7 +1008,7 @@ def trained(
         network.blocks(),
         lambda groups: OPTIMIZERS[optimizer](groups),
         learned=balancer.parameters(),
-        slots=len(plan.slots(3)),
+        groups=len(plan.groups(3)),
     )
     run = kind(problem, network, optimizers, balancer, plan, epochs=2, **options)
     for _, record in zip(range(3), run.run(), strict=False):  # at its end the best would return
@@ -1105,7 +1105,7 @@ class Watched(Training):
         if "shared" not in phase.trains:
             parts.append(self.network.trunk)
         optimizers = self.optimizers.named()
-        still = [k for k in optimizers if k.startswith("shared.") and k != f"shared.{phase.slot}"]
+        still = [k for k in optimizers if k.startswith("shared.") and k != f"shared.{phase.group}"]
         moments = {
             name: [snapshot(optimizer.state[p]) for p in blocks.all if p in optimizer.state]
             for name, optimizer in optimizers.items()

@@ -58,7 +58,7 @@ def made(name: str, epochs: int) -> Training:
         partial(torch.optim.SGD, lr=0.02, momentum=0.9),
         weights=partial(torch.optim.Adam, lr=0.025),
         learned=balancer.parameters(),
-        slots=len(parts.schedule.slots(len(parts.tasks))),
+        groups=len(parts.schedule.groups(len(parts.tasks))),
     )
     return Training(
         problem,

@@ -75,15 +75,15 @@ def test_alternate_epochs_counts_epochs_of_either_kind() -> None:
 
 
 def test_one_by_one_gives_every_task_a_turn_on_one_batch() -> None:
-    assert phases(one_by_one()) == [Phase((task,), slot=k) for k, task in enumerate(ABC)]
+    assert phases(one_by_one()) == [Phase((task,), group=k) for k, task in enumerate(ABC)]
 
 
 def test_a_random_order_varies_and_leaves_each_task_its_slot() -> None:
     drawn = [phases(one_by_one("random"), step=step) for step in range(40)]
     orders = {tuple(phase.tasks[0] for phase in turn) for turn in drawn}
     assert len(orders) == 6
-    slots = {(phase.tasks[0], phase.slot) for turn in drawn for phase in turn}
-    assert slots == {("a", 0), ("b", 1), ("c", 2)}
+    groups = {(phase.tasks[0], phase.group) for turn in drawn for phase in turn}
+    assert groups == {("a", 0), ("b", 1), ("c", 2)}
 
 
 @given(m=st.integers(1, 9), size=st.integers(1, 10), step=st.integers(0, 5))
@@ -92,8 +92,8 @@ def test_groups_part_the_tasks(m: int, size: int, step: int) -> None:
     schedule = in_groups(size, redraw="step")
     drawn = phases(schedule, step=step, tasks=names)
     assert sorted(task for phase in drawn for task in phase.tasks) == names
-    assert tuple(len(phase.tasks) for phase in drawn) == schedule.slots(m)
-    assert [phase.slot for phase in drawn] == list(range(len(drawn)))
+    assert tuple(len(phase.tasks) for phase in drawn) == schedule.groups(m)
+    assert [phase.group for phase in drawn] == list(range(len(drawn)))
     assert all(list(phase.tasks) == sorted(phase.tasks) for phase in drawn)
     assert {(phase.trains, phase.batch) for phase in drawn} == {(BLOCKS, 0)}
 
@@ -124,14 +124,14 @@ def test_chance_comes_from_the_clock_alone() -> None:
 def test_groups_in_shared_phases_only() -> None:
     schedule = nested(alternate_epochs(1, 2), in_groups(2), within=("shared",))
     groups = [phase.tasks for phase in phases(in_groups(2))]
-    shared = [Phase(group, ("shared",), slot=k, lasts=1) for k, group in enumerate(groups)]
+    shared = [Phase(group, ("shared",), group=k, lasts=1) for k, group in enumerate(groups)]
     assert phases(schedule, epoch=0) == shared
     assert phases(schedule, epoch=1) == [Phase(ABC, ("own",), lasts=2)]
 
 
 def test_task_steps_in_alternate_steps_share_its_two_batches() -> None:
     turns = phases(nested(alternate_steps(), one_by_one()))
-    assert [(p.tasks, p.trains, p.batch, p.slot) for p in turns] == [
+    assert [(p.tasks, p.trains, p.batch, p.group) for p in turns] == [
         *[((task,), ("shared",), 0, k) for k, task in enumerate(ABC)],
         *[((task,), ("own",), 1, k) for k, task in enumerate(ABC)],
     ]
@@ -139,7 +139,7 @@ def test_task_steps_in_alternate_steps_share_its_two_batches() -> None:
 
 def test_alternate_steps_in_task_steps_finish_a_task_before_the_next() -> None:
     turns = phases(nested(one_by_one(), alternate_steps()))
-    assert [(p.tasks, p.trains, p.batch, p.slot) for p in turns] == [
+    assert [(p.tasks, p.trains, p.batch, p.group) for p in turns] == [
         ((task,), moves, batch, k)
         for k, task in enumerate(ABC)
         for batch, moves in enumerate((("shared",), ("own",)))
@@ -149,9 +149,9 @@ def test_alternate_steps_in_task_steps_finish_a_task_before_the_next() -> None:
 def test_task_steps_in_groups_have_a_slot_each() -> None:
     schedule = nested(in_groups(2), one_by_one())
     turns = phases(schedule, tasks=("a", "b", "c", "d", "e"))
-    assert [phase.slot for phase in turns] == [0, 1, 2, 3, 4]
-    assert schedule.slots(5) == (1,) * 5
-    assert nested(in_groups(4), in_groups(3)).slots(6) == (3, 1, 2)
+    assert [phase.group for phase in turns] == [0, 1, 2, 3, 4]
+    assert schedule.groups(5) == (1,) * 5
+    assert nested(in_groups(4), in_groups(3)).groups(6) == (3, 1, 2)
 
 
 def test_alternating_inside_the_alternation_of_epochs_keeps_what_both_move() -> None:
@@ -310,17 +310,17 @@ def trained(
     shared: Factory | Scheduled = MOMENTUM,
     *,
     problem: Problem | None = None,
-    slots: int | None = None,
+    groups: int | None = None,
     epochs: int = 4,
     optimizers: type[Optimizers] = Optimizers,
     **options: Any,
 ) -> Training:
-    """A training that has run, with a slot for each of the schedule's unless `slots` says else."""
+    """A training that has run, with the groups of the schedule unless `groups` says else."""
     problem = problem or two_scales()
     torch.manual_seed(0)
     network = problem.network(tuple(problem.tasks))
-    count = len(schedule.slots(len(problem.tasks))) if slots is None else slots
-    made = optimizers(network.blocks(), shared, slots=count)
+    count = len(schedule.groups(len(problem.tasks))) if groups is None else groups
+    made = optimizers(network.blocks(), shared, groups=count)
     training = Training(problem, network, made, schedule=schedule, epochs=epochs, **options)
     for _ in training.run():
         last = snapshot(network.state_dict())  # before the best epoch's weights are put back
@@ -339,7 +339,7 @@ def turns(clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
 
 def test_a_plain_function_is_a_schedule() -> None:
     ours = trained(alternate_epochs(1, 1), feature_memory=0)
-    assert same(weights(trained(turns, slots=1)), weights(ours))
+    assert same(weights(trained(turns, groups=1)), weights(ours))
     inner = nested(turns, in_groups(2), within=("shared",))
     wanted = nested(alternate_epochs(1, 1), in_groups(2), within=("shared",))
     assert [replace(phase, lasts=1) for phase in phases(inner)] == phases(wanted)
@@ -376,20 +376,20 @@ def test_a_schedule_with_a_state_needs_no_more_than_it_has() -> None:
     schedule = Patient()
     assert trained(schedule).epoch == 4
     assert schedule.seen == 5  # the untrained network's record, too
-    assert schedule.slots(3) == (3,)
+    assert schedule.groups(3) == (3,)
     with pytest.raises(ValueError, match="keeps no state"):
         schedule.load_state_dict({"seen": 1})
 
 
 def test_under_plain_sgd_ius_is_io() -> None:
     plain = partial(SGD, lr=0.02)
-    ius, io = (trained(one_by_one(), plain, slots=slots) for slots in (1, 2))
+    ius, io = (trained(one_by_one(), plain, groups=groups) for groups in (1, 2))
     assert same(weights(ius), weights(io))
 
 
 @pytest.mark.parametrize("factory", [MOMENTUM, partial(Adam, lr=0.01)])
 def test_moments_tell_ius_from_io(factory: Factory) -> None:
-    ius, io = (trained(one_by_one(), factory, slots=slots) for slots in (1, 2))
+    ius, io = (trained(one_by_one(), factory, groups=groups) for groups in (1, 2))
     assert not same(weights(ius), weights(io))
 
 
@@ -419,7 +419,9 @@ def test_a_group_of_all_tasks_is_the_joint_step() -> None:
 def test_groups_of_one_are_task_steps_in_the_order_drawn() -> None:
     order = [phase.tasks for phase in in_groups(1)(Clock(), ("small", "large"))]
     turns = Stateless(
-        lambda clock, tasks: [Phase(task, slot=k) for k, task in enumerate(order)], "", (1,).__mul__
+        lambda clock, tasks: [Phase(t, group=k) for k, t in enumerate(order)],
+        "",
+        (1,).__mul__,
     )
     assert same(weights(trained(in_groups(1))), weights(trained(turns)))
 
@@ -470,7 +472,7 @@ def watched(schedule: Schedule, factory: Factory, **options: Any) -> Watching:
     network = problem.network(tuple(problem.tasks))
     for k, task in enumerate(network.tasks):
         network.heads[k] = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.1), network.head(task))
-    optimizers = Watching(network.blocks(), factory, slots=len(schedule.slots(3)))
+    optimizers = Watching(network.blocks(), factory, groups=len(schedule.groups(3)))
     optimizers.network, optimizers.seen = network, []
     training = Training(problem, network, optimizers, schedule=schedule, epochs=4, **options)
     assert len(list(training.run())) == 5
@@ -597,7 +599,7 @@ def test_resuming_within_a_phase_is_bit_for_bit(
         network = problem.network(tuple(problem.tasks))
         schedule = SCHEDULES[name]()
         falling = Scheduled(DECAYED, diminishing(over=5), every="step")
-        optimizers = Optimizers(network.blocks(), falling, slots=len(schedule.slots(3)))
+        optimizers = Optimizers(network.blocks(), falling, groups=len(schedule.groups(3)))
         return Training(
             problem,
             network,
@@ -663,11 +665,11 @@ def test_each_head_needs_its_optimizer() -> None:
 
 
 def test_a_slot_needs_its_optimizer() -> None:
-    optimizers = Optimizers(small().blocks(), MOMENTUM, slots=2)
-    with pytest.raises(ValueError, match="slot 2, and the shared parameters have 2"):
-        optimizers.step(Phase(("a",), slot=2))
-    mixing = Optimizers(small().blocks(), MOMENTUM, slots=1)
-    mixing.step(Phase(("a",), slot=2))
+    optimizers = Optimizers(small().blocks(), MOMENTUM, groups=2)
+    with pytest.raises(ValueError, match="group 2, and the shared parameters have 2"):
+        optimizers.step(Phase(("a",), group=2))
+    mixing = Optimizers(small().blocks(), MOMENTUM, groups=1)
+    mixing.step(Phase(("a",), group=2))
 
 
 def test_a_schedule_counts_epochs_or_its_own_steps() -> None:
@@ -719,7 +721,7 @@ def test_rates_resume() -> None:
         optimizers.end_epoch()
     assert one.rates() == other.rates() != made().rates()
     with pytest.raises(ValueError, match="the state is of optimizers"):
-        Optimizers(small().blocks(), MOMENTUM, slots=2).load_state_dict(one.state_dict())
+        Optimizers(small().blocks(), MOMENTUM, groups=2).load_state_dict(one.state_dict())
 
 
 def test_schedules_that_watch_a_loss_are_refused() -> None:
@@ -741,22 +743,22 @@ def test_schedules_that_watch_a_loss_are_refused() -> None:
         torch.optim.RMSprop,
     ],
 )
-@pytest.mark.parametrize("slots", [1, 2])
-def test_the_memory_of_moments_is_known_before_training(factory: Any, slots: int) -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_memory_of_moments_is_known_before_training(factory: Any, groups: int) -> None:
     network = small()
     before = snapshot(network.state_dict())
-    optimizers = Optimizers(network.blocks(), factory, slots=slots)
+    optimizers = Optimizers(network.blocks(), factory, groups=groups)
     planned = optimizers.planned_state_bytes()
     assert same(dict(network.state_dict()), before)
-    for slot in range(slots):
+    for group in range(groups):
         with_grads(network)
-        optimizers.step(Phase(("a", "b"), slot=slot))
+        optimizers.step(Phase(("a", "b"), group=group))
     assert planned == optimizers.state_bytes()
-    assert len([name for name in planned if name.startswith("shared")]) == slots
+    assert len([name for name in planned if name.startswith("shared")]) == groups
 
 
 def test_adam_keeps_two_numbers_per_parameter_and_slot() -> None:
-    planned = Optimizers(small().blocks(), Adam, slots=2).planned_state_bytes()
+    planned = Optimizers(small().blocks(), Adam, groups=2).planned_state_bytes()
     trunk, heads = 3 * 5 + 5, 5 * 2 + 2 + 5 + 1
     counts = 4 * 2, 4 * 4  # a step count for each tensor
     assert planned == {

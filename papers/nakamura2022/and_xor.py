@@ -121,8 +121,8 @@ def train(
         if int((~going).sum()) * 8 > len(alive):  # compacting costs about a step
             where = going.nonzero()[:, 0]
             alive = alive[where]
-            stack.keep(where)
-            optimizer.keep(where)
+            stack.select(where)
+            optimizer.select(where)
             balancer.select(where)
             scale = {task: values[where] for task, values in scale.items()}
     done = (converged >= 0).all(dim=1)

@@ -77,7 +77,7 @@ def part(name: str, *, base: Part | None = None, **arguments: Value) -> Part:
 class Composition:
     """One network's training: which tasks, what fills the slots, what trains when.
 
-    `own_moments` gives each of the schedule's slots an optimizer of its own over the shared
+    `own_moments` gives each of the schedule's groups an optimizer of its own over the shared
     parameters (independent task steps); `replacement` draws each batch from the whole data set.
     The heads' rate is `own_rate` times the trunk's. After `plateau` epochs without improvement
     all rates are multiplied by `factor`; None leaves them.

@@ -121,7 +121,9 @@ def training(
         partial(optimizer(settings.optimizer), lr=job.rate * parts.own_rate),
         weights=partial(OPTIMIZERS["adam"], lr=settings.weights_rate),
         learned=balancer.parameters(),
-        slots=len(as_schedule(parts.schedule).slots(len(parts.tasks))) if parts.own_moments else 1,
+        groups=len(as_schedule(parts.schedule).groups(len(parts.tasks)))
+        if parts.own_moments
+        else 1,
     )
     return Training(
         problem,

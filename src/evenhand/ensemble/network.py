@@ -160,7 +160,7 @@ class Stack(MultiTaskNetwork):
         """The state_dict of one member."""
         return {name: value[index].detach().clone() for name, value in self.named_values().items()}
 
-    def keep(self, index: Tensor) -> None:
+    def select(self, index: Tensor) -> None:
         """Go on with the members at `index` alone, in this order; one may be there several times.
 
         The parameters stay the same objects, with less in them, so whoever knows them still does.

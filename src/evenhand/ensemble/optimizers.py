@@ -61,7 +61,7 @@ class StackedOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Move one parameter of all members, with `alpha` [E, 1, ...]."""
 
-    def keep(self, index: Tensor) -> None:
+    def select(self, index: Tensor) -> None:
         """Go on with the members at `index` alone, as `Stack.keep` does."""
         for group in self.param_groups:
             group["rates"] = group["rates"][index]

@@ -113,7 +113,7 @@ def _kept_alike(member: Training) -> tuple[Any, ...]:
     methods = map(repr, (member.balancer.weighting, member.balancer.aggregator))
     stream = member.stream
     drawing = (stream.batch_size, stream.replacement, stream.drop_last, member.observe_every)
-    rest = (member.frozen, member.count_flops, repr(member.phases), member.optimizers.slots)
+    rest = (member.frozen, member.count_flops, repr(member.phases), member.optimizers.groups)
     return (id(member.problem), member.tasks, member.epochs, *drawing, *rest, *methods)
 
 
@@ -281,7 +281,7 @@ class StackedTraining:
     def _keep(self, at: Sequence[int]) -> None:
         """Go on with the members at these positions among those alive."""
         self.alive = [self.alive[position] for position in at]
-        self._steps.keep(torch.tensor(at, dtype=torch.int64))
+        self._steps.select(torch.tensor(at, dtype=torch.int64))
         self._show()
 
     def _show(self) -> None:
@@ -423,12 +423,12 @@ class _Lockstep(Training):
         """The network, which is one."""
         return cast(Stack, self.network)
 
-    def keep(self, index: Tensor) -> None:
+    def select(self, index: Tensor) -> None:
         """Go on with the members at `index` alone, in this order."""
-        self.stack.keep(index)
+        self.stack.select(index)
         self.balancer.select(index)
         for optimizer in self.optimizers.named().values():
-            cast(StackedOptimizer, optimizer).keep(index)
+            cast(StackedOptimizer, optimizer).select(index)
         self.stream = cast(_Streams, self.stream).kept(index)
         self.seeds = _taken(self.seeds, index)
 
@@ -494,7 +494,7 @@ class _Lockstep(Training):
             raise NonFiniteError("step of every member", phase.tasks)
         index = torch.arange(len(self.stack))
         index[list(found)] = lasting[0]
-        self.keep(index)
+        self.select(index)
         batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
         clock = replace(clock, seeds=_taken(clock.seeds, index))
         super()._balanced_step(self.network, batch, samples, phase, clock, statistics)
@@ -508,7 +508,7 @@ class _Lockstep(Training):
             (self.network, self.optimizers, self.balancer)
         )
         trial._blocks, trial._rests, trial._looked = trial.network.blocks(), {}, False
-        trial.keep(index)
+        trial.select(index)
         batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
         clock = replace(clock, seeds=_taken(clock.seeds, index))
         try:
@@ -609,7 +609,7 @@ def _optimizers(members: Sequence[Training], stack: Stack, learned: Iterable[Ten
         own,
         weights=_factory([o.weights for o in each]),
         learned=learned,
-        slots=each[0].slots,
+        groups=each[0].groups,
     )
 
 

@@ -87,7 +87,7 @@ class _Adaptive(Schedule):
     def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> tuple[Phase]:
         return (Phase(tasks, trains=(self.state.block,), lasts=self._longest_now()),)
 
-    def slots(self, tasks: int) -> tuple[int, ...]:
+    def groups(self, tasks: int) -> tuple[int, ...]:
         return (tasks,)
 
     def observe(self, record: Record) -> None:

@@ -20,7 +20,7 @@ from evenhand.schedules.clock import Clock, Phase
 
 Phases = Callable[[Clock, tuple[str, ...]], Sequence[Phase]]
 """(clock, all tasks) -> the phases of one step."""
-Slots = Callable[[int], tuple[int, ...]]
+Groups = Callable[[int], tuple[int, ...]]
 
 
 class Schedule(ABC):
@@ -41,8 +41,8 @@ class Schedule(ABC):
     def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
         """The phases of one step."""
 
-    def slots(self, tasks: int) -> tuple[int, ...]:
-        """How many of `tasks` tasks are active in the phases of each slot; one entry per slot."""
+    def groups(self, tasks: int) -> tuple[int, ...]:
+        """How many of `tasks` tasks are active in the phases of each group; one entry per group."""
         return (tasks,)
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Schedule(ABC):
 
 
 class Stateless(Schedule):
-    """A schedule that is a pure function of the clock. By default all its phases share a slot.
+    """A schedule that is a pure function of the clock. By default all its phases share a group.
 
     `draws` says that it looks at the clock's seed; `counted`, that whoever made it has said for how
     many epochs each block trains, none perhaps.
@@ -70,27 +70,27 @@ class Stateless(Schedule):
         self,
         phases: Phases,
         description: str,
-        slots: Slots = lambda tasks: (tasks,),
+        groups: Groups = lambda tasks: (tasks,),
         draws: bool = False,
         counted: bool = False,
     ) -> None:
         self._phases = phases
         self._description = description
-        self._slots = slots
+        self._groups = groups
         self.draws = draws
         self.counted = counted
 
     def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
         return self._phases(clock, tasks)
 
-    def slots(self, tasks: int) -> tuple[int, ...]:
-        return self._slots(tasks)
+    def groups(self, tasks: int) -> tuple[int, ...]:
+        return self._groups(tasks)
 
     def __repr__(self) -> str:
         return self._description
 
 
-STATE = ("slots", "state_dict", "load_state_dict", "observe")
+STATE = ("groups", "state_dict", "load_state_dict", "observe")
 
 
 def as_schedule(phases: Schedule | Phases) -> Schedule:

@@ -62,7 +62,7 @@ class Phase:
     """One update: the losses of `tasks`, on batch number `batch` of a call, train `trains`.
 
     Attributes:
-        slot: numbers the phases that can keep optimizer moments of their own over the shared
+        group: numbers the phases that can keep optimizer moments of their own over the shared
             parameters (independent task steps).
         lasts: for how many epochs in a row, from the first to the last of them, the schedule
             plans to freeze what is frozen here; 0 when that changes within an epoch. What a
@@ -72,7 +72,7 @@ class Phase:
     tasks: tuple[str, ...]
     trains: tuple[Block, ...] = BLOCKS
     batch: int = 0
-    slot: int = 0
+    group: int = 0
     lasts: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +82,6 @@ class Phase:
         unknown = [block for block in self.trains if block not in BLOCKS]
         if unknown or not self.trains:
             raise ValueError(f"trains={self.trains!r}: a non-empty selection of {BLOCKS}")
-        for name in ("batch", "slot", "lasts"):
+        for name in ("batch", "group", "lasts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")

@@ -17,7 +17,7 @@ def one_by_one(order: Literal["fixed", "random"] = "fixed") -> Schedule:
     """A step for each task in turn, on the same batch, with the forward pass recomputed.
 
     Pascal et al. (arXiv 2109.11678). With one optimizer for all tasks, whose moments mix them,
-    this is IUS; with one per task over the shared parameters (a slot each) it is IO. Under plain
+    this is IUS; with one per task over the shared parameters (a group each) it is IO. Under plain
     SGD the two are the same update.
 
     Args:
@@ -36,7 +36,7 @@ def one_by_one(order: Literal["fixed", "random"] = "fixed") -> Schedule:
             if order == "fixed"
             else _permutation(clock, "turns", len(tasks), "step")
         )
-        return [Phase((tasks[k],), slot=k) for k in turns]
+        return [Phase((tasks[k],), group=k) for k in turns]
 
     return Stateless(
         phases, f"one_by_one({order!r})", lambda tasks: (1,) * tasks, draws=order == "random"
@@ -55,7 +55,7 @@ def in_groups(size: int, redraw: Literal["never", "epoch", "step"] = "never") ->
     Args:
         size: tasks per group.
         redraw: when groups are drawn: once ("never" again; the authors' code), at each epoch, or
-            at each call. A redrawn group inherits the slot, and with it the moments over the
+            at each call. A redrawn group inherits the number, and with it the moments over the
             shared parameters, of the group in its place before.
 
     Raises:
@@ -74,13 +74,13 @@ def in_groups(size: int, redraw: Literal["never", "epoch", "step"] = "never") ->
     def phases(clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
         drawn = _permutation(clock, "groups", len(tasks), every)
         groups = [sorted(drawn[k : k + size]) for k in range(0, len(tasks), size)]
-        return [Phase(tuple(tasks[k] for k in g), slot=slot) for slot, g in enumerate(groups)]
+        return [Phase(tuple(tasks[k] for k in g), group=number) for number, g in enumerate(groups)]
 
-    def slots(tasks: int) -> tuple[int, ...]:
+    def groups(tasks: int) -> tuple[int, ...]:
         whole, rest = divmod(tasks, size)
         return (size,) * whole + ((rest,) if rest else ())
 
-    return Stateless(phases, f"in_groups({size}, redraw={redraw!r})", slots, draws=True)
+    return Stateless(phases, f"in_groups({size}, redraw={redraw!r})", groups, draws=True)
 
 
 def _permutation(clock: Clock, purpose: str, tasks: int, every: str) -> list[int]:

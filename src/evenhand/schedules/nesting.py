@@ -19,7 +19,7 @@ def nested(
 
     `inner` is called with the tasks of a phase of `outer`, and its phases keep of their `trains`
     what the outer phase trains; one that keeps nothing is dropped. Phases see the same batch if
-    they do in both schedules. Every slot of `outer` gets slots of its own from `inner`.
+    they do in both schedules. Every group of `outer` gets groups of its own from `inner`.
 
     Args:
         outer: the schedule whose phases are refined.
@@ -51,7 +51,7 @@ class _Nested(Schedule):
         self.within = tuple(within)
 
     def __call__(self, clock: Clock, tasks: tuple[str, ...]) -> Sequence[Phase]:
-        first = self._first_slots(len(tasks))
+        first = self._first_groups(len(tasks))
         numbers: dict[tuple[int, int], int] = {}
         phases = []
         for over in self.outer(clock, tasks):
@@ -59,23 +59,23 @@ class _Nested(Schedule):
                 both = tuple(block for block in under.trains if block in over.trains)
                 if both:
                     batch = numbers.setdefault((over.batch, under.batch), len(numbers))
-                    slot = first[over.slot] + under.slot
+                    group = first[over.group] + under.group
                     lasts = max(over.lasts, under.lasts)
-                    phases.append(Phase(under.tasks, both, batch, slot, lasts))
+                    phases.append(Phase(under.tasks, both, batch, group, lasts))
         if not phases:
             raise ValueError(f"nothing trains in epoch {clock.epoch} of {self}")
         return phases
 
-    def slots(self, tasks: int) -> tuple[int, ...]:
-        return tuple(k for group in self.outer.slots(tasks) for k in self.inner.slots(group))
+    def groups(self, tasks: int) -> tuple[int, ...]:
+        return tuple(k for group in self.outer.groups(tasks) for k in self.inner.groups(group))
 
-    def _first_slots(self, tasks: int) -> list[int]:
-        counts = [len(self.inner.slots(group)) for group in self.outer.slots(tasks)]
-        return [sum(counts[:slot]) for slot in range(len(counts))]
+    def _first_groups(self, tasks: int) -> list[int]:
+        counts = [len(self.inner.groups(group)) for group in self.outer.groups(tasks)]
+        return [sum(counts[:group]) for group in range(len(counts))]
 
     def _refined(self, phase: Phase, clock: Clock) -> Sequence[Phase]:
         if not set(phase.trains) & set(self.within):
-            return (replace(phase, batch=0, slot=0),)
+            return (replace(phase, batch=0, group=0),)
         return self.inner(clock, phase.tasks)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which optimizer a phase steps, and at which rate.
 
-One for the shared parameters (or one per slot, each with moments of its own: independent task
+One for the shared parameters (or one per group, each with moments of its own: independent task
 steps), one for all tasks' own parameters (or one per task), one for learned task weights. What
 is frozen has `.grad` None, and an optimizer leaves such parameters and their moments alone, so no
 momentum, decay or statistics move them.
@@ -171,9 +171,9 @@ class Optimizers:
             default as `shared`.
         weights: makes the optimizer of learned task weights. By default as `shared`.
         learned: the learned task weights.
-        slots: how many optimizers the shared parameters have; phase.slot says which one steps.
+        groups: how many optimizers the shared parameters have; phase.group says which one steps.
             One mixes the moments of all phases. A task's own parameters have one optimizer
-            whatever the slots, so the moments of a head are always its own.
+            whatever the groups, so the moments of a head are always its own.
 
     Raises:
         ValueError: `own` names other heads than `blocks` does.
@@ -187,21 +187,21 @@ class Optimizers:
         *,
         weights: Factory | Scheduled | None = None,
         learned: Iterable[Tensor] = (),
-        slots: int = 1,
+        groups: int = 1,
     ) -> None:
-        require_kind("slots", slots, int)
-        if slots < 1:
-            raise ValueError(f"slots={slots}: must be at least 1, or nothing shared would move")
+        require_kind("groups", groups, int)
+        if groups < 1:
+            raise ValueError(f"groups={groups}: must be at least 1, or nothing shared would move")
         trunk = [p for p in blocks.shared if p.requires_grad]
         heads = {
             task: [p for p in parameters if p.requires_grad]
             for task, parameters in blocks.own.items()
         }
         scalars = list(learned)
-        self.shared, self.slots = shared, slots
+        self.shared, self.groups = shared, groups
         self.own = shared if own is None else own
         self.weights = weights or shared
-        self._shared = [_Part(shared, trunk) for _ in range(slots if trunk else 0)]
+        self._shared = [_Part(shared, trunk) for _ in range(groups if trunk else 0)]
         self._own = _own_parts(self.own, heads)
         self._weights = _Part(self.weights, scalars) if scalars else None
         alone = len(self._shared) == 1
@@ -231,10 +231,10 @@ class Optimizers:
         The phase is the network's: its `tasks` are heads.
 
         Raises:
-            ValueError: the phase has a slot for which there is no optimizer.
+            ValueError: the phase has a group for which there is no optimizer.
         """
         if "shared" in phase.trains and self._shared:
-            self._of_slot(phase.slot).step()
+            self._of_group(phase.group).step()
         if "own" in phase.trains:
             for part in self._own:
                 if not part.tasks.isdisjoint(phase.tasks):
@@ -242,15 +242,15 @@ class Optimizers:
         if self._weights is not None:
             self._weights.step()
 
-    def _of_slot(self, slot: int) -> _Part:
+    def _of_group(self, group: int) -> _Part:
         if len(self._shared) == 1:
             return self._shared[0]
-        if slot >= len(self._shared):
+        if group >= len(self._shared):
             raise ValueError(
-                f"a phase has slot {slot}, and the shared parameters have {len(self._shared)} "
-                "optimizers: make one for each of schedule.slots(tasks), or one for all"
+                f"a phase has group {group}, and the shared parameters have {len(self._shared)} "
+                "optimizers: make one for each of schedule.groups(tasks), or one for all"
             )
-        return self._shared[slot]
+        return self._shared[group]
 
     # Rates ------------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class Optimizers:
     def planned_state_bytes(self) -> dict[str, int]:
         """The memory that each optimizer's state will take, known before training.
 
-        Found by a step of copies, one optimizer at a time. With a slot for each of m tasks, Adam
+        Found by a step of copies, one optimizer at a time. With a group for each of m tasks, Adam
         keeps 2 m numbers per shared parameter.
         """
         return {name: _planned(part.factory, part.optimizer) for name, part in self._parts.items()}
