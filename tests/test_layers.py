@@ -178,6 +178,55 @@ def test_gramian_product_and_jacobian(case, jacobian) -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * float(other.abs().max()))
 
 
+class Cast(nn.Module):
+    """What autocast does, by hand: the products are taken in another type."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            for part in self.parts:
+                x = part(x)
+        return x.float()
+
+
+@pytest.mark.parametrize(
+    ("parts", "shape", "width"),
+    [
+        ((partial(nn.Linear, 4, 5), nn.Tanh, partial(nn.Linear, 5, 3)), (6, 4), 3),
+        ((conv, nn.ReLU, Flat), (3, 2, 4, 4), 12),
+    ],
+    ids=["linear", "pictures"],
+)
+@pytest.mark.parametrize("jacobian", ["looped", "batched"])
+def test_weights_are_recognised_in_mixed_precision(parts, shape, width, jacobian) -> None:
+    """δ and A come in bfloat16; the Gramian of their products is formed without rounding more."""
+    torch.manual_seed(0)
+    heads = {task: nn.Linear(width, 1 + k) for k, task in enumerate(TASKS)}
+    network = MultiTaskNetwork(Cast(*(part() for part in parts)), heads)
+    outputs = network(normal(*shape).float())
+    losses = {t: (y - k).square().mean() for k, (t, y) in enumerate(outputs.items())}
+    trunk = list(network.trunk.parameters())
+    wide = [p for p in trunk if p.ndim > 1]
+    assert len(layers([outputs.features.grad_fn], trunk)) == len(wide)
+    expected = plain_jacobian(losses.values(), trunk).double()
+    looks = Looks()
+    balancer = Balancer(aggregator=looks, model=network, jacobian=jacobian, factored="always")
+    balancer.backward(losses, features=outputs.features)
+    gramian, product, found = looks.seen
+    eps = torch.finfo(torch.bfloat16).eps
+    size = float(expected.norm(dim=1).max())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=eps * size)
+    torch.testing.assert_close(gramian.double(), expected @ expected.T, rtol=0, atol=eps * size**2)
+    torch.testing.assert_close(
+        flat_grad(trunk).double(), expected.sum(0), rtol=0, atol=len(TASKS) * eps * size
+    )
+    assert product.isfinite().all()
+
+
 def test_tasks_that_do_not_reach_a_layer() -> None:
     torch.manual_seed(0)
     deep, wide = nn.Linear(4, 3).double(), nn.Linear(3, 3).double()

@@ -11,10 +11,10 @@ need only bring δ_i to each layer; no Jacobian is formed, and no second pass is
 rows are few beside the widths: r² o < r o k, roughly. The table of an embedding is looked up: g_i
 has the rows δ_i, added up where an index repeats, and zeros elsewhere.
 
-All is read off autograd's own nodes, which hold A and say how often W is used; hooks on modules
-and wrappers around them are no obstacle. What is not recognised, or used more than once (tied
-weights, losses that contain derivatives of the network), is differentiated by itself as ever, so
-the result is exact for every network.
+All is read off autograd's own nodes, which hold A and say how often W is used; hooks on modules,
+wrappers around them and the casts of mixed precision are no obstacle. What is not recognised, or
+used more than once (tied weights, losses that contain derivatives of the network), is
+differentiated by itself as ever, so the result is exact for every network.
 
 δ_i alone decide the rounding of g_i; sums over r × r terms that cancel would lose more, so
 the kernel and its products are taken in double precision. Memory: m r o numbers for δ
@@ -184,11 +184,15 @@ class Product(Filled):
         return None if delta is None else self._gradient(delta)
 
     def against(self, other: Tensor) -> Tensor | None:
-        return self.deltas.against(self.inputs @ other.flatten(1).mT)
+        deltas = self.deltas.stack()
+        if deltas is None:
+            return None
+        through = self.inputs.to(other.dtype) @ other.flatten(1).mT
+        return deltas.to(other.dtype).flatten(1) @ through.flatten()
 
     def _gradient(self, delta: Tensor) -> Tensor:
-        """δᵀA, [..., r, o] → the weight's shape."""
-        gradient = delta.mT @ self.inputs
+        """δᵀA, [..., r, o] → the weight's shape, and its type, as autograd casts it."""
+        gradient = (delta.mT @ self.inputs).to(self.layer.weight.dtype)
         return gradient.reshape(*delta.shape[:-2], *self.layer.weight.shape)
 
 
@@ -325,10 +329,19 @@ def _users(roots: Iterable[Any]) -> Users:
 
 
 def _layer(weight: Tensor, users: Users) -> Layer | None:
-    node, slot, transposed = get_gradient_edge(weight).node, 0, False
+    found = _use_of(weight, users)
+    if isinstance(found, Linear) and found.inputs.device != weight.device:
+        return None  # the cast on the way brought it to another device
+    return found
+
+
+def _use_of(weight: Tensor, users: Users) -> Layer | None:
+    node, slot, transposed, cast_to = get_gradient_edge(weight).node, 0, False, False
     while len(users.get(node, ())) == 1:
         ((node, slot),) = users[node]
         match node.name():
+            case "ToCopyBackward0":
+                cast_to = True
             case "TBackward0" if not transposed:
                 transposed = True
             case "AddmmBackward0" if transposed and slot == 2 and node._saved_alpha == 1:
@@ -338,7 +351,7 @@ def _layer(weight: Tensor, users: Users) -> Layer | None:
             case "ConvolutionBackward0" if slot == 1 and not transposed and _is_plain(node):
                 return Convolution(weight, node)
             case "EmbeddingBackward0" if not (
-                transposed or node._saved_sparse or node._saved_scale_grad_by_freq
+                transposed or cast_to or node._saved_sparse or node._saved_scale_grad_by_freq
             ):
                 return Embedding(weight, node)
             case _:
