@@ -110,7 +110,8 @@ def obstacle(members: Sequence[Training]) -> str:
 
 
 def _kept_alike(member: Training) -> tuple[Any, ...]:
-    methods = map(repr, (member.balancer.weighting, member.balancer.aggregator))
+    balancer = member.balancer
+    methods = map(repr, (balancer.weighting, balancer.aggregator, balancer.chunking.wanted))
     stream = member.stream
     drawing = (stream.batch_size, stream.replacement, stream.drop_last, member.observe_every)
     rest = (member.frozen, member.count_flops, repr(member.phases), member.optimizers.groups)

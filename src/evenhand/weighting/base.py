@@ -64,7 +64,8 @@ def warn_of(method: Method, solves: Sequence[Solution]) -> bool:
         gap, iterations = max(missed)
         warnings.warn(
             f"{type(method).__name__}: a solve ended {gap:.1e} from its optimum after "
-            f"{iterations} iterations, where {TOLERANCE:.0e} was asked; its weights are used. "
+            f"{iterations} iterations, further than {TOLERANCE:.0e} and than the rounding of its "
+            "Gramian accounts for; its weights are used. "
             "A balancer says this once; Balance.status says how each step's solves ended",
             RuntimeWarning,
             stacklevel=3,
