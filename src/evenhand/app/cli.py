@@ -19,6 +19,7 @@ from evenhand import sources
 from evenhand.app import config, door, progress, start, starting, table, using
 from evenhand.app.doctor import doctor
 from evenhand.app.door import before_work as refusing
+from evenhand.app.options import takes_options
 from evenhand.app.source_options import keyed, takes_source
 from evenhand.app.using import dumped
 from evenhand.comparison.folder import MANIFEST, RESULT, read_manifest
@@ -72,6 +73,7 @@ def _options(
 
 
 @app.command()
+@takes_options(config.Config)
 @takes_source
 def compare(
     source: Annotated[
@@ -83,117 +85,6 @@ def compare(
         ),
     ] = None,
     *,
-    recipes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,…",
-            help="Recipes, or 'all'; `evenhand methods` lists them. "
-            "[default: single-task,sg,mgda,mgda-ub,ate-sg]",
-        ),
-    ] = None,
-    splits: Annotated[
-        str | None,
-        typer.Option(
-            metavar="K",
-            help="Divide the data anew K times; each split has its own rates and epochs. "
-            "[default: 5; 3 where the test set is fixed]",
-        ),
-    ] = None,
-    design: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="How the data are divided: hold-out, k-fold or time. [default: hold-out]",
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Train with N seeds in each split. [default: 1]"),
-    ] = None,
-    lr: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R,R,…",
-            help="Learning rates to choose from. [default: the data set's own]",
-        ),
-    ] = None,
-    epochs: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Most epochs of a run. [default: the data set's own]"),
-    ] = None,
-    patience: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N", help="Stop a run after N epochs without improvement. [default: never]"
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="sgd (momentum 0.9) or adam. [default: the data set's own]"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Empty or new folder. [default: ./evenhand-SOURCE]"),
-    ] = None,
-    resume: Annotated[
-        bool | None,
-        typer.Option("--resume", help="Go on with what was begun in --out, options unchanged."),
-    ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Runs trained at a time, each in a process with one thread; 1 trains in this "
-            "process, with all. [default: one per core, at most 8]",
-        ),
-    ] = None,
-    stack: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHEN",
-            help="Train a recipe's runs as one: auto (where it pays), never or always. "
-            "[default: auto]",
-        ),
-    ] = None,
-    jacobian: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="Take the tasks' gradients looped, batched, so many at once, or as measured "
-            "to be fastest. [default: looped]",
-        ),
-    ] = None,
-    references: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHICH",
-            help="Rows beside the recipes: none (the constant alone), cheap (a linear model and "
-            "boosted trees, where inputs are flat), or all (equal size, own epochs, tuned "
-            "weights). [default: cheap]",
-        ),
-    ] = None,
-    matters: Annotated[
-        str | None,
-        typer.Option(
-            metavar="POINTS", help="The smallest difference of skill that matters. [default: 1]"
-        ),
-    ] = None,
-    delta: Annotated[
-        bool | None, typer.Option("--delta", help="Show Δm as well, as the literature has it.")
-    ] = None,
-    plan: Annotated[
-        bool | None,
-        typer.Option("--plan", help="Show columns, labels and cost, and train nothing."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="As much as can be done in this time (90s, 10m, 1.5h); says what it gives up.",
-        ),
-    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -210,6 +101,7 @@ def compare(
         bool | None, typer.Option("--json", help="Print the verdict as JSON; the rest on stderr.")
     ] = None,
     told: dict[str, Any],
+    asked: dict[str, Any],
 ) -> None:
     """Train tasks together and apart, and see which serves them.
 
@@ -218,51 +110,30 @@ def compare(
     sentences comes first, then the table. The folder gets the records of every run, the tables as
     CSV and JSON, and report.html, whose path is the last line printed.
     """
-    given = {
-        "source": source,
-        "recipes": recipes,
-        "splits": splits,
-        "design": design,
-        "seeds": seeds,
-        "lr": lr,
-        "epochs": epochs,
-        "patience": patience,
-        "optimizer": optimizer,
-        "out": out,
-        "resume": resume,
-        "workers": workers,
-        "stack": stack,
-        "jacobian": jacobian,
-        "references": references,
-        "matters": matters,
-        "delta": delta,
-        "plan": plan,
-        "budget": budget,
-    }
     console = table.console(stderr=bool(as_json))
     say = progress.saying(console)
     with ExitStack() as held_folder:
         with refusing():
-            asked = config.read(file, given | keyed(told))
+            wanted = config.read(file, {"source": source} | asked | keyed(told))
             if print_config:
-                typer.echo(config.written(asked), nl=False)
+                typer.echo(config.written(wanted), nl=False)
                 return
             from evenhand.app import planning
             from evenhand.comparison.compare import finished, prepare
             from evenhand.comparison.plan import state_bytes
             from evenhand.comparison.pool import run_jobs
 
-            settings, recipes_asked = planning.planned(asked, say)
-            if asked.plan:
-                console.print(planning.shown(settings, recipes_asked, asked.processes()))
+            settings, recipes_asked = planning.planned(wanted, say)
+            if wanted.plan:
+                console.print(planning.shown(settings, recipes_asked, wanted.processes()))
                 return
-            folder = asked.folder()
+            folder = wanted.folder()
             held_folder.enter_context(held(folder))
-            jobs = prepare(settings, recipes_asked, folder, asked.resume)
+            jobs = prepare(settings, recipes_asked, folder, wanted.resume)
             problem = settings.problem()
             most = settings.epochs or problem.epochs
         again = config.command(settings, recipes_asked, folder)
-        again += f" --workers {asked.processes()}"
+        again += f" --workers {wanted.processes()}"
         with door.at_work(lambda: _kept(jobs, folder, again)):
             for note in planning.notes(settings):
                 say(note)
@@ -276,8 +147,8 @@ def compare(
             if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
                 say(stacks)
             with progress.shown(console, jobs, most) as listener:
-                run_jobs(jobs, settings, folder, listener, asked.processes())
-            _present(finished(folder), asked.delta, as_json=bool(as_json))
+                run_jobs(jobs, settings, folder, listener, wanted.processes())
+            _present(finished(folder), wanted.delta, as_json=bool(as_json))
 
 
 def _kept(jobs: list[Job], folder: Path, again: str) -> str:

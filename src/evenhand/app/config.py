@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from evenhand import sources
+from evenhand.app.options import Option, settings_of, words_of_settings
 from evenhand.app.source_options import SourceOptions, words_of
 from evenhand.comparison.folder import begun
 from evenhand.comparison.request import MOST, Settings, require_few
@@ -65,30 +66,125 @@ Count = Annotated[int, BeforeValidator(number), Field(ge=1)]
 
 
 class Config(SourceOptions):
-    """A comparison as the user asks for it. Options and keys of the YAML file have these names.
+    """A comparison as the user asks for it. Options and keys of a file have these names.
 
     Raises:
         ValidationError: something is unknown or out of range.
     """
 
-    recipes: Listed[str] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
-    splits: Annotated[Count, Field(le=MOST["splits"])] | None = None
-    design: str | None = None
-    seeds: Annotated[Count, Field(le=MOST["seeds"])] | None = None
-    lr: Listed[Rate] | None = None
-    epochs: Annotated[Count, Field(le=MOST["epochs"])] | None = None
-    patience: Annotated[Count, Field(le=MOST["epochs"])] | None = None
-    optimizer: str | None = None
-    out: Annotated[Path, BeforeValidator(a_path)] | None = None
-    resume: bool = False
-    stack: str = "auto"
-    jacobian: Annotated[Any, BeforeValidator(numbered)] = "looped"
-    references: str | None = None
-    matters: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(number)] = 1.0
-    delta: bool = False
-    workers: Annotated[Count, Field(le=MOST_PROCESSES)] | None = None
-    plan: bool = False
-    budget: str | None = None
+    recipes: Annotated[
+        Listed[str],
+        Option(
+            "A,B,…",
+            "Recipes, or 'all'; `evenhand methods` lists them. "
+            "[default: single-task,sg,mgda,mgda-ub,ate-sg]",
+        ),
+    ] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
+    splits: Annotated[
+        Annotated[Count, Field(le=MOST["splits"])] | None,
+        Option(
+            "K",
+            "Divide the data anew K times; each split has its own rates and epochs. "
+            "[default: 5; 3 where the test set is fixed]",
+            "splits",
+        ),
+    ] = None
+    design: Annotated[
+        str | None,
+        Option(
+            "HOW",
+            "How the data are divided: hold-out, k-fold or time. [default: hold-out]",
+            "design",
+        ),
+    ] = None
+    seeds: Annotated[
+        Annotated[Count, Field(le=MOST["seeds"])] | None,
+        Option(
+            "N",
+            "Train with N seeds in each split. [default: 1]",
+            "seeds",
+            told=lambda count: tuple(range(count)),
+            written=lambda seeds: str(len(seeds)),
+        ),
+    ] = None
+    references: Annotated[
+        str | None,
+        Option(
+            "WHICH",
+            "Rows beside the recipes: none (the constant alone), cheap (a linear model and "
+            "boosted trees, where inputs are flat), or all (equal size, own epochs, tuned "
+            "weights). [default: cheap]",
+            "references",
+        ),
+    ] = None
+    matters: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False),
+        BeforeValidator(number),
+        Option("POINTS", "The smallest difference of skill that matters. [default: 1]", "matters"),
+    ] = 1.0
+    lr: Annotated[
+        Listed[Rate] | None,
+        Option("R,R,…", "Learning rates to choose from. [default: the data set's own]", "rates"),
+    ] = None
+    epochs: Annotated[
+        Annotated[Count, Field(le=MOST["epochs"])] | None,
+        Option("N", "Most epochs of a run. [default: the data set's own]", "epochs"),
+    ] = None
+    patience: Annotated[
+        Annotated[Count, Field(le=MOST["epochs"])] | None,
+        Option("N", "Stop a run after N epochs without improvement. [default: never]", "patience"),
+    ] = None
+    optimizer: Annotated[
+        str | None,
+        Option(
+            "NAME",
+            "sgd (momentum 0.9), adam, adamw(weight_decay=0.01), … [default: the data set's own]",
+            "optimizer",
+        ),
+    ] = None
+    stack: Annotated[
+        str,
+        Option(
+            "WHEN",
+            "Train a recipe's runs as one: auto (where it pays), never or always. [default: auto]",
+            "stack",
+        ),
+    ] = "auto"
+    jacobian: Annotated[
+        Any,
+        BeforeValidator(numbered),
+        Option(
+            "HOW",
+            "Take the tasks' gradients looped, batched, so many at once, or as measured "
+            "to be fastest. [default: looped]",
+            "jacobian",
+        ),
+    ] = "looped"
+    out: Annotated[
+        Annotated[Path, BeforeValidator(a_path)] | None,
+        Option("DIR", "Empty or new folder. [default: ./evenhand-SOURCE]"),
+    ] = None
+    resume: Annotated[
+        bool, Option("", "Go on with what was begun in --out, options unchanged.")
+    ] = False
+    workers: Annotated[
+        Annotated[Count, Field(le=MOST_PROCESSES)] | None,
+        Option(
+            "N",
+            "Runs trained at a time, each in a process with one thread; 1 trains in this "
+            "process, with all. [default: one per core, at most 8]",
+        ),
+    ] = None
+    delta: Annotated[bool, Option("", "Show Δm as well, as the literature has it.")] = False
+    plan: Annotated[bool, Option("", "Show columns, labels and cost, and train nothing.")] = False
+    budget: Annotated[
+        str | None,
+        Option(
+            "TIME",
+            "As much as can be done in this time (90s, 10m, 1.5h); says what it gives up.",
+        ),
+    ] = None
 
     @field_validator("recipes")
     @classmethod
@@ -115,20 +211,7 @@ class Config(SourceOptions):
         Settings(self.source, **{k: v for k, v in self._given().items() if v is not None})
 
     def _given(self) -> dict[str, Any]:
-        return {
-            "options": self.options(),
-            "seeds": None if self.seeds is None else tuple(range(self.seeds)),
-            "splits": self.splits,
-            "design": self.design,
-            "references": self.references,
-            "matters": self.matters,
-            "rates": self.lr,
-            "epochs": self.epochs,
-            "patience": self.patience,
-            "optimizer": self.optimizer,
-            "stack": self.stack,
-            "jacobian": self.jacobian,
-        }
+        return {"options": self.options()} | settings_of(self)
 
     def processes(self) -> int:
         """Runs trained at a time: `workers`, or as many as torch has threads, at most 8."""
@@ -179,14 +262,7 @@ def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
         return f"compare({what}, {list(recipes)}, {str(out)!r})  # in Python, with its objects"
     words = ["evenhand", "compare", settings.source, "--recipes", ",".join(recipes)]
     words += words_of(settings.options)
-    words += ["--splits", str(settings.splits), "--design", settings.design]
-    words += ["--seeds", str(len(settings.seeds))]
-    words += ["--references", settings.references, "--matters", f"{settings.matters:g}"]
-    words += ["--lr", ",".join(f"{rate:g}" for rate in settings.rates)]
-    words += [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
-    words += [] if settings.patience is None else ["--patience", str(settings.patience)]
-    words += ["--optimizer", settings.optimizer, "--stack", settings.stack]
-    words += ["--jacobian", str(settings.jacobian)]
+    words += words_of_settings(Config, settings)
     return " ".join(for_shell(word) for word in [*words, "--out", str(out)])
 
 

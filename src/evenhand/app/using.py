@@ -15,6 +15,7 @@ import typer
 from evenhand.app import config, progress, table
 from evenhand.app.door import before_work as refusing
 from evenhand.app.door import complain
+from evenhand.app.options import takes_options
 from evenhand.app.source_options import keyed, takes_source
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 Json = Annotated[bool | None, typer.Option("--json", help="Print JSON.")]
 
 
+@takes_options(
+    config.Config,
+    *("lr", "epochs", "patience", "optimizer", "out", "resume", "workers"),
+    workers="Runs trained at a time. [default: 1]",
+)
 @takes_source
 def train(
     source: Annotated[
@@ -37,26 +43,6 @@ def train(
             metavar="NAME", help="A recipe that makes one network for all tasks. [default: sg]"
         ),
     ] = None,
-    lr: Annotated[
-        str | None, typer.Option(metavar="R,R,…", help="Rates; validation chooses one.")
-    ] = None,
-    epochs: Annotated[str | None, typer.Option(metavar="N", help="Most epochs.")] = None,
-    patience: Annotated[
-        str | None, typer.Option(metavar="N", help="Stop after N epochs without improvement.")
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="sgd, adam, adamw(weight_decay=0.01), …")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Empty or new folder. [default: ./evenhand-SOURCE]"),
-    ] = None,
-    resume: Annotated[
-        bool | None, typer.Option("--resume", help="Go on with what was begun in --out.")
-    ] = None,
-    workers: Annotated[
-        str | None, typer.Option(metavar="N", help="Runs trained at a time. [default: 1]")
-    ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="YAML or TOML file with these options."),
@@ -67,6 +53,7 @@ def train(
     ] = None,
     as_json: Json = None,
     told: dict[str, Any],
+    asked: dict[str, Any],
 ) -> None:
     """Train one network on all tasks, and keep it.
 
@@ -74,31 +61,22 @@ def train(
     weights (best.safetensors) and, for a table, what turns its rows into inputs (preparation.json).
     Its path is the last line printed.
     """
-    given = {
-        "source": source,
-        "recipes": None if recipe is None else [recipe],
-        "lr": lr,
-        "epochs": epochs,
-        "patience": patience,
-        "optimizer": optimizer,
-        "out": out,
-        "resume": resume,
-        "workers": workers,
-    }
+    given = {"source": source, "recipes": None if recipe is None else [recipe]}
     console = table.console(stderr=bool(as_json))
     say = progress.saying(console)
     with refusing():
-        asked = config.read(file, given | keyed(told), {"recipes": ["sg"], "workers": 1})
+        usual = {"recipes": ["sg"], "workers": 1}
+        wanted = config.read(file, given | asked | keyed(told), usual)
         if print_config:
-            typer.echo(config.written(asked), nl=False)
+            typer.echo(config.written(wanted), nl=False)
             return
-        if len(asked.recipes) != 1:
-            raise ValueError(f"train takes one recipe, not {', '.join(asked.recipes)}")
+        if len(wanted.recipes) != 1:
+            raise ValueError(f"train takes one recipe, not {', '.join(wanted.recipes)}")
         from evenhand.app import planning
         from evenhand.comparison.single import prepare_one, single, train_one
 
-        settings, folder = single(asked.settings()), asked.folder()
-        todo = prepare_one(settings, asked.recipes[0], folder, asked.resume)
+        settings, folder = single(wanted.settings()), wanted.folder()
+        todo = prepare_one(settings, wanted.recipes[0], folder, wanted.resume)
         problem = settings.problem()
     for note in planning.notes(settings):
         say(note)
@@ -106,7 +84,7 @@ def train(
     try:
         most = settings.epochs or problem.epochs
         with refusing(), progress.shown(console, todo, most) as listener:
-            chosen, constant = train_one(todo, settings, folder, listener, asked.processes())
+            chosen, constant = train_one(todo, settings, folder, listener, wanted.processes())
     except KeyboardInterrupt:
         complain(f"stopped; go on with the same command and --out {folder} --resume")
         raise typer.Exit(130) from None

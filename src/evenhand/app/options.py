@@ -1,0 +1,127 @@
+"""Options of commands, made from the configuration that they fill.
+
+An option is declared once, as a field of `config.Config`: its type and bounds are pydantic's, and
+an `Option` beside them says how a command spells it. The key of a configuration file, the option of
+every command that takes it, and the word of the command line that goes on with a run follow. What
+the library is told, and a manifest keeps, is the field of `Settings` that the option names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def spelled(value: Any) -> str:
+    """A value as it is written on a command line: numbers short, several with commas."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(spelled, value)) if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a command spells a field of a configuration.
+
+    Attributes:
+        metavar: what stands for the value in the help; "" for a switch.
+        help: what it does, with its default in brackets.
+        setting: the field of `Settings` that it fills; "" where the command alone uses it.
+        told: the option's value -> that of the setting.
+        written: the setting's value -> as it is typed.
+    """
+
+    metavar: str
+    help: str
+    setting: str = ""
+    told: Callable[[Any], Any] = lambda value: value
+    written: Callable[[Any], str] = spelled
+
+    def annotation(self, name: str, text: str) -> Any:
+        """The type of a command's parameter. All values are read by the configuration."""
+        flag = f"--{name.replace('_', '-')}"
+        if not self.metavar:
+            return Annotated[bool | None, typer.Option(flag, help=text)]
+        kind = Path if self.metavar in ("DIR", "FILE") else str  # shells complete paths
+        return Annotated[kind | None, typer.Option(flag, metavar=self.metavar, help=text)]
+
+
+def options_of(model: type[BaseModel]) -> dict[str, Option]:
+    """The options that the fields of a configuration declare, by name, in order."""
+    return {
+        name: option
+        for name, field in model.model_fields.items()
+        for option in field.metadata
+        if isinstance(option, Option)
+    }
+
+
+def takes_options(
+    model: type[BaseModel], *names: str, **other_help: str
+) -> Callable[[Command], Command]:
+    """Give a command the options of a configuration; it gets them in its parameter `asked`.
+
+    Args:
+        model: the configuration.
+        names: which of them; all by default.
+        other_help: help that differs in this command, by name.
+    """
+    known = options_of(model)
+    chosen = {name: known[name] for name in names or known}
+
+    def taking(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for name, p in signature.parameters.items() if name != "asked"]
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=option.annotation(name, other_help.get(name, option.help)),
+            )
+            for name, option in chosen.items()
+        ]
+
+        @functools.wraps(command)
+        def called(**given: Any) -> Any:
+            return command(asked={name: given.pop(name) for name in chosen}, **given)
+
+        first = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        rest = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        parameters = [*first, *added, *rest]
+        # What typer reads; the rest of the function is as it was.
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        del called.__wrapped__
+        return called  # type: ignore[return-value]  # it is called by names alone, as typer does
+
+    return taking
+
+
+def settings_of(asked: BaseModel) -> dict[str, Any]:
+    """What the library is told: by the name of the setting; None where nothing was said."""
+    found = {}
+    for name, option in options_of(type(asked)).items():
+        if option.setting:
+            value = getattr(asked, name)
+            found[option.setting] = None if value is None else option.told(value)
+    return found
+
+
+def words_of_settings(model: type[BaseModel], settings: object) -> list[str]:
+    """The words of a command line that say these settings."""
+    words = []
+    for name, option in options_of(model).items():
+        value = getattr(settings, option.setting) if option.setting else None
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", option.written(value)]
+    return words
