@@ -211,8 +211,7 @@ class _Tasks(MultiOutputMixin):
         return arrays.input_table(X, self._names), targets
 
     def _parts(self, whole: TableProblem, count: int, given: bool, seed: int) -> Parts:
-        share = self.validation_fraction
-        require_kind("validation_fraction", share, float)
+        share = _number("validation_fraction", self.validation_fraction)
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction={share}: must be at least 0 and below 1")
         rows = torch.arange(count)
@@ -226,26 +225,25 @@ class _Tasks(MultiOutputMixin):
             return Parts.untested(rows, torch.arange(count, whole.examined.rows))
         if not divided:  # what is monitored is the training loss
             return Parts.untested(rows, rows)
-        return whole.pool.apart(float(share), seed)
+        return whole.pool.apart(share, seed)
 
     def _question(self) -> Question:
         shape = Shape(
             _whole("width", self.width),
             _whole("depth", self.depth) or 0,
             _whole("head", self.head),
-            float(self.dropout),
+            _number("dropout", self.dropout),
             self.activation,
         )
         batch = _whole("batch_size", self.batch_size)
         return Question(network=str(shape), batch=batch, balance=self._balanced())
 
     def _train(self, problem: Problem, seed: int) -> None:
-        given = self.learning_rate
-        rates = tuple(given) if isinstance(given, Sequence | np.ndarray) else (given,)
+        rates = np.atleast_1d(np.asarray(self.learning_rate, dtype=object)).tolist()
         settings = Settings.suggested(
             problem,
             seeds=(seed,),
-            rates=tuple(float(rate) for rate in rates),
+            rates=tuple(_number("learning_rate", rate) for rate in rates),
             epochs=_whole("epochs", self.epochs),
             patience=_whole("patience", self.patience),
             optimizer=self.optimizer,
@@ -276,9 +274,10 @@ class _Tasks(MultiOutputMixin):
         options = {"ensure_all_finite": "allow-nan", "ensure_min_samples": least, "reset": reset}
         try:
             return validate_data(self, X=X, dtype=np.float64, **options)
-        except ValueError as error:
-            if "convert" in str(error):  # numpy's or scikit-learn's word on text
-                raise ValueError(
+        except (ValueError, TypeError) as error:
+            # Numpy's and scikit-learn's words on what is no number.
+            if "convert" in str(error) or "argument must be" in str(error):
+                raise type(error)(
                     f"{error}: an array must hold numbers; text, categories and dates can be the "
                     "columns of a data frame"
                 ) from error
@@ -400,9 +399,11 @@ class MultiTaskRegressor(_Tasks, RegressorMixin, BaseEstimator):
         >>> import numpy as np
         >>> X = np.random.default_rng(0).normal(size=(200, 3))
         >>> Y = X @ np.array([[1.0, 2.0], [0.0, 1.0], [-1.0, 0.0]])
-        >>> model = MultiTaskRegressor(width=32, epochs=40, random_state=0).fit(X[:150], Y[:150])
-        >>> model.predict(X[150:]).shape, model.score(X[150:], Y[150:]) > 80
-        ((50, 2), True)
+        >>> model = MultiTaskRegressor(learning_rate=0.02, epochs=20, random_state=0)
+        >>> model.fit(X[:150], Y[:150]).predict(X[150:]).shape
+        (50, 2)
+        >>> model.score(X[150:], Y[150:]) > 80
+        True
     """
 
     def _kind(self, name: str, targets: Targets) -> arrays.Kind:
@@ -504,7 +505,7 @@ class MultiTaskEstimator(_Tasks, BaseEstimator):
         >>> import numpy as np
         >>> X = np.random.default_rng(0).normal(size=(200, 2))
         >>> Y = [[a + b, "up" if a > b else "down"] for a, b in X]
-        >>> model = MultiTaskEstimator(width=32, epochs=40, random_state=0).fit(X, Y)
+        >>> model = MultiTaskEstimator(learning_rate=0.02, epochs=20, random_state=0).fit(X, Y)
         >>> model.target_kinds_
         {'y0': 'numeric', 'y1': 'category'}
         >>> model.predict([[2.0, -2.0]])[0, 1], model.predict_proba(X)["y1"].shape
@@ -632,6 +633,16 @@ def _require_names(parameter: str, said: Mapping[str, Any], names: Sequence[str]
         raise ValueError(
             f"{parameter}: there is no target {unknown[0]!r}; there are {', '.join(names)}"
         )
+
+
+def _number(name: str, value: Any) -> float:
+    """A number of Python's or numpy's.
+
+    Raises:
+        TypeError: it is none.
+    """
+    require_kind(name, value, float)
+    return float(value)
 
 
 def _whole(name: str, value: Any) -> int | None:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from evenhand.tables import kinds, targets
 from evenhand.tables.kinds import Reading
-from evenhand.tables.reading import Table, columns_of, held, is_frame, shown, typed
+from evenhand.tables.reading import Table, columns_of, held, is_frame, plain, shown, typed
 from evenhand.tables.scores import USUAL, score
 from evenhand.tables.targets import Target
 
@@ -126,8 +126,8 @@ class Outcome:
             if not nothing(cell):
                 if cell not in place:
                     raise ValueError(
-                        f"target {shown(self.name)} has the class {cell!r} in row {row}, which no "
-                        f"training row has; the classes are {_some(self.classes.tolist())}"
+                        f"target {shown(self.name)} has the class {cell!r} in row {row + 1}, and "
+                        f"no training row has it; there are {_some(self.classes.tolist())}"
                     )
                 codes[row] = place[cell]
         if self.target.kind == "boolean":
@@ -262,8 +262,13 @@ def nothing(cell: Any) -> bool:
 
 def _numbers(name: str, cells: Array) -> Reading:
     if cells.dtype.kind == "O":
-        plain = [None if nothing(c) else float(c) if isinstance(c, bool) else c for c in cells]
-        cells = typed(plain, name)
+        if texts := [cell for cell in cells if isinstance(cell, str)]:
+            raise ValueError(
+                f"target {shown(name)} is text, such as {plain(texts[0])}, and must be numbers "
+                "here; text can be the classes of a target"
+            )
+        values = [None if nothing(c) else float(c) if isinstance(c, bool) else c for c in cells]
+        cells = typed(values, name)
     elif cells.dtype.kind == "b":
         cells = cells.astype(np.float64)
     else:
