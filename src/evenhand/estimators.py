@@ -58,7 +58,7 @@ __all__ = ["MultiTaskClassifier", "MultiTaskEstimator", "MultiTaskRegressor"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class _Tasks(MultiOutputMixin):
+class MultiTaskBase(MultiOutputMixin):
     """What the three have in common; the parameters are told at `MultiTaskEstimator`.
 
     A mixin, so that its `score` comes before those of scikit-learn's.
@@ -389,7 +389,7 @@ class _Tasks(MultiOutputMixin):
         return statistics.fmean(found.values())
 
 
-class MultiTaskRegressor(_Tasks, RegressorMixin, BaseEstimator):
+class MultiTaskRegressor(MultiTaskBase, RegressorMixin, BaseEstimator):
     """One network for several targets that are numbers.
 
     Parameters, attributes and methods are those of `MultiTaskEstimator`, without `target_kinds`
@@ -416,7 +416,7 @@ class MultiTaskRegressor(_Tasks, RegressorMixin, BaseEstimator):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class MultiTaskClassifier(_Tasks, ClassifierMixin, BaseEstimator):
+class MultiTaskClassifier(MultiTaskBase, ClassifierMixin, BaseEstimator):
     """One network for several targets that have classes.
 
     Parameters, attributes and methods are those of `MultiTaskEstimator`, without `target_kinds`.
@@ -457,7 +457,7 @@ class MultiTaskClassifier(_Tasks, ClassifierMixin, BaseEstimator):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class MultiTaskEstimator(_Tasks, BaseEstimator):
+class MultiTaskEstimator(MultiTaskBase, BaseEstimator):
     """One network for several targets, numbers and classes beside each other.
 
     A target is what its type says: text, truth values, categories, and numbers that are 0 or 1,
