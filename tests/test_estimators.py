@@ -153,6 +153,15 @@ def test_accuracy_is_scored_above_the_commonest_class() -> None:
     assert model.predict_proba(X[:1])[0] == pytest.approx([no, yes, never])
 
 
+def test_a_logit_is_the_second_classs() -> None:
+    X = np.arange(6.0)[:, None]
+    model = MultiTaskClassifier(**SMALL, validation_fraction=0).fit(X, ["no", "yes"] * 3)
+    saying(model, 2.0)
+    yes = 1 / (1 + math.exp(-2.0))
+    assert model.predict_proba(X)[0] == pytest.approx([1 - yes, yes])
+    assert set(model.predict(X)) == {"yes"}
+
+
 def saying(model, *answer: float) -> None:
     """Let a network with linear heads answer the same everywhere."""
     (trained,) = model.trained_
@@ -265,6 +274,17 @@ def test_what_validates_is_what_was_said(divided) -> None:
     sizes = [(len(p.train), len(p.validation)) for p in divided]
     assert sizes == [(40, 10), (25, 25), (50, 50), (45, 5)]
     assert [int(y[p.validation].sum()) for p in divided[:2]] == [2, 5]  # stratified
+
+
+def test_rows_that_validate_count_alike_whatever_the_others_weigh() -> None:
+    X, w = inputs(60), np.random.default_rng(0).uniform(1, 9, 40)
+    y = X[:, 0] + 4
+    model = MultiTaskRegressor(**SMALL).fit(
+        X[:40], y[:40], sample_weight=w, eval_set=(X[40:], y[40:])
+    )
+    wrong = (model.predict(X[40:]) - y[40:]) / y[:40].std()
+    best = [record for record in model.trained_[0].records if record.best][-1]
+    assert best.validation["y0"] == pytest.approx((wrong**2).mean(), rel=1e-4)
 
 
 def test_parts_without_a_test_leave_nothing_out() -> None:
