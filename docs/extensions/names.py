@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import evenhand
-from evenhand import aggregation, weighting
+from evenhand import aggregation, estimators, weighting
 
 DOCS = Path(__file__).parents[1]
 
@@ -32,6 +32,10 @@ METHODS: dict[str, type] = {
 }
 
 
+ESTIMATORS = tuple(getattr(estimators, name) for name in estimators.__all__)
+"""Public without being in `evenhand.public`, since they need an extra."""
+
+
 def slug(name: str) -> str:
     return name.lower()
 
@@ -50,6 +54,7 @@ TITLES = {
     "data": "Problems and data: `data`",
     "tables": "Tables: `tables`",
     "comparison": "Comparisons: `comparison`",
+    "estimators": "Estimators for scikit-learn",
 }
 
 
@@ -86,7 +91,8 @@ def room_of(thing: Any) -> str:
 
 def full_name(name: str, thing: Any) -> str:
     """Where users import it from."""
-    if getattr(evenhand.public, name, None) is thing and name in evenhand.public.__all__:
+    public = getattr(evenhand.public, name, None) is thing and name in evenhand.public.__all__
+    if public or thing in ESTIMATORS:
         return f"evenhand.{name}"
     return f"{thing.__module__}.{name}"
 

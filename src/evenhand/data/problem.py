@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -83,6 +84,15 @@ class Task:
     def labels(self) -> Labelling:
         """Which of its targets are labels."""
         return Labelling(self.missing, self.gaps)
+
+    def measured(self, output: Any, target: Tensor) -> float:
+        """The metric of these outputs and targets; NaN where there is no label."""
+        taken = self.labels.taken(output, target)
+        if taken is None:
+            return math.nan
+        metric = self.metric()
+        metric.update(*taken)
+        return float(metric.compute())
 
 
 def gathered(samples: Tensor, index: Tensor) -> Tensor:

@@ -38,6 +38,13 @@ class Parts:
     validation: Tensor
     test: Tensor
 
+    @classmethod
+    def untested(cls, train: Tensor, validation: Tensor) -> Parts:
+        """Parts where something else tests. A problem has a test part: validation stands there too,
+        and a metric of it is no test.
+        """
+        return cls(train, validation, validation)
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -106,6 +113,26 @@ class Pool:
         if not all(sizes.values()):
             raise ValueError(f"{self.count} samples are too few for {splits} x {design}: {sizes}")
         return drawn
+
+    def apart(self, share: float, number: int) -> Parts:
+        """Training and validation alone, see `Parts.untested`.
+
+        Args:
+            share: of the units that validate, one at least.
+            number: another division for another number.
+
+        Raises:
+            ValueError: no unit is left to train.
+        """
+        order, units = self._dealt(number)
+        size = max(1, round(share * len(order)))
+        if size >= len(order):
+            what = "samples" if self.groups is None else "groups"
+            raise ValueError(
+                f"{len(order)} {what} cannot be divided into training and validation ({share:g})"
+            )
+        validate = torch.isin(units, order[:size])
+        return Parts.untested((~validate).nonzero().flatten(), validate.nonzero().flatten())
 
     def _held_out(self, splits: int, number: int) -> Parts:
         order, units = self._dealt(number)

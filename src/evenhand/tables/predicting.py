@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from evenhand.network import MultiTaskNetwork
@@ -15,7 +16,7 @@ from evenhand.tables.kinds import Reading, present
 from evenhand.tables.preparation import OneHot
 from evenhand.tables.problem import Prepared
 from evenhand.tables.question import nearest
-from evenhand.tables.reading import Table, plain, shown
+from evenhand.tables.reading import Cells, Table, plain, shown
 
 ROWS = 4096
 """That are predicted at a time."""
@@ -73,9 +74,9 @@ class Predictor:
             )
         found, notes = {}, []
         for column in self.prepared.columns:
-            reading = kinds.read_as(column.kind, column.name, table.columns[column.name])
-            if reading.kind == "empty":
-                reading = _blank(column.kind, len(table))
+            cells = table.columns[column.name]
+            reading = read_alike(column.kind, column.name, cells)
+            if not present(cells).any():
                 notes.append(f"column {shown(column.name)} is blank in every row")
             if isinstance(column.fitted, OneHot):
                 unknown = column.fitted.unknown(reading.values)
@@ -113,14 +114,18 @@ class Predictor:
         return columns, notes
 
 
-def _blank(kind: str, rows: int) -> Reading:
-    import numpy as np
+def read_alike(kind: str, name: str, cells: Cells) -> Reading:
+    """Further cells of a column of this kind; all may be blank.
 
+    Raises:
+        ValueError: a cell is not of that kind.
+    """
+    reading = kinds.read_as(kind, name, cells)
+    if reading.kind != "empty":
+        return reading
     if kind == "category":
-        cells = np.empty(rows, dtype=object)
-        cells[:] = None
-        return Reading("category", cells)
-    return Reading("numeric", np.full(rows, np.nan))
+        return Reading("category", np.full(len(cells), None, dtype=object))
+    return Reading("numeric", np.full(len(cells), np.nan))
 
 
 def _unknown(name: str, unknown: Counter[str], other: bool) -> str:

@@ -271,15 +271,26 @@ def held(columns: Mapping[str, Iterable[Any]], name: str = "table") -> Table:
     return Table(name, made)
 
 
-def columns_of(frame: Any) -> dict[str, list[Any]] | Mapping[str, Any] | None:
+def columns_of(frame: Any) -> Mapping[str, Any] | None:
     """The columns of a mapping or a pandas data frame, by name; None if it is neither."""
     if isinstance(frame, Mapping):
         return frame
-    pandas = sys.modules.get("pandas")  # who has a data frame has imported it
-    if pandas is None or not isinstance(frame, pandas.DataFrame):
+    if not is_frame(frame):
         return None
     names = [str(name) for name in frame.columns]
-    return {name: frame.iloc[:, k].tolist() for k, name in enumerate(_checked("table", names))}
+    return {name: cells_of(frame.iloc[:, k]) for k, name in enumerate(_checked("table", names))}
+
+
+def is_frame(given: Any, kind: str = "DataFrame") -> bool:
+    """Whether it is a pandas data frame; or, as said, a series."""
+    pandas = sys.modules.get("pandas")  # who has a data frame has imported it
+    return pandas is not None and isinstance(given, getattr(pandas, kind))
+
+
+def cells_of(series: Any) -> npt.NDArray[Any] | list[Any]:
+    """The cells of a pandas series: an array of numbers or truth values, or Python's values."""
+    plain = isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub"
+    return series.to_numpy() if plain else series.tolist()  # type: ignore[no-any-return]
 
 
 def typed(values: Iterable[Any], name: str, blank: frozenset[str] = BLANK) -> Cells:

@@ -163,15 +163,22 @@ class Target:
 
     # Back to cells ----------------------------------------------------------------------------
 
+    def said(self, output: Tensor) -> Tensor:
+        """What a network's outputs mean, float64 [n, outputs]: numbers in the column's unit, or
+        probabilities of yes, of each class or of each label.
+        """
+        found = ANSWERS[self.kind](output.detach().double())
+        return found * self.scale + self.mean if self.kind == "numeric" else found
+
     def answers(self, output: Tensor) -> dict[str, list[Any]]:
         """Columns that say what a network's outputs [n, outputs] mean.
 
         The answer under the column's name; beside it, where there are classes, the probability of
         yes or of each class or label.
         """
-        said = ANSWERS[self.kind](output.detach().double())
+        said = self.said(output)
         if self.kind == "numeric":
-            return {self.name: (said[:, 0] * self.scale + self.mean).tolist()}
+            return {self.name: said[:, 0].tolist()}
         if self.kind == "boolean":
             yes = said[:, 0]
             words = [self.names[int(p > 0.5)] for p in yes.tolist()]
