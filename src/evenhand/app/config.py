@@ -169,25 +169,32 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(entry.name for entry in RECIPES) if EVERYTHING in names else found
 
 
-def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
+def command(settings: Settings, recipes: tuple[str, ...], out: Path, *, alone: bool = False) -> str:
     """The command line that asks for this comparison, all that matters spelled out.
 
-    One that was given objects has no command line; its call in Python is told instead.
+    One that was given objects has no command line; its call in Python is told instead. `alone` is
+    for `evenhand train`, which has fewer options.
     """
     if settings.given.problem is not None or settings.given.recipes:
         what = repr(settings.source) if settings.given.problem is None else settings.source
         return f"compare({what}, {list(recipes)}, {str(out)!r})  # in Python, with its objects"
-    words = ["evenhand", "compare", settings.source, "--recipes", ",".join(recipes)]
-    words += words_of(settings.options)
-    words += ["--splits", str(settings.splits), "--design", settings.design]
-    words += ["--seeds", str(len(settings.seeds))]
-    words += ["--references", settings.references, "--matters", f"{settings.matters:g}"]
-    words += ["--lr", ",".join(f"{rate:g}" for rate in settings.rates)]
+    words = ["evenhand", "train" if alone else "compare", settings.source]
+    words += ["--recipe" if alone else "--recipes", ",".join(recipes), *words_of(settings.options)]
+    if not alone:
+        words += ["--splits", str(settings.splits), "--design", settings.design]
+        words += ["--seeds", str(len(settings.seeds))]
+        words += ["--references", settings.references, "--matters", _number(settings.matters)]
+        words += ["--stack", settings.stack, "--jacobian", str(settings.jacobian)]
+    words += ["--lr", ",".join(map(_number, settings.rates))]
     words += [] if settings.epochs is None else ["--epochs", str(settings.epochs)]
     words += [] if settings.patience is None else ["--patience", str(settings.patience)]
-    words += ["--optimizer", settings.optimizer, "--stack", settings.stack]
-    words += ["--jacobian", str(settings.jacobian)]
+    words += ["--optimizer", settings.optimizer]
     return " ".join(for_shell(word) for word in [*words, "--out", str(out)])
+
+
+def _number(value: float) -> str:
+    """As short as it can be said and still be the same number."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def for_shell(word: str) -> str:
@@ -276,14 +283,15 @@ def _mapping(file: Path) -> dict[str, Any]:
     try:
         text = read_text(file, MOST_BYTES)
         if file.suffix.lower() == ".toml":
+            _require_flat_toml(file, text)
             return dict(tomllib.loads(text))
         _require_flat(file, islice(yaml.parse(text, Loader=Loader), MOST_EVENTS))
         root = yaml.compose(text, Loader=Loader)
         content = yaml.load(text, Loader=Loader)  # a SafeLoader
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply: write keys and lists") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file} is not TOML: {error}") from error
     except yaml.YAMLError as error:
@@ -315,6 +323,17 @@ def _require_flat(file: Path, events: Iterable[Any]) -> None:
         raise ValueError(f"{file} holds thousands of values: an option takes {MOST_VALUES} at most")
 
 
+def _require_flat_toml(file: Path, text: str) -> None:
+    """The same of TOML, before it is parsed: a key of a thousand parts takes its parser minutes."""
+    bare = TEXTS.sub("", text)
+    if re.search(rf"(?:\.[\w\s-]*){{{DEEPEST},}}", bare):
+        raise ValueError(f"{file} has a key of more than {DEEPEST} parts: write plain keys")
+    if re.search(rf"(?:[\[{{][^\[\]{{}}]*){{{DEEPEST + 1},}}", bare):
+        raise ValueError(f"{file} is nested more than {DEEPEST} deep: write keys and lists")
+
+
+TEXTS = re.compile(r'"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*')
+"""Texts and remarks in TOML."""
 DEEPEST, MOST_EVENTS, MOST_BYTES = 3, 2000, 64 << 10
 """How deep a file may be nested, of how many pieces it may be, and how large."""
 

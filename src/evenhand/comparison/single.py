@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings
 from evenhand.comparison.weights import BEST, PREPARED
+from evenhand.files import read_bytes, write_atomically
 
 
 def single(settings: Settings) -> Settings:
@@ -53,5 +53,5 @@ def train_one(
     folder = out / chosen[0].job.folder
     for name in (BEST, PREPARED):
         if (folder / name).exists():
-            shutil.copyfile(folder / name, out / name)
+            write_atomically(out / name, read_bytes(folder / name))
     return chosen[0], made.references[0].chosen[0]
