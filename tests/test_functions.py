@@ -192,7 +192,7 @@ def test_a_problem_is_compared(tmp_path) -> None:
     assert found.settings.splits == 1
     with pytest.raises(ValueError, match="targets: only a table has columns"):
         evenhand.compare(problem, ["sg"], targets=["sum"], out=tmp_path / "2")
-    with pytest.raises(TypeError, match="a list cannot be compared on"):
+    with pytest.raises(TypeError, match="asked= is a list, which cannot be compared on"):
         evenhand.compare([1, 2], out=tmp_path / "2")
     with pytest.raises(TypeError, match="there is no setting 'seed'"):
         evenhand.compare(problem, out=tmp_path / "2", seed=3)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
 import math
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -416,6 +421,95 @@ def test_planning_is_linear_in_the_seeds() -> None:
     assert counted <= 2 * len(todo)
 
 
+# A kept network of a table ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network_of_a_table(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("table")
+    rows = [f"{k % 7},{'ab'[k % 2]},{k * 0.5},{'xy'[k % 3 == 0]}" for k in range(60)]
+    (folder / "t.csv").write_text("\n".join(["age,town,wage,kind", *rows]))
+    words = f"train {folder}/t.csv --targets wage,kind --epochs 1 --lr 0.01 --out {folder}/kept"
+    result = _run(*words.split())
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def _other_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:
+    def spoil(kept: Path) -> None:
+        file = kept / "preparation.json"
+        said = json.loads(file.read_text())
+        change(said)
+        file.write_text(json.dumps(said))
+
+    return spoil
+
+
+def _flip(kept: Path) -> None:
+    content = bytearray((kept / "best.safetensors").read_bytes())
+    content[-3] ^= 16
+    (kept / "best.safetensors").write_bytes(content)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "deep": (lambda kept: (kept / "preparation.json").write_text("[" * 100_000), "nested too"),
+    "no finite": (_other_json(lambda s: s["inputs"][0].update(mean=math.nan)), "are not finite"),
+    "no scale": (_other_json(lambda s: s["targets"][0].update(scale=0)), "are not finite"),
+    "kind": (_other_json(lambda s: s["inputs"][0].update(kind="x")), "inputs.0 must be"),
+    "names": (_other_json(lambda s: s["targets"][1].update(names=["x"])), "1 names, not 2"),
+    "task": (_other_json(lambda s: s["targets"].pop()), "is not what the weights"),
+    "median": (_other_json(lambda s: s["inputs"][0].update(median=9.0)), "is not what the weights"),
+    "bit": (_flip, "its checksum is another"),
+    "large": (lambda kept: os.truncate(kept / "preparation.json", 1 << 40), "at most"),
+    "pipe": (lambda kept: _pipe_at(kept / "preparation.json"), "no regular file"),
+    "table": (lambda kept: _pipe_at(kept.parent / "t.csv"), "no regular file"),
+    "bomb": (
+        lambda kept: (kept.parent / "t.csv.gz").write_bytes(gzip.compress(b"a,b\n" * 300_000)),
+        "more than 1048576 bytes",
+    ),
+}
+
+
+def _pipe_at(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_a_prediction_reads_is_looked_at(name, network_of_a_table, tmp_path, monkeypatch):
+    spoil, told = SPOILT[name]
+    monkeypatch.chdir(shutil.copytree(network_of_a_table, tmp_path / "here"))
+    monkeypatch.setattr("evenhand.tables.reading.LARGE", 1 << 20)
+    spoil(Path("kept"))
+    result = _run("predict", "kept", "t.csv.gz" if name == "bomb" else "t.csv")
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert told in line
+
+
+def test_a_network_is_trained_by_one_at_a_time_and_told_how_to_go_on(
+    network_of_a_table, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(network_of_a_table / "t.csv", tmp_path)
+    words = ["train", "t.csv", "--targets", "wage,kind", "--epochs", "2", "--out", "out"]
+    words += ["--lr", "0.01234567891"]
+    with files.held(Path("out")):
+        assert "is being written to by" in _run(*words).stderr
+
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise door.Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("evenhand.comparison.single.run_jobs", stopped)
+        result = _run(*words)
+    assert result.exit_code == 128 + signal.SIGTERM
+    line, again = result.stderr.splitlines()[-2:]
+    assert line == "evenhand: stopped; 0 of 2 runs are finished and kept. Go on with:"
+    result = _run(*shlex.split(again)[1:])
+    assert result.exit_code == 0, result.output
+
+
 # The tool -----------------------------------------------------------------------------------------
 
 
@@ -452,9 +546,39 @@ def test_a_hostile_configuration_is_a_line(name, tmp_path, monkeypatch) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
+TOML = {
+    "deep": ("lr = " + "[" * 30_000 + "]" * 30_000, "nested more than 3 deep"),
+    "tables": ("lr = " + "{a=" * 9000 + "1" + "}" * 9000, "nested more than 3 deep"),
+    "dotted": (".".join("a" * 20_000) + " = 1", "a key of more than 3 parts"),
+    "twice": ("seeds = 1\nseeds = 2", "is not TOML"),
+    "true": ("seeds = true", "seeds: true is no number"),
+    "long": ("seeds = " + "9" * 5000, "limit"),
+    "fits": (
+        'recipes = ["ate-sg(a.b.c.d[[[[[{{)"] # a.b.c.d.e [[[[[',
+        "parentheses do not match|a.b",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOML)
+def test_a_hostile_configuration_in_toml_is_a_line(name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, told = TOML[name]
+    Path("c.toml").write_text(f'source = "digits"\n{text}\n')
+    result = _run("compare", "--config", "c.toml")
+    assert result.exit_code == 2, result.output
+    assert re.search(told, result.stderr), result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr) < 450
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ("--drop x " * 3000, "6,002 arguments: at most 5,000"),
+        ("--recipes cagrad(c=nan)", "'nan' is no finite number"),
+        ("--recipes pbi(theta=1e400)", "'1e400' is no finite number"),
+        ("--recipes grid(steps=1000000)", "grid(steps=1000000): must be from 1 to 1,000"),
         ("--seeds 3e6", "valid integer"),
         ("--seeds 3000000", "less than or equal to 100000"),
         (f"--seeds 1{'0' * 20}", "less than"),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.aggregation import Aggregator
+from evenhand.arguments import require_kind
 from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite, stacked
 from evenhand.autodiff.catching import Catcher
 from evenhand.autodiff.chunking import Chunking, Jacobian
@@ -44,8 +45,10 @@ from evenhand.balancing.partners import Group, Partners
 from evenhand.balancing.request import Request, Step
 from evenhand.balancing.slots import Slots, Solved
 from evenhand.balancing.sources import Sources
+from evenhand.balancing.vain import Unused, detached, detached_from, unused
 from evenhand.network import Blocks, Nest, Outputs, leaves, unwrapped
 from evenhand.schedules import BLOCKS, Clock, Phase
+from evenhand.text import unknown
 from evenhand.weighting.base import Gradients, Method, Weighting, warn_of
 from evenhand.weighting.state import Held
 
@@ -82,7 +85,7 @@ class Balancer(nn.Module):
 
     Raises:
         TypeError: a slot holds something else than a Weighting (or an Aggregator).
-        TypeError: `group` is no group.
+        TypeError: another argument is of the wrong kind: a text for `tasks`, no module for `model`.
         ValueError: `jacobian` or `factored` is none of these, or `model` is wrapped in a way that
             goes wrong (see `evenhand.distributed.wrappers`).
 
@@ -112,6 +115,9 @@ class Balancer(nn.Module):
         group: Group = None,
     ) -> None:
         super().__init__()
+        require_kind("tasks", tasks, Sequence[str] | None)
+        require_kind("seed", seed, int)
+        require_kind("members", members, tuple[int, ...])
         if not isinstance(weighting, Weighting | None):
             raise TypeError(f"weighting={weighting!r} is no Weighting")
         if not isinstance(aggregator, Weighting | Aggregator | None):
@@ -138,6 +144,7 @@ class Balancer(nn.Module):
         self._sources = Sources(self._ownership, Chunking(jacobian), factored)
         self._partners = Partners(group, self._ownership)
         self._made_slots = Slots(weighting, aggregator)
+        self._unused = Unused()
         self.states = Held({})
         if model is not None:
             self.attach(model)
@@ -162,6 +169,11 @@ class Balancer(nn.Module):
     def methods(self) -> list[Method]:
         """What the slots hold."""
         return self._slots.methods
+
+    @property
+    def _learned(self) -> list[str]:
+        """The methods whose weights are an optimizer's to step on."""
+        return [type(method).__name__ for method in self.methods if method.traits.learned]
 
     @property
     def _slots(self) -> Slots:
@@ -192,6 +204,7 @@ class Balancer(nn.Module):
         The structure is known where there is one `MultiTaskNetwork` in it. The model does not
         become a part of the balancer.
         """
+        require_kind("model", model, nn.Module)
         self._partners.watch(model)
         self._ownership.attach(model)
         self._catcher.prepare(unwrapped(model))
@@ -200,8 +213,10 @@ class Balancer(nn.Module):
         """Fix the names of all tasks, in order. Calls with the same names change nothing.
 
         Raises:
+            TypeError: `tasks` is a text, or holds something else than names.
             ValueError: other tasks were fixed before, or names are missing or repeated.
         """
+        require_kind("tasks", tasks, Sequence[str])
         tasks = tuple(tasks)
         if not tasks or len(set(tasks)) != len(tasks):
             raise ValueError(f"tasks={tasks!r}: must be one or more different names")
@@ -339,9 +354,9 @@ class Balancer(nn.Module):
 
         Args and errors are those of `backward`.
         """
+        request = Request(losses, shared, own, features, plus, samples, phase, clock, None, counts)
         if not torch.is_grad_enabled():
             return self._value({t: v for t, v in losses.items() if v is not None}, plus, None)
-        request = Request(losses, shared, own, features, plus, samples, phase, clock, None, counts)
         if self._is_sum(request):
             return self._sum_with_graph(request)
         step = self._step_of(request)
@@ -425,7 +440,7 @@ class Balancer(nn.Module):
         The graph is kept, so a `backward` may follow. The result is a view of it: use it before
         that backward.
         """
-        clock = clock or self._now()
+        clock = self._now() if clock is None else clock
         request = Request(
             losses, shared, own, features, None, None, phase, clock, None, None, retain=True
         )
@@ -445,6 +460,7 @@ class Balancer(nn.Module):
                 batch statistics are updated once. What is not of torch (chance of other
                 generators, a state that is no buffer) must not change what it returns.
         """
+        require_kind("module", module, nn.Module)
         self._catcher.catch(module, replay)
 
     def updated(
@@ -459,16 +475,23 @@ class Balancer(nn.Module):
         Of several processes, each tells its own; `counts` are those that `backward` got.
         """
         tasks = self.tasks
+        Request(losses, clock=clock, counts=counts).require(tasks)
+        clock = self._now() if clock is None else clock
+        if foreign := [task for task in losses if task not in tasks]:
+            raise ValueError(unknown(foreign[0], tasks, "task", "losses"))
         present = {task: losses[task].detach() for task in tasks if task in losses}
         if (parallel := self._parallel()) is not None:
             present = parallel.values(tasks, present, counts, self.leading)
-        view = self._view_of_losses(Call.of(present, tasks), clock or self._now())
+        view = self._view_of_losses(Call.of(present, tasks), clock)
         self.states.replace(self._slots.after(view, self.states.tree()))
 
     def select(self, positions: Tensor) -> None:
         """Go on with the networks at these positions, [k], of the leading dimension alone."""
-        if len(self.leading) != 1:
-            raise ValueError("only a balancer made with leading=(E,) can go on with some of the E")
+        require_kind("positions", positions, Tensor)
+        if len(self.leading) != 1 or positions.dim() != 1:
+            raise ValueError(
+                "only a balancer made with leading=(E,) can go on with some, [k], of the E"
+            )
         self.leading = torch.Size([len(positions)])
         self.states.select(positions)
 
@@ -519,6 +542,7 @@ class Balancer(nn.Module):
         if self._ownership.watches:
             tasks = self.tasks
             self._ownership.watch(Call.of(present, tasks, plus=plus), tasks)
+            self._tell("detached", detached_from(self._ownership, tasks))
 
     def _was_summed(self, present: Mapping[str, Tensor], values: Tensor) -> Balance:
         self._step += 1
@@ -578,6 +602,7 @@ class Balancer(nn.Module):
         if not self.tasks:
             self._refuse_late_parameters()
             self.bind(tuple(request.losses))
+        request.require(self.tasks)
         parallel = self._parallel()
         alone = parallel is None
         losses = request.losses
@@ -681,6 +706,8 @@ class Balancer(nn.Module):
                 f"{', '.join(call.tasks)}, so the aggregator has nothing to balance in such a "
                 "step: is the trunk frozen, or its output detached? This is said once",
             )
+        known = bool(features) or self._ownership.network is not None
+        self._tell("detached", detached(call, self.tasks, sharing, known))
         return sharing
 
     def _solved(self, step: Step, skips: bool) -> Solved:
@@ -693,6 +720,8 @@ class Balancer(nn.Module):
         Raises:
             NonFiniteError: a loss or gradient is not finite, and nothing was said of that.
         """
+        if self._learned and self._unused.begun(self.parameters(), step.sharing.trained):
+            self._tell("unused", unused(self._learned))
         with without_hooks(step.sharing.trained):
             while True:
                 try:
@@ -782,6 +811,8 @@ class Balancer(nn.Module):
         self.last = solved.balance
         if solved.state is not None:
             self.states.replace(solved.state, known=True)
+            if self._learned:
+                self._unused.ended(self.parameters())
             self._step = solved.clock.step + 1
         return solved.balance
 
@@ -806,7 +837,7 @@ class Balancer(nn.Module):
                 values = [v * w.to(v) for v, w in zip(values, weights.unbind(-1), strict=True)]
         values = [value.sum() for value in values]
         if plus is not None:
-            values.append(plus.detach())
+            values.append(plus.detach().sum())
         return torch.stack([value.to(values[0]) for value in values]).sum()
 
     # What it knows and says -------------------------------------------------------------------
@@ -817,9 +848,9 @@ class Balancer(nn.Module):
     def _now(self) -> Clock:
         return Clock(step=self._step, seed=self.seed)
 
-    def _tell(self, key: str, message: str) -> None:
-        """Warn of something once."""
-        if key not in self._told:
+    def _tell(self, key: str, message: str | None) -> None:
+        """Warn of something once, if there is something."""
+        if message is not None and key not in self._told:
             self._told.add(key)
             warnings.warn(message, stacklevel=6)
 
@@ -833,11 +864,10 @@ class Balancer(nn.Module):
             )
 
     def _refuse_late_parameters(self) -> None:
-        late = [type(method).__name__ for method in self.methods if method.traits.learned]
-        if late:
+        if self._learned:
             raise ValueError(
-                f"{late[0]} has learned weights, which an optimizer must know before the first "
-                "call: name the tasks with Balancer(..., tasks=[...])"
+                f"{self._learned[0]} has learned weights, which an optimizer must know before the "
+                "first call: name the tasks with Balancer(..., tasks=[...])"
             )
 
     # Saving -----------------------------------------------------------------------------------

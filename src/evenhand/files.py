@@ -11,6 +11,7 @@ import socket
 import stat
 import sys
 import types
+import typing
 import warnings
 from collections import abc
 from collections.abc import Iterator, Mapping
@@ -186,6 +187,8 @@ def _fitted(kind: Any, value: Any, at: str) -> Any:
         case None if is_dataclass(kind) and isinstance(value, dict):
             make: Any = kind
             return make(**_fields(kind, value, at))
+        case typing.Literal if isinstance(value, str) and value in inner:
+            return value
         case None if kind is Any:
             return value
         case None if kind is float and type(value) is int and abs(value) <= EXACT:

@@ -336,6 +336,10 @@ class Halves(Varied):
         return replace(self, **changed)
 
 
+MOST_VECTORS = 1_000
+"""Of weights in a grid."""
+
+
 @dataclass(frozen=True)
 class Grid(Varied):
     """A network for each vector of fixed weights on a lattice; validation picks one.
@@ -345,18 +349,23 @@ class Grid(Varied):
     m (m + 1) / 2 for two steps.
 
     Raises:
-        ValueError: `steps` is less than 1.
+        ValueError: `steps` is less than 1; or there are more than `MOST_VECTORS` vectors.
     """
 
     steps: int = 2
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"grid(steps={self.steps}): must be at least 1")
+        if not 1 <= self.steps <= MOST_VECTORS:
+            raise ValueError(f"grid(steps={self.steps}): must be from 1 to {MOST_VECTORS:,}")
 
     def __call__(self, tasks: tuple[str, ...]) -> dict[str, Composition]:
         m = len(tasks)
         total = m + self.steps
+        if (vectors := math.comb(total - 1, m - 1)) > MOST_VECTORS:
+            raise ValueError(
+                f"grid(steps={self.steps}) has {vectors:,} vectors for {m} tasks, each a network: "
+                f"at most {MOST_VECTORS:,}"
+            )
         compositions = {}
         for cuts in combinations(range(1, total), m - 1):
             shares = [after - before for before, after in pairwise((0, *cuts, total))]

@@ -5,9 +5,12 @@ The same spelling serves recipes, optimizers and networks. Nothing here loads to
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from evenhand.text import quoted
 
 Value = int | float | bool | str | None
 WORDS: Mapping[str, Value] = {"true": True, "false": False, "none": None}
@@ -36,19 +39,19 @@ class Spelled:
         """Read `name` or `name(key=value,…)`.
 
         Raises:
-            ValueError: it is neither, or an option stands twice.
+            ValueError: it is neither, an option stands twice, or a number is not finite.
         """
         found = SPELLED.fullmatch(text)
         if found is None:
-            raise ValueError(f"{text!r}: write name, or name(option=value,…)")
+            raise ValueError(f"{quoted(text)}: write name, or name(option=value,…)")
         name, inside = found.groups()
         options: dict[str, Value] = {}
         for pair in split_list(inside or ""):
             key, equals, value = (part.strip() for part in pair.partition("="))
             if not equals or not key.isidentifier() or not value:
-                raise ValueError(f"{text!r}: {pair!r} must be option=value")
+                raise ValueError(f"{quoted(text)}: {quoted(pair)} must be option=value")
             if key in options:
-                raise ValueError(f"{text!r}: the option {key!r} is given twice")
+                raise ValueError(f"{quoted(text)}: the option {quoted(key)} is given twice")
             options[key] = _value(value)
         return cls(name, options)
 
@@ -77,7 +80,7 @@ def split_list(text: str) -> list[str]:
             items.append(text[start:place])
             start = place + 1
     if depth:
-        raise ValueError(f"{text!r}: its parentheses do not match")
+        raise ValueError(f"{quoted(text)}: its parentheses do not match")
     items.append(text[start:])
     return [item.strip() for item in items if item.strip()]
 
@@ -87,9 +90,12 @@ def _value(text: str) -> Value:
         return WORDS[text.lower()]
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             continue
+        if not math.isfinite(number):
+            raise ValueError(f"{quoted(text)} is no finite number")
+        return number
     return text
 
 

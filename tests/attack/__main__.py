@@ -1,71 +1,84 @@
 """Attack the tool, and print what came of it: ``python tests/attack [--share 0.1] [--seed 0]``.
 
-Bounded to a temporary folder; no network. A run of all takes about an hour of one core; the
-results are in docs/reliability.md. One defect anywhere ends it with code 1.
+Bounded to a temporary folder; no network. The n-th attack of a kind is the same for the same seed.
+With ``--journal FILE`` each attack is a line of JSON there, and those that are there are not made
+again. A run of all takes about an hour of one core; its results are in docs/reliability.md. One
+defect anywhere ends it with code 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import small
-from attacks import KINDS, Ground
+from attacks import KINDS
+from ground import Ground
 from harness import Tally
+
+FAULTS = ("tracebacks", "hangs", "orphans", "differing", "other")
 
 
 def main() -> int:
     """All kinds, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the attacks of each kind")
-    parser.add_argument("--minutes", type=float, default=60.0, help="for each kind at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", default="", help="only kinds whose name has this in it")
+    parser.add_argument("--journal", type=Path, help="keep the attacks here, and go on from there")
+    parser.add_argument("--again", action="store_true", help="make those again that found a fault")
     asked = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
     small.register()
-    total = Tally()
-    print("| attack | attacks | traces | hangs | orphans | other bits | other faults | seconds |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    place = tempfile.TemporaryDirectory(prefix="evenhand-attack-")
-    ground = Ground(Path(place.name))
-    for name, (attack, number) in KINDS.items():
-        if asked.kind not in name:
-            continue
-        begun = time.monotonic()
-        tally = Tally(until=begun + 60 * asked.minutes)
-        chance = random.Random(f"{asked.seed} {name}")
-        attack(ground, tally, max(1, round(asked.share * number)), chance)
-        print(_row(name, tally, time.monotonic() - begun), flush=True)
-        for line in tally.said:
-            print(f"  {name}: {line}", file=sys.stderr)
-        for key in ("attacks", "tracebacks", "hangs", "orphans", "differing", "other"):
-            setattr(total, key, getattr(total, key) + getattr(tally, key))
-    place.cleanup()
-    print(_row("all", total, 0.0))
-    return int(total.tracebacks + total.hangs + total.orphans + total.differing + total.other > 0)
+    made = _made(asked.journal)
+    if asked.again:
+        made = [one for one in made if not any(one[fault] for fault in FAULTS)]
+    known = {(one["kind"], one["number"]) for one in made}
+    with tempfile.TemporaryDirectory(prefix="evenhand-attack-") as place:
+        ground = Ground(Path(place))
+        for kind, (attack, total) in KINDS.items():
+            for number in range(max(1, round(asked.share * total))):
+                if asked.kind not in kind or (kind, number) in known:
+                    continue
+                tally = Tally()
+                attack(ground, tally, random.Random(f"{asked.seed} {kind} {number}"))
+                made.append({"kind": kind, "number": number, **asdict(tally)})
+                for line in tally.said:
+                    print(f"{kind} {number}: {line}", file=sys.stderr, flush=True)
+                if asked.journal:
+                    with asked.journal.open("a") as journal:
+                        journal.write(json.dumps(made[-1]) + "\n")
+    if asked.journal:
+        asked.journal.write_text("".join(json.dumps(one) + "\n" for one in made))
+    _show(made)
+    return int(any(one[fault] for one in made for fault in FAULTS))
 
 
-def _row(name: str, t: Tally, seconds: float) -> str:
-    cells = (
-        name,
-        t.attacks,
-        t.tracebacks,
-        t.hangs,
-        t.orphans,
-        t.differing,
-        t.other,
-        f"{seconds:.0f}",
-    )
-    return f"| {' | '.join(map(str, cells))} |"
+def _made(journal: Path | None) -> list[dict[str, Any]]:
+    if journal is None or not journal.exists():
+        return []
+    return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+def _show(made: Sequence[dict[str, Any]]) -> None:
+    """The table of docs/reliability.md."""
+    print("| attack | attacks | traces | hangs | orphans | other bits | other faults |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for name in (*KINDS, "all"):
+        mine = [one for one in made if name in ("all", one["kind"])]
+        cells = [sum(bool(one[fault]) for one in mine) for fault in FAULTS]
+        print(f"| {' | '.join(map(str, [name, len(mine), *cells]))} |")
 
 
 if __name__ == "__main__":

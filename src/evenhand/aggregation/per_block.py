@@ -49,6 +49,7 @@ class PerBlock(StatefulAggregator):
             is balanced in a call (it is frozen) waits.
 
     Raises:
+        TypeError: `make` cannot be called, or `blocks` is no mapping.
         ValueError: a block is empty; the made weighting looks elsewhere; or, when merging, a
             shared parameter is in two blocks.
 
@@ -70,6 +71,8 @@ class PerBlock(StatefulAggregator):
         blocks: Mapping[str, Iterable[Tensor] | nn.Module | Choose],
     ) -> None:
         super().__init__()
+        if not callable(make):
+            raise TypeError(f"make={make!r}: must be a function of at=, such as the class MGDA")
         if not blocks:
             raise ValueError("blocks must name at least one block of shared parameters")
         self.places: dict[str, Choose] = {n: _place(n, chosen) for n, chosen in blocks.items()}

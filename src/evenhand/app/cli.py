@@ -22,14 +22,13 @@ from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
 from evenhand.app.source_options import keyed, takes_source
 from evenhand.app.using import dumped
-from evenhand.comparison.folder import MANIFEST, RESULT, read_manifest
+from evenhand.comparison.folder import read_manifest
 from evenhand.files import held
 from evenhand.recipes import recipe
 
 if TYPE_CHECKING:
     from evenhand.comparison.across import Across
     from evenhand.comparison.compare import Comparison
-    from evenhand.comparison.job import Job
 
 app = typer.Typer(
     name="evenhand",
@@ -134,7 +133,7 @@ def compare(
             most = settings.epochs or problem.epochs
         again = config.command(settings, recipes_asked, folder)
         again += f" --workers {wanted.processes()}"
-        with door.at_work(lambda: _kept(jobs, folder, again)):
+        with door.at_work(lambda: progress.kept(jobs, folder, again)):
             for note in planning.notes(settings):
                 say(note)
             rates = ", ".join(f"{rate:g}" for rate in settings.rates)
@@ -149,13 +148,6 @@ def compare(
             with progress.shown(console, jobs, most) as listener:
                 run_jobs(jobs, settings, folder, listener, wanted.processes())
             _present(finished(folder), wanted.delta, as_json=bool(as_json))
-
-
-def _kept(jobs: list[Job], folder: Path, again: str) -> str:
-    """What there is after a fault, and the command that goes on."""
-    done = sum((folder / job.folder / RESULT).exists() for job in jobs)
-    resume = " --resume" if (folder / MANIFEST).exists() else ""
-    return f"{done} of {len(jobs)} runs are finished and kept. Go on with:\n{again}{resume}"
 
 
 def _present(comparison: Comparison, delta: bool = False, as_json: bool = False) -> None:

@@ -252,17 +252,22 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(entry.name for entry in RECIPES) if EVERYTHING in names else found
 
 
-def command(settings: Settings, recipes: tuple[str, ...], out: Path) -> str:
+ALONE = ("lr", "epochs", "patience", "optimizer")
+"""What `evenhand train` takes of the options that settings follow from."""
+
+
+def command(settings: Settings, recipes: tuple[str, ...], out: Path, *, alone: bool = False) -> str:
     """The command line that asks for this comparison, all that matters spelled out.
 
-    One that was given objects has no command line; its call in Python is told instead.
+    One that was given objects has no command line; its call in Python is told instead. `alone` is
+    for `evenhand train`, which has fewer options.
     """
     if settings.given.problem is not None or settings.given.recipes:
         what = repr(settings.source) if settings.given.problem is None else settings.source
         return f"compare({what}, {list(recipes)}, {str(out)!r})  # in Python, with its objects"
-    words = ["evenhand", "compare", settings.source, "--recipes", ",".join(recipes)]
-    words += words_of(settings.options)
-    words += words_of_settings(Config, settings)
+    words = ["evenhand", "train" if alone else "compare", settings.source]
+    words += ["--recipe" if alone else "--recipes", ",".join(recipes), *words_of(settings.options)]
+    words += words_of_settings(Config, settings, *(ALONE if alone else ()))
     return " ".join(for_shell(word) for word in [*words, "--out", str(out)])
 
 
@@ -352,14 +357,15 @@ def _mapping(file: Path) -> dict[str, Any]:
     try:
         text = read_text(file, MOST_BYTES)
         if file.suffix.lower() == ".toml":
+            _require_flat_toml(file, text)
             return dict(tomllib.loads(text))
         _require_flat(file, islice(yaml.parse(text, Loader=Loader), MOST_EVENTS))
         root = yaml.compose(text, Loader=Loader)
         content = yaml.load(text, Loader=Loader)  # a SafeLoader
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply: write keys and lists") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file} is not TOML: {error}") from error
     except yaml.YAMLError as error:
@@ -391,6 +397,17 @@ def _require_flat(file: Path, events: Iterable[Any]) -> None:
         raise ValueError(f"{file} holds thousands of values: an option takes {MOST_VALUES} at most")
 
 
+def _require_flat_toml(file: Path, text: str) -> None:
+    """The same of TOML, before it is parsed: a key of a thousand parts takes its parser minutes."""
+    bare = TEXTS.sub("", text)
+    if re.search(rf"(?:\.[\w\s-]*){{{DEEPEST},}}", bare):
+        raise ValueError(f"{file} has a key of more than {DEEPEST} parts: write plain keys")
+    if re.search(rf"(?:[\[{{][^\[\]{{}}]*){{{DEEPEST + 1},}}", bare):
+        raise ValueError(f"{file} is nested more than {DEEPEST} deep: write keys and lists")
+
+
+TEXTS = re.compile(r'"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*')
+"""Texts and remarks in TOML."""
 DEEPEST, MOST_EVENTS, MOST_BYTES = 3, 2000, 64 << 10
 """How deep a file may be nested, of how many pieces it may be, and how large."""
 

@@ -30,6 +30,8 @@ FAULTS = (OSError, MemoryError, ValueError, TypeError, ArithmeticError, ImportEr
 """What a user, a machine or a file can be the cause of; anything else is a defect of ours."""
 LONGEST = 4096
 """The most characters of one argument."""
+MOST_WORDS = 5_000
+"""The most arguments: to parse a hundred thousand takes a minute."""
 WORD, WORDS = 160, 1000
 """The most characters of a word (a path) in a line about a fault, and of the line."""
 USAGE = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
@@ -56,6 +58,8 @@ class Door(TyperGroup):
         ctx.meta[DEBUG] = "--debug" in args[:end] or bool(os.environ.get("EVENHAND_DEBUG"))
         args = [word for word in args[:end] if word != "--debug"] + args[end:]
         with _short_usage():
+            if len(args) > MOST_WORDS:
+                raise typer.BadParameter(f"{len(args):,} arguments: at most {MOST_WORDS:,}")
             for word in args:
                 if len(word) > LONGEST:
                     raise typer.BadParameter(f"{plain(word, 40)}: at most {LONGEST} characters")

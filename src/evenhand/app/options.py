@@ -23,8 +23,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def spelled(value: Any) -> str:
     """A value as it is written on a command line: numbers short, several with commas."""
-    if isinstance(value, float):
-        return f"{value:g}"
+    if isinstance(value, float):  # as short as it can be said and still be the same number
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return ",".join(map(spelled, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -117,10 +117,12 @@ def settings_of(asked: BaseModel) -> dict[str, Any]:
     return found
 
 
-def words_of_settings(model: type[BaseModel], settings: object) -> list[str]:
-    """The words of a command line that say these settings."""
+def words_of_settings(model: type[BaseModel], settings: object, *names: str) -> list[str]:
+    """The words of a command line that say these settings; by default all that options fill."""
     words = []
     for name, option in options_of(model).items():
+        if names and name not in names:
+            continue
         value = getattr(settings, option.setting) if option.setting else None
         if value is not None:
             words += [f"--{name.replace('_', '-')}", option.written(value)]

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from evenhand.comparison.folder import AS_ONE, MANIFEST
+from evenhand.comparison.folder import AS_ONE, MANIFEST, RESULT
 from evenhand.comparison.job import Job, Listener, Result
 from evenhand.text import LINE, NAME, plain
 from evenhand.training.records import Record
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 EVERY = 30.0
 """Seconds between lines about a run that is not finished."""
+
+
+def kept(jobs: Sequence[Job], folder: Path, again: str) -> str:
+    """What there is after a fault, and the command that goes on."""
+    done = sum((folder / job.folder / RESULT).exists() for job in jobs)
+    resume = " --resume" if (folder / MANIFEST).exists() else ""
+    return f"{done} of {len(jobs)} runs are finished and kept. Go on with:\n{again}{resume}"
 
 
 @contextmanager

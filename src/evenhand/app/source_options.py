@@ -18,6 +18,7 @@ import typer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from evenhand import sources
+from evenhand.files import LARGE, write_atomically
 from evenhand.tables.question import Question, absolute
 
 TABLE = "A table"
@@ -209,18 +210,20 @@ def spooled() -> str:
     """The standard input, kept in a file that its content names, so that runs can go on with it.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: it is empty, or has no end.
     """
     import os
 
-    content = sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read(LARGE + 1)
     if not content.strip():
         raise ValueError("the standard input is empty")
+    if len(content) > LARGE:
+        raise ValueError(f"the standard input has more than {LARGE} bytes: no more are read")
     home = os.environ.get("EVENHAND_DATA") or Path.home() / ".cache" / "evenhand"
     ending = ".parquet" if content.startswith(b"PAR1") else ".csv"
     if content.lstrip().lower().startswith((b"@relation", b"%")):
         ending = ".arff"
     file = Path(home) / "stdin" / f"stdin-{hashlib.sha256(content).hexdigest()[:12]}{ending}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
+    write_atomically(file, content)
     return str(file)

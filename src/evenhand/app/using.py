@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from evenhand.app import config, progress, table
+from evenhand.app.door import at_work, complain
 from evenhand.app.door import before_work as refusing
-from evenhand.app.door import complain
 from evenhand.app.options import takes_options
 from evenhand.app.source_options import keyed, takes_source
+from evenhand.files import held, require_file, write_atomically
 
 if TYPE_CHECKING:
     from evenhand.comparison.job import Result
@@ -27,7 +30,7 @@ Json = Annotated[bool | None, typer.Option("--json", help="Print JSON.")]
 
 @takes_options(
     config.Config,
-    *("lr", "epochs", "patience", "optimizer", "out", "resume", "workers"),
+    *(*config.ALONE, "out", "resume", "workers"),
     workers="Runs trained at a time. [default: 1]",
 )
 @takes_source
@@ -64,30 +67,32 @@ def train(
     given = {"source": source, "recipes": None if recipe is None else [recipe]}
     console = table.console(stderr=bool(as_json))
     say = progress.saying(console)
-    with refusing():
-        usual = {"recipes": ["sg"], "workers": 1}
-        wanted = config.read(file, given | asked | keyed(told), usual)
-        if print_config:
-            typer.echo(config.written(wanted), nl=False)
-            return
-        if len(wanted.recipes) != 1:
-            raise ValueError(f"train takes one recipe, not {', '.join(wanted.recipes)}")
-        from evenhand.app import planning
-        from evenhand.comparison.single import prepare_one, single, train_one
+    with ExitStack() as held_folder:
+        with refusing():
+            usual = {"recipes": ["sg"], "workers": 1}
+            wanted = config.read(file, given | asked | keyed(told), usual)
+            if print_config:
+                typer.echo(config.written(wanted), nl=False)
+                return
+            if len(wanted.recipes) != 1:
+                raise ValueError(f"train takes one recipe, not {', '.join(wanted.recipes)}")
+            from evenhand.app import planning
+            from evenhand.comparison.single import prepare_one, single, train_one
 
-        settings, folder = single(wanted.settings()), wanted.folder()
-        todo = prepare_one(settings, wanted.recipes[0], folder, wanted.resume)
-        problem = settings.problem()
-    for note in planning.notes(settings):
-        say(note)
-    say(progress.told_labels(problem.label_counts()))
-    try:
-        most = settings.epochs or problem.epochs
-        with refusing(), progress.shown(console, todo, most) as listener:
-            chosen, constant = train_one(todo, settings, folder, listener, wanted.processes())
-    except KeyboardInterrupt:
-        complain(f"stopped; go on with the same command and --out {folder} --resume")
-        raise typer.Exit(130) from None
+            settings, folder = single(wanted.settings()), wanted.folder()
+            held_folder.enter_context(held(folder))
+            todo = prepare_one(settings, wanted.recipes[0], folder, wanted.resume)
+            problem = settings.problem()
+            most = settings.epochs or problem.epochs
+        again = config.command(settings, wanted.recipes, folder, alone=True)
+        again += f" --workers {wanted.processes()}"
+        again += "" if file is None else f" --config {config.for_shell(str(file))}"
+        with at_work(lambda: progress.kept(todo, folder, again)):
+            for note in planning.notes(settings):
+                say(note)
+            say(progress.told_labels(problem.label_counts()))
+            with progress.shown(console, todo, most) as listener:
+                chosen, constant = train_one(todo, settings, folder, listener, wanted.processes())
     _present(chosen, constant, problem, folder, bool(as_json))
 
 
@@ -180,14 +185,17 @@ def predict(
             raise ValueError(f"--keep {both[0]}: the answers have that name")
         if out is not None and not out.parent.is_dir():
             raise ValueError(f"{out}: there is no folder {out.parent}")
+        if out is not None and out.exists():
+            require_file(out)
     for note in notes:
         complain(note)
     columns = {**kept, **answers}
     if out is None:
         _write(sys.stdout, columns, as_json)
         return
-    with out.open("w", newline="", encoding="utf-8") as opened:
-        _write(opened, columns, as_json)
+    text = io.StringIO(newline="")
+    _write(text, columns, as_json)
+    write_atomically(out, text.getvalue())
     typer.echo(out)
 
 

@@ -32,6 +32,8 @@ from evenhand.training.records import Record
 
 MEASURED = 4
 """Epochs that are timed: alternating recipes have two kinds."""
+NETWORKS = 10
+"""Of a recipe that are timed; of a grid's hundreds, the others are taken to be like them."""
 BATCHES = 8
 """Of the data that are trained on for measuring."""
 START = 5.0
@@ -77,11 +79,16 @@ def cost(recipes: Sequence[str], settings: Settings, workers: int) -> Cost:
     planned = units(todo, settings)
     each: dict[str, float] = defaultdict(float)
     known: dict[tuple[str, int], float] = {}
+    measured: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for unit in planned:
         first = unit.jobs[0]
         key = first.network, len(unit.jobs)
-        if key not in known:
+        alike = [known[one] for one in measured[first.recipe] if one[1] == key[1]]
+        if key not in known and len(alike) == NETWORKS:
+            known[key] = math.fsum(alike) / NETWORKS
+        elif key not in known:
             known[key] = _seconds(unit, problem, settings)
+            measured[first.recipe].append(key)
         each[first.recipe] += known[key]
     beside = [job for job in reference_jobs(recipes, problem, settings) if job.split == 0]
     for job in beside:

@@ -99,8 +99,8 @@ def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker,
         raise ValueError(f"{', '.join(said)}: only a table has columns")
     if not isinstance(asked, Problem) and not callable(asked):
         raise TypeError(
-            f"a {type(asked).__name__} cannot be compared on: give a Problem, a function that "
-            "makes one, a data frame, a mapping of columns, or a name"
+            f"asked= is a {type(asked).__name__}, which cannot be compared on: give a Problem, a "
+            "function that makes one, a data frame, a mapping of columns, or a name"
         )
     return asked, {}
 

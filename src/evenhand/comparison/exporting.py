@@ -8,11 +8,11 @@ For any other problem it gives the heads' outputs.
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from evenhand.comparison.folder import MANIFEST, read_manifest
 from evenhand.comparison.request import Settings
 from evenhand.comparison.weights import PREPARED, load_network
+from evenhand.files import read_bytes, require_writable, write_atomically
 from evenhand.network import MultiTaskNetwork
 from evenhand.tables.predicting import Predictor
 from evenhand.tables.targets import ANSWERS, Target
@@ -79,14 +80,18 @@ def export(run: Path, out: Path, formats: tuple[str, ...] = ("torch", "onnx")) -
     if not all(isinstance(said, Tensor) for said in expected):
         raise ValueError(f"{run}: only networks whose heads give tensors can be exported")
     out.mkdir(parents=True, exist_ok=True)
+    require_writable(out)
     files = []
     for name in formats:
         file = out / FORMATS[name]
-        said = WRITERS[name](module, inputs, network.tasks, file)
-        _require_near(file, network.tasks, expected, said)
+        with TemporaryDirectory(prefix="evenhand-") as place:
+            draft = Path(place) / file.name
+            said = WRITERS[name](module, inputs, network.tasks, draft)
+            _require_near(file, network.tasks, expected, said)
+            write_atomically(file, draft.read_bytes())
         files.append(file)
     if targets and (run / PREPARED).resolve() != (out / PREPARED).resolve():
-        shutil.copyfile(run / PREPARED, out / PREPARED)
+        write_atomically(out / PREPARED, read_bytes(run / PREPARED))
     return files
 
 

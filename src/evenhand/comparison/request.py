@@ -19,7 +19,7 @@ from evenhand.comparison.job import APART
 from evenhand.recipes import RECIPES, Recipe, recipe
 from evenhand.sources import DESIGNS, is_function, is_table
 from evenhand.spelling import Spelled
-from evenhand.text import quoted
+from evenhand.text import LINE, plain, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,8 @@ def optimizer(spelled: str) -> Callable[..., Optimizer]:
     try:
         make([torch.zeros(1, requires_grad=True)], lr=1e-3)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"optimizer={spelled}: {error}") from error
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"optimizer={spelled}: {plain(first, 2 * LINE)}") from error
     return make
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from evenhand.comparison.plan import jobs, training
 from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings
 from evenhand.comparison.weights import BEST, PREPARED
+from evenhand.files import read_bytes, write_atomically
 from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import Recipe
 from evenhand.training.records import Record
@@ -61,7 +61,7 @@ def train_one(
     folder = out / chosen[0].job.folder
     for name in (BEST, PREPARED):
         if (folder / name).exists():
-            shutil.copyfile(folder / name, out / name)
+            write_atomically(out / name, read_bytes(folder / name))
     return chosen[0], made.references[0].chosen[0]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,8 +14,9 @@ from evenhand import data
 from evenhand.comparison.job import Job
 from evenhand.comparison.references import REFERENCES
 from evenhand.data.problem import Problem
-from evenhand.files import require_file, write_atomically
+from evenhand.files import parsed, require_file, write_atomically
 from evenhand.network import MultiTaskNetwork
+from evenhand.training.checkpoint import digest
 from evenhand.training.loop import Training
 
 BEST = "best.safetensors"
@@ -29,7 +31,7 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
 
     The file is the network's `state_dict` in safetensors. Its metadata say what builds the network
     again: the name of the problem, tasks, what the job is (recipe, label, seed, rate, split), best
-    epoch and version, JSON under "evenhand".
+    epoch and version, JSON under "evenhand"; and a SHA-256 of all this, and of what prepares rows.
     """
     from safetensors.torch import save
 
@@ -48,9 +50,12 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
         for name, value in run.best_weights.items()
     }
     if run.problem.preparation is not None:
-        write_atomically(folder / PREPARED, run.problem.preparation.to_json())
-    content = save(tensors, metadata={"evenhand": json.dumps(about)})
-    write_atomically(folder / BEST, content)
+        prepared = run.problem.preparation.to_json()
+        about["preparation"] = hashlib.sha256(prepared.encode()).hexdigest()
+        write_atomically(folder / PREPARED, prepared)
+    about["sha256"] = digest(json.dumps(about), tensors)
+    # One entry, since safetensors writes several in any order.
+    write_atomically(folder / BEST, save(tensors, metadata={"evenhand": json.dumps(about)}))
 
 
 def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -70,14 +75,31 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     require_file(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            about: dict[str, Any] = json.loads((opened.metadata() or {}).get("evenhand", "{}"))
+            told = (opened.metadata() or {}).get("evenhand", "{}")
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    known = about.get("format") if isinstance(about, dict) else None
-    if known != FORMAT or not {"source", "tasks", *(e.name for e in fields(Job))} <= about.keys():
-        raise ValueError(f"{file} holds no weights of a run ({FORMAT})")
+    parsed(_About, told, f"{file} holds no weights of a run ({FORMAT})")
+    about: dict[str, Any] = json.loads(told)
+    known = about.pop("sha256", None)
+    if known is not None and known != digest(json.dumps(about), weights):
+        raise ValueError(f"{file} is damaged: its checksum is another")
     return weights, about
+
+
+@dataclass(frozen=True)
+class _About:
+    """What weights must say of themselves; files of earlier versions have no checksums."""
+
+    format: Literal["evenhand-weights-1"]
+    source: str
+    tasks: tuple[str, ...]
+    recipe: str
+    label: str
+    seed: int
+    rate: float
+    split: int
+    preparation: str = ""
 
 
 def load_network(folder: Path, problem: Problem | None = None) -> MultiTaskNetwork:

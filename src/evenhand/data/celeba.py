@@ -33,6 +33,7 @@ from evenhand import sources
 from evenhand.data.mnist import folder
 from evenhand.data.pictures import Counted, Pictures, Sample, colours
 from evenhand.data.problem import Problem, Task
+from evenhand.files import read_text
 from evenhand.network import MultiTaskNetwork
 
 PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -129,9 +130,9 @@ def read_attributes(file: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
     Raises:
         ValueError: the file is laid out otherwise; the message names the line.
     """
-    lines = file.read_text().splitlines()
+    lines = read_text(file).splitlines()
     attributes = tuple(lines[1].split()) if len(lines) > 1 else ()
-    rows = [line.split() for line in lines[2:]]
+    rows = [line.split() or ["an empty line"] for line in lines[2:]]
     for number, (name, *values) in enumerate(rows, start=3):
         if len(values) != len(attributes) or not set(values) <= {"1", "-1"}:
             raise ValueError(
@@ -151,7 +152,7 @@ def read_partition(file: Path, names: Sequence[str]) -> Tensor:
         ValueError: the file is laid out otherwise, or lacks a picture.
     """
     parts: dict[str, int] = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         match line.split():
             case [name, ("0" | "1" | "2") as part]:
                 parts[name] = int(part)

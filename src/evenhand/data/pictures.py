@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evenhand.data.fingerprint import of_files
 from evenhand.data.problem import Batch
+from evenhand.files import require_file
 from evenhand.schedules import mixed_seed
 
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -145,10 +146,11 @@ def nearest(array: Array, height: int, width: int) -> Array:
 def _opened(file: Path) -> Any:
     pillow = _pillow()
     try:
+        require_file(file)
         return pillow.open(file)
     except FileNotFoundError as error:
         raise ValueError(f"{file} is missing") from error
-    except pillow.UnidentifiedImageError as error:
+    except (pillow.UnidentifiedImageError, pillow.DecompressionBombError) as error:
         raise ValueError(f"{file} holds no picture that can be read") from error
 
 
@@ -168,8 +170,9 @@ def stored(file: Path, dimensions: tuple[int, int], kind: str) -> Array:
         ValueError: it cannot be read, or has others.
     """
     try:
+        require_file(file)
         array: Array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not dimensions[0] <= array.ndim <= dimensions[1]:
         raise ValueError(f"{file} has the shape {array.shape}, not that of a {kind}")

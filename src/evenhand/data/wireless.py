@@ -37,6 +37,7 @@ from torch.nn import functional
 from evenhand import sources
 from evenhand.data.mnist import folder
 from evenhand.data.problem import Metric, Problem, Split, Task
+from evenhand.files import require_file
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
@@ -185,6 +186,7 @@ def read(file: Path, lowest_snr: float = LOWEST_SNR) -> tuple[Tensor, Tensor, Te
     except ImportError as error:
         raise ValueError("reading HDF5 needs h5py: pip install 'evenhand[data]'") from error
     samples, modulations, signals = [], [], []
+    require_file(file)
     with h5py.File(file, "r") as stored:
         for name in sorted(stored):
             modulation, signal, snr = _kind(name, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evenhand.files import MEBIBYTE, read_text
 from evenhand.network import MultiTaskNetwork
 from evenhand.tables import kinds
 from evenhand.tables.kinds import Reading, present
@@ -17,7 +19,10 @@ from evenhand.tables.preparation import OneHot
 from evenhand.tables.problem import Prepared
 from evenhand.tables.question import nearest
 from evenhand.tables.reading import Cells, Table, plain, shown
+from evenhand.text import quoted
 
+MOST_BYTES = 64 * MEBIBYTE
+"""Of a preparation."""
 ROWS = 4096
 """That are predicted at a time."""
 NAMED = 3
@@ -46,9 +51,18 @@ class Predictor:
                 f"{folder} has no {PREPARED}: it was not trained on a table, so that no file can "
                 "be read for it"
             )
-        prepared = Prepared.from_json(file.read_text())
+        try:
+            text = read_text(file, MOST_BYTES)
+            prepared = Prepared.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        tasks, known = tuple(about["tasks"]), about.get("preparation", "")
+        if known not in ("", hashlib.sha256(text.encode()).hexdigest()):
+            raise ValueError(f"{file} is not what the weights beside it were trained with")
+        if lost := [task for task in tasks if task not in prepared.targets]:
+            raise ValueError(f"{file}: nothing is said of the task {quoted(lost[0])}")
         with torch.random.fork_rng(devices=[]):
-            network = prepared.network(tuple(about["tasks"]))
+            network = prepared.network(tasks)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +23,20 @@ from torch import Tensor
 
 from evenhand.data.problem import Problem, Split
 from evenhand.data.splits import SHARE, Parts, Pool
+from evenhand.files import parsed
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 from evenhand.tables import preparation
 from evenhand.tables.examined import Examined, opened
 from evenhand.tables.kinds import Reading, present
 from evenhand.tables.network import network
-from evenhand.tables.preparation import Column
+from evenhand.tables.preparation import Column, Moments, OneHot, Scaled
 from evenhand.tables.question import Question
 from evenhand.tables.reading import plain
 from evenhand.tables.scores import SCORES
 from evenhand.tables.shape import Shape
 from evenhand.tables.targets import Target
+from evenhand.text import quoted
 
 FORMAT = "evenhand-table-1"
 RATES = (1e-3, 3e-3, 1e-2)
@@ -93,16 +95,73 @@ class Prepared:
         Raises:
             ValueError: it is something else.
         """
-        try:
-            said: dict[str, Any] = json.loads(text)
-            if said["format"] != FORMAT:
-                raise ValueError(f"it has the format {said['format']!r}, not {FORMAT}")
-            columns = tuple(Column.from_dict(entry) for entry in said["inputs"])
-            made = [Target.from_dict(entry) for entry in said["targets"]]
-            targets, shape = {t.title: t for t in made}, Shape.of(said["network"])
-            return cls(columns, targets, shape, tuple(said["missing"]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is no preparation of a table: {error!r}") from error
+        where = "this is no preparation of a table"
+        found = parsed(_Format, text, where).format
+        if found != FORMAT:
+            raise ValueError(f"it has the format {quoted(found)}, not {FORMAT}")
+        written = parsed(_Written, text, where)
+        said = json.loads(text)
+        columns = tuple(Column.from_dict(entry) for entry in said["inputs"])
+        for entry in (*written.inputs, *written.targets):
+            _require_numbers(entry, where)
+        targets = {target.title: target for target in written.targets}
+        return cls(columns, targets, Shape.of(written.network), written.missing)
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: str
+
+
+@dataclass(frozen=True)
+class _Number(Scaled):
+    name: str
+    kind: Literal["numeric", "boolean"]
+
+
+@dataclass(frozen=True)
+class _Category(OneHot):
+    name: str
+    kind: Literal["category"]
+
+
+@dataclass(frozen=True)
+class _Date(Moments):
+    name: str
+    kind: Literal["date"]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What must stand in the file."""
+
+    inputs: tuple[_Number | _Category | _Date, ...]
+    targets: tuple[Target, ...]
+    network: str
+    missing: tuple[str, ...]
+
+
+def _require_numbers(entry: _Number | _Category | _Date | Target, where: str) -> None:
+    """See that a column can be scaled by what was written, and has as many names as it needs.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    match entry:
+        case Target():
+            numbers, scale = (entry.mean, *entry.weights), entry.scale
+            if entry.kind == "boolean" and len(entry.names) != 2:
+                raise ValueError(
+                    f"{where}: {quoted(entry.name)} has {len(entry.names)} names, not 2"
+                )
+        case _Category():
+            numbers, scale = (), 1.0
+        case _Date():
+            numbers, scale = (entry.middle, entry.days.mean, entry.days.median), entry.days.scale
+        case _Number():
+            numbers, scale = (entry.mean, entry.median), entry.scale
+    if not (all(map(math.isfinite, (*numbers, scale))) and scale > 0):
+        raise ValueError(f"{where}: the numbers of {quoted(entry.name)} are not finite")
 
 
 @dataclass(frozen=True, eq=False)

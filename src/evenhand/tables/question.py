@@ -6,6 +6,7 @@ Nothing here loads torch or reads a file, so that the tool refuses a mistake at 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 from evenhand.sources import KINDS
 from evenhand.tables.shape import Shape
+
+MOST_COLUMNS = 10_000
+"""That can be named."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,23 @@ class Question:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        if twice := [name for k, name in enumerate(self.targets) if name in self.targets[:k]]:
-            raise ValueError(f"the target {twice[0]!r} is named twice")
+        for what, given in (
+            ("targets", self.targets),
+            ("inputs", self.inputs),
+            ("drop", self.drop),
+        ):
+            if len(given) > MOST_COLUMNS:
+                raise ValueError(f"{len(given):,} columns in {what}: at most {MOST_COLUMNS:,}")
+        targets, drop = frozenset(self.targets), frozenset(self.drop)
+        if len(targets) < len(self.targets):
+            twice = Counter(self.targets).most_common(1)[0][0]
+            raise ValueError(f"the target {twice!r} is named twice")
         taken: dict[str, tuple[str | None, ...]] = {"--drop": self.drop, "--input": self.inputs}
         taken |= {"--group": (self.group,), "--time": (self.time,), "--weight": (self.weight,)}
         for option, names in taken.items():
-            if both := [name for name in names if name in self.targets]:
+            if both := [name for name in names if name in targets]:
                 raise ValueError(f"{both[0]!r} is a target: it cannot be {option} too")
-        if both := [name for name in self.inputs if name in self.drop]:
+        if both := [name for name in self.inputs if name in drop]:
             raise ValueError(f"{both[0]!r} is both --input and --drop")
         if self.group is not None and self.time is not None:
             raise ValueError(

@@ -12,6 +12,8 @@ import gzip
 import io
 import itertools
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from evenhand.files import LARGE, read_bytes, require_file
 
 Cells = npt.NDArray[Any]
 """One column: text (objects, None where blank), float64 (NaN where blank), or datetime64."""
@@ -80,8 +84,7 @@ def read(file: Path, missing: Sequence[str] = (), encoding: str = "utf-8") -> Ta
         stamp = file.stat()
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
-    if not file.is_file():
-        raise ValueError(f"{file} is no file")
+    require_file(file)
     return _read(file, tuple(missing), encoding, (stamp.st_mtime_ns, stamp.st_size))
 
 
@@ -95,12 +98,19 @@ def _read(file: Path, missing: tuple[str, ...], encoding: str, stamp: tuple[int,
         known = ", ".join(READERS)
         raise ValueError(f"{file}: a table's name must end in one of {known} (or .gz after it)")
     try:
-        content = file.read_bytes()
-        if packed:
-            content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+        content = _unpacked(file) if packed else read_bytes(file)
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
     return reader(file.name, content, frozenset(missing) | BLANK, encoding)
+
+
+def _unpacked(file: Path) -> bytes:
+    """What a gzip file holds, within the bounds of a file: it may be a thousand times its size."""
+    with gzip.open(io.BytesIO(read_bytes(file))) as packed:
+        content = packed.read(LARGE + 1)
+    if len(content) > LARGE:
+        raise ValueError(f"{file} holds more than {LARGE} bytes: no more are read")
+    return content
 
 
 # Text -------------------------------------------------------------------------------------------
@@ -186,9 +196,9 @@ def _checked(name: str, header: Sequence[str]) -> list[str]:
         ValueError: one stands twice.
     """
     titles = [title.strip() or f"column {k + 1}" for k, title in enumerate(header)]
-    twice = [title for k, title in enumerate(titles) if title in titles[:k]]
-    if twice:
-        raise ValueError(f"{name}: two columns are called {shown(twice[0])}")
+    if len(set(titles)) < len(titles):
+        twice = Counter(titles).most_common(1)[0][0]
+        raise ValueError(f"{name}: two columns are called {shown(twice)}")
     return titles
 
 

@@ -6,9 +6,14 @@ import math
 from dataclasses import dataclass, replace
 
 from evenhand.spelling import Spelled
+from evenhand.text import quoted
 
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "elu")
 LEAST, WIDEST = 16, 256
+
+
+MOST = {"width": 65_536, "depth": 1_000, "head": 65_536}
+"""More than a table can use."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,11 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("width", "depth", "head"):
             value = getattr(self, name)
-            least = 0 if name == "head" else 1
-            if value is not None and (type(value) is not int or value < least):
-                raise ValueError(f"mlp({name}={value}): must be an integer of at least {least}")
+            least, most = (0 if name == "head" else 1), MOST[name]
+            if value is not None and (type(value) is not int or not least <= value <= most):
+                raise ValueError(
+                    f"mlp({name}={quoted(value)}): must be an integer from {least} to {most:,}"
+                )
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"mlp(dropout={self.dropout}): must be at least 0 and below 1")
         if self.activation not in ACTIVATIONS:

@@ -67,7 +67,7 @@ def save(state: dict[str, Any], path: Path, about: About | None = None) -> None:
     structure = json.dumps(_encode(state, "state", tensors))
     told = json.dumps(asdict(about or About()))
     metadata = {"format": FORMAT, "structure": structure, "about": told}
-    metadata["sha256"] = _digest(structure, told, tensors)
+    metadata["sha256"] = digest(f"{structure}\0{told}", tensors)
     write_atomically(path, to_bytes(tensors, metadata=metadata))
 
 
@@ -95,15 +95,15 @@ def read(path: Path) -> tuple[dict[str, Any], About]:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no {FORMAT} checkpoint: {AGAIN}")
     structure, told = metadata.get("structure", ""), metadata.get("about", "")
-    if metadata.get("sha256") != _digest(structure, told, tensors):
+    if metadata.get("sha256") != digest(f"{structure}\0{told}", tensors):
         raise ValueError(f"{path} is damaged (its checksum is another): {AGAIN}")
     state: dict[str, Any] = _decode(json.loads(structure), tensors)
     return state, parsed(About, told, str(path))
 
 
-def _digest(structure: str, told: str, tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of all that a checkpoint says, whatever the order in its file."""
-    found = hashlib.sha256(f"{structure}\0{told}".encode())
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all that a file says, whatever the order of the tensors in it."""
+    found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()  # not copied
