@@ -520,6 +520,22 @@ def test_the_same_difference_in_every_split_is_no_certainty() -> None:
     assert assessed([single], [constant], tasks).judged == ("up",)
 
 
+def test_two_splits_declare_nothing() -> None:
+    """By chance two of them are nearly the same, and a t of one degree of freedom is sure of it."""
+    two = [
+        made_row(row.recipe, {t: v[1:] for t, v in row.test.items()})
+        for row in (CONSTANT, SINGLE, SUM, OTHER)
+    ]
+    found = assessed(two[1:], two[:1], TASKS)
+    assert found.headline.points.values == pytest.approx({0: 11.0, 1: 11.5})
+    said = verdict(found)
+    assert said.word == "CANNOT TELL"
+    assert "two splits say next to nothing of a spread" in said.sentences[0]
+    assert not any("Shown to" in s or "looks worse" in s for s in said.sentences)
+    assert said.advice == "--splits 5 says how sure this is."
+    assert any("one degree of freedom" in note for note in said.footnotes)
+
+
 def _twice(results: Sequence[Result]) -> tuple[Result, ...]:
     """The same metric in a second task."""
     return tuple(replace(r, test={"up": r.test["up"], "other": r.test["up"]}) for r in results)
