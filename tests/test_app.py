@@ -44,7 +44,7 @@ from evenhand.comparison.folder import RESULT
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.plan import training
 from evenhand.comparison.pool import run_jobs
-from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.request import Settings, forget, load_problem
 from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import joined
 from evenhand.data import LabelCount, Problem, Source, Split, Task
@@ -127,7 +127,7 @@ def _tiny_source() -> Iterator[None]:
         source = Source("tiny", "tiny_problem", "points in space", "made for the test")
         patch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
         yield
-    load_problem.cache_clear()
+    forget()
 
 
 def _run(command: str):
@@ -548,17 +548,17 @@ def _with(found: Findings, *made: Row, rates: tuple[float, ...] = (0.01, 0.1)) -
 
 
 SINGLE = {"side": [0.8, 0.81, 0.8], "height": [0.5, 0.51, 0.5], "reach": [2.0, 2.0, 2.02]}
-JOINT = {"side": [0.9, 0.91, 0.9], "height": [0.4, 0.41, 0.4], "reach": [1.0, 1.0, 1.02]}
+JOINT = {"side": [0.9, 0.91, 0.92], "height": [0.4, 0.41, 0.42], "reach": [1.0, 1.0, 1.04]}
 
 
 def test_cells_show_means_and_what_is_shown(found) -> None:
     made = _with(found, _made_row("single-task", SINGLE), _made_row("sg", JOINT))
     columns = _columns(made)
-    assert columns["side"] == {"constant": "0.500", "single-task": "0.803", "sg": "0.903"}
-    assert columns["height"] == {"constant": "1.00", "single-task": "0.50", "sg": "0.40"}
-    # skill of single-task: 60.67, 49.67 and 49.83; of the sum: 80.67, 59.67 and 74.83
-    assert columns["skill"] == {"constant": "0.0", "single-task": "53.4", "sg": "71.7"}
-    assert columns["vs single-task"]["sg"].startswith("+18.3 (")
+    assert columns["side"] == {"constant": "0.500", "single-task": "0.803", "sg": "0.910"}
+    assert columns["height"] == {"constant": "1.00", "single-task": "0.50", "sg": "0.41"}
+    # skill of single-task: 60.67, 49.67 and 49.83; of the sum: 82, 59 and 74.67
+    assert columns["skill"] == {"constant": "0.0", "single-task": "53.4", "sg": "71.9"}
+    assert columns["vs single-task"]["sg"].startswith("+18.5 (")
     assert columns["worse/same/"]["sg"] == "0/0/100"
     (cells,) = (c.cells for c in findings.columns(made) if c.title == "vs single-task")
     assert [cell.shown for cell in cells] == [0, 0, 1]
@@ -573,8 +573,8 @@ def test_delta_m_is_there_on_request_and_where_it_says_something(found) -> None:
         found.problem,
     )
     made = replace(made, comparison=replace(made.comparison, rows=rows_made))
-    # (12.45 + 19.87 + 49.83) / 3
-    assert _columns(made)["Δm"] == {"constant": "–", "single-task": "+0.0", "sg": "+27.4"}
+    # (13.28 + 18.54 + 49.50) / 3
+    assert _columns(made)["Δm"] == {"constant": "–", "single-task": "+0.0", "sg": "+27.1"}
     untrained = {**SINGLE, "reach": [4.2, 4.2, 4.2]}
     poor = rows(
         [r for row in (_made_row("single-task", untrained), rows_made[1]) for r in row.chosen],
@@ -710,7 +710,8 @@ def test_tables_for_other_programs(copied, found) -> None:
             values = found.rows[expected.name].test[task]
             assert float(line[f"metric:{task}"]) == pytest.approx(sum(values) / len(values))
     sg = next(line for line in lines if line["row"] == "sg")
-    assert float(sg["low"]) == pytest.approx(made.line("sg").versus.interval.low)
+    assert float(sg["versus"]) == pytest.approx(made.line("sg").versus.mean)
+    assert sg["low"] == sg["better"] == ""  # two splits have no interval
     runs = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
     assert len(runs) == sum(len(r.test) for row in found.rows.values() for r in row.chosen)
     for run in runs[:20]:

@@ -129,8 +129,11 @@ def test_a_parameter_without_an_optimizer_is_refused_unless_it_rests() -> None:
     ("phase", "told"),
     [
         (lambda tasks: eh.Phase(tasks, trains=("own",)), "trains the shared parameters"),
-        (lambda tasks: eh.Phase(tasks, trains=("shared",)), "trains the own parameters of"),
-        (lambda tasks: eh.Phase(tasks[:1]), "has a loss of"),
+        (
+            lambda tasks: eh.Phase(tasks, trains=("shared",)),
+            "trains the own parameters of class, rare, bent: let",
+        ),
+        (lambda tasks: eh.Phase(tasks[:1]), "has a loss of rare, bent: name"),
     ],
 )
 def test_what_no_phase_trains_is_refused(phase, told) -> None:

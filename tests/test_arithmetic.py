@@ -32,7 +32,7 @@ from evenhand.app.findings import Findings
 from evenhand.comparison.compare import finished, prepare
 from evenhand.comparison.execute import _epoch_seconds
 from evenhand.comparison.job import Job, Result
-from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.request import Settings, forget, load_problem
 from evenhand.comparison.statistics import rows
 from evenhand.data import Problem, Source, Split, Task
 from evenhand.training.records import Record
@@ -77,7 +77,7 @@ def _source(monkeypatch) -> Iterator[None]:
     source = Source("made-up", "made_up_problem", "made up", "made up")
     monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
     yield
-    load_problem.cache_clear()
+    forget()
 
 
 # What is written into the folder --------------------------------------------------------------
@@ -473,7 +473,7 @@ def test_every_number_in_the_sentences_is_that_of_the_files(folder) -> None:
         assert _near(told, 100 * expected) or (
             told in ("below 1", "over 99") and min(expected, 1 - expected) < 0.01
         )
-    costs = re.search(r"It has (.+?) of the parameters", text)
+    costs = re.search(r"The one network has (.+?) of the parameters", text)
     ratio = again.cost("sg", "parameters") / again.cost("single-task", "parameters")
     assert costs is not None
     assert costs[1] == f"{100 * ratio:.0f} %"

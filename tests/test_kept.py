@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from evenhand import MultiTaskNetwork, sources
 from evenhand.comparison.compare import compare, finished, prepare
 from evenhand.comparison.folder import read_manifest
-from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.request import Settings, forget
 from evenhand.comparison.weights import BEST, load_network, read_weights
 from evenhand.data import Problem, Source, Split, Task
 from evenhand.data.fingerprint import fingerprint, of_files
@@ -76,11 +76,11 @@ def offered(monkeypatch) -> Iterator[Callable[[Problem], None]]:
     def offer(problem: Problem, process: str = "another") -> None:
         module.load = lambda seed: problem
         if process == "another":
-            load_problem.cache_clear()
+            forget()
 
     offer(made())
     yield offer
-    load_problem.cache_clear()
+    forget()
 
 
 SETTINGS = Settings("kept", seeds=(0, 1), rates=(0.01, 0.1, 1e20), epochs=4)
@@ -115,6 +115,33 @@ def test_every_run_keeps_the_weights_of_its_best_epoch(stack, offered, tmp_path)
         losses, metrics = evaluate(kept, problem, problem.validation, result.tasks)
         assert losses == pytest.approx(records[result.epoch].validation)
         assert metrics == pytest.approx(result.validation)
+
+
+def test_where_each_task_has_an_epoch_of_its_own_the_weights_of_all_of_these_are_kept(
+    offered, tmp_path
+) -> None:
+    """And the network of each says of its tasks what the result does."""
+    problem = made()
+    settings = replace(SETTINGS, seeds=(1,), rates=(0.1,), epochs=8, references="all")
+    results = compare(settings, ("single-task", "sg"), tmp_path).results
+    (result,) = (r for r in results if r.job.recipe == "sg-own-epochs")
+    folder = tmp_path / result.job.folder
+    inside = sorted(folder.glob("*/best.safetensors"))
+    served = {}
+    for file in inside:
+        kept = load_network(file.parent)
+        _, about = read_weights(file.parent)
+        assert file.parent.name == f"epoch{about['epoch']}"
+        assert kept.tasks == ("sum", "norm")
+        for part, said in ((problem.test, result.test), (problem.validation, result.validation)):
+            _, metrics = evaluate(kept, problem, part, ("sum", "norm"))
+            for task in about["serves"]:
+                assert metrics[task] == pytest.approx(said[task])
+                assert served.setdefault(task, file) == file
+    assert served.keys() == {"sum", "norm"}
+    assert len(set(served.values())) == len(inside) == 2  # else this would show little
+    with pytest.raises(ValueError, match=r"weights for each task by itself.*epoch\d+ for 'sum'"):
+        load_network(folder)
 
 
 def test_the_file_is_plain_safetensors_of_the_state(offered, tmp_path) -> None:

@@ -67,6 +67,29 @@ class Halves(eh.Weighting):
 HALVES = Recipe.of("halves", weighting=Halves, summary="twice the first")
 
 
+def test_each_part_of_a_recipe_of_ones_own_goes_to_its_place() -> None:
+    own = Recipe.of(
+        "own",
+        weighting=Halves,
+        aggregator=eh.MGDA,
+        schedule=lambda: eh.alternate_epochs(2, 3),
+        own_moments=True,
+        replacement=True,
+        citation="nobody, 2026",
+    )
+    (made,) = own.compose(("a", "b")).values()
+    assert (type(made.weighting), type(made.aggregator)) == (Halves, eh.MGDA)
+    assert made.tasks == ("a", "b")
+    assert repr(made.schedule) == repr(eh.alternate_epochs(2, 3))
+    assert made.own_moments
+    assert made.replacement
+    assert (own.name, own.citation) == ("own", "nobody, 2026")
+    (bare,) = Recipe.of("bare").compose(("a", "b")).values()
+    assert (bare.weighting, bare.aggregator) == (None, None)
+    assert not bare.own_moments
+    assert not bare.replacement
+
+
 def test_a_problem_and_recipes_are_compared_and_reported(tmp_path) -> None:
     problem = mine()
     local = Recipe.of("local", aggregator=lambda: eh.CAGrad(c=0.25))

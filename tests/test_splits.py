@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from evenhand import MultiTaskNetwork
+from evenhand.comparison.request import Settings
 from evenhand.data import Problem, Split, Task, problem
-from evenhand.data.splits import Parts, Pool
+from evenhand.data.splits import Parts, Pool, strata
 
 
 def _made(x: torch.Tensor, y: torch.Tensor):
@@ -129,7 +130,81 @@ def test_what_cannot_be_divided_is_refused(columns, asked, message) -> None:
         _pool(9, strata=torch.zeros(3))
 
 
-@pytest.mark.parametrize("name", ["digits", "quadrants", "scans"])
+def test_classes_of_several_columns_are_told_apart_while_they_are_not_too_small() -> None:
+    sex, ward, name = torch.arange(60) % 2, torch.arange(60) // 30, torch.arange(60) % 30
+    found = strata([sex, name, ward])  # sixty names would be one sample each: passed over
+    assert found is not None
+    assert found.tolist() == (2 * sex + ward).tolist()
+    assert strata([]) is None
+    assert strata([torch.arange(60)]) is None
+    two = strata([torch.arange(4) % 2])  # two classes are always told apart
+    assert two is not None
+    assert two.tolist() == [0, 1, 0, 1]
+
+
+def test_shares_are_the_pools_own() -> None:
+    parts = _pool(50, shares=(0.3, 0.1)).parts("hold-out", 1, 0)
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [30, 5, 15]
+    with pytest.raises(ValueError, match="must be positive, their sum below 1"):
+        _pool(50, shares=(0.5, 0.5))
+
+
+def test_beside_an_official_test_set_classes_and_groups_keep_to_their_sides() -> None:
+    rare = (torch.arange(50) % 5 == 0).long()
+    official = torch.arange(50, 60)
+    for number in range(4):
+        parts = _pool(50, strata=rare).beside(official, number)
+        assert sorted([*parts.train.tolist(), *parts.validation.tolist()]) == list(range(50))
+        assert len(parts.validation) == 10
+        assert int(rare[parts.validation].sum()) == 2
+        assert parts.test.tolist() == official.tolist()
+        groups = torch.arange(50) // 5
+        parts = _pool(50, groups=groups).beside(official, number)
+        assert not {*groups[parts.train].tolist()} & {*groups[parts.validation].tolist()}
+        assert len(parts.validation) == 10
+    first, second = (_pool(50).beside(official, k).validation.tolist() for k in (0, 1))
+    assert first != second
+
+
+SHIPPED = {
+    "digits": (1_079, 359, 359),
+    "quadrants": (5_600, 1_400, 3_000),
+    "scans": (1_079, 359, 359),
+    "signals": (5_040, 1_260, 2_700),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_comparison_gives_each_part_its_share_of_every_class_of_what_ships(name) -> None:
+    """By default, without a word about designs: the classes of tasks that are classes."""
+    settings = Settings(name, splits=3)
+    pool = settings.problem(0).pool
+    assert pool is not None
+    assert pool.strata is not None
+    whole = pool.strata.bincount()
+    assert len(whole) == {"digits": 10, "quadrants": 8, "scans": 10, "signals": 9}[name]
+    for split in range(3):
+        parts = pool.parts("hold-out", 3, split)
+        drawn = settings.problem(split).test
+        assert torch.equal(drawn.inputs, pool.problem("hold-out", 3, split).test.inputs)
+        for part, size in zip(_lists(parts), SHIPPED[name], strict=True):
+            assert len(part) == pytest.approx(size, abs=1)
+            share = pool.strata[part].bincount() / whole
+            assert torch.allclose(share * whole, len(part) / pool.count * whole, atol=2)
+
+
+def test_classes_of_targets_have_equal_shares_in_every_test_part_of_a_comparison() -> None:
+    """As the metrics see them, not as the pool says."""
+    for name, tasks in {"quadrants": ("quadrant", "circle"), "signals": ("signal",)}.items():
+        settings = Settings(name, splits=2)
+        counts = [
+            torch.cat([settings.problem(k).test.targets[task].bincount() for task in tasks])
+            for k in range(2)
+        ]
+        assert int((counts[0] - counts[1]).abs().max()) <= 4  # at random some would differ by 30
+
+
+@pytest.mark.parametrize("name", ["digits", "quadrants", "scans", "signals"])
 def test_what_ships_can_be_folded(name) -> None:
     first = problem(name, 0)
     assert first.pool is not None

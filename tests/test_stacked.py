@@ -26,7 +26,7 @@ from evenhand.comparison.compare import compare, finished
 from evenhand.comparison.folder import MANIFEST, RESULT, STACKED
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.plan import training
-from evenhand.comparison.request import Settings, load_problem
+from evenhand.comparison.request import Settings, forget, load_problem
 from evenhand.data import Problem, Source, Split, Task
 from evenhand.ensemble.network import Stack, Stacked
 from evenhand.ensemble.optimizers import StackedAdam, StackedSGD, stacked
@@ -488,7 +488,7 @@ def _points_source() -> Iterator[None]:
         source = Source("points", "points_problem", "points in space", "made for the test")
         patch.setattr(sources, "SOURCES", (*sources.SOURCES, source))
         yield
-    load_problem.cache_clear()
+    forget()
 
 
 NAMES = ("single-task", "sg", "mgda", "ius-groups")

@@ -621,6 +621,8 @@ def test_an_official_test_set_stays(tmp_path) -> None:
     assert raw[0] == raw[1] == patients(30, seed=5)["ill"]
     assert not torch.equal(one.train.targets["ill"], other.train.targets["ill"])
     assert len(one.train) + len(one.validation) == 90
+    ill = [int(make(k).validation.targets["ill"].nansum()) for k in range(4)]
+    assert max(ill) - min(ill) <= 1  # classes have their share in what is drawn beside it
     lacking = {k: v for k, v in patients(30).items() if k != "age"}
     asked = {"targets": TARGETS, "test": str(write(tmp_path / "q2.csv", lacking))}
     with pytest.raises(ValueError, match=r"q2.csv has no column 'age'"):

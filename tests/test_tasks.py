@@ -33,6 +33,7 @@ from evenhand import (
     UPGrad,
     Weighting,
 )
+from evenhand.autodiff.arithmetic import finite
 from evenhand.balancer import extra_state
 from programs import DTYPE, gradients
 
@@ -200,6 +201,27 @@ def spoiled(losses: dict[str, Tensor], what: str) -> dict[str, Tensor]:
     """b's loss is infinite, or its gradient is NaN."""
     b = losses["b"]
     return losses | {"b": b * float("inf") if what == "loss" else Broken.apply(b)}
+
+
+class Elsewhere(Tensor):
+    """A tensor that says that it is not on the CPU."""
+
+    @property
+    def is_cpu(self) -> bool:
+        return False
+
+
+def test_gradients_that_are_not_on_the_cpu_are_finite_where_every_entry_is() -> None:
+    """One norm tells it, unless finite entries overflow it: then they are looked at themselves."""
+
+    def there(*values: float) -> Tensor:
+        return torch.tensor(values).as_subclass(Elsewhere)
+
+    assert finite([there(1.0, 2.0), None])
+    assert finite([there(3e38, 3e38), there(1.0)])
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        assert not finite([there(1.0, bad), there(1.0)])
+        assert not finite([there(1.0), there(bad, 1.0)])
 
 
 @both_ways

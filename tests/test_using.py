@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from evenhand.app.cli import app
 from evenhand.comparison import exporting
 from evenhand.comparison.request import forget
+from evenhand.comparison.weights import BEST, PREPARED, read_weights
 from evenhand.tables.predicting import Predictor
 from evenhand.tables.reading import read
 
@@ -165,6 +168,27 @@ def test_a_table_that_cannot_be_predicted_is_refused_in_a_line(folder, change, w
     result = run("predict", folder, table, *words, code=2)
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_weights_that_serve_some_tasks_predict_these_alone(folder, tmp_path) -> None:
+    """As a reference keeps them whose tasks have epochs of their own."""
+    weights, about = read_weights(folder)
+    run_folder = tmp_path / "run"
+    for epoch, serves in ((3, ["weight", "sort"]), (12, ["tall", "tags"])):
+        inside = run_folder / f"epoch{epoch}"
+        inside.mkdir(parents=True)
+        told = {"evenhand": json.dumps({**about, "serves": serves, "epoch": epoch})}
+        save_file(weights, inside / BEST, metadata=told)
+        shutil.copy(folder / PREPARED, inside)
+    whole, _ = predicted(folder, garden(9, 6))
+    table = write(tmp_path / "new.csv", garden(9, 6))
+    rows = list(csv.reader(io.StringIO(run("predict", run_folder / "epoch3", table).stdout)))
+    said = dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
+    assert [name for name in said if ":" not in name] == ["weight", "sort"]
+    assert said == {name: whole[name] for name in said}
+    message = run("predict", run_folder, table, code=2).stderr
+    assert "epoch3 for 'weight, sort'" in message
+    assert "epoch12 for 'tall, tags'" in message
 
 
 def test_predictions_as_json_and_in_a_file(folder, tmp_path) -> None:

@@ -117,7 +117,7 @@ class Balancer(nn.Module):
         super().__init__()
         require_kind("tasks", tasks, Sequence[str] | None)
         require_kind("seed", seed, int)
-        require_kind("members", members, tuple[int, ...])
+        require_kind("leading", leading, tuple[int, ...])
         if not isinstance(weighting, Weighting | None):
             raise TypeError(f"weighting={weighting!r} is no Weighting")
         if not isinstance(aggregator, Weighting | Aggregator | None):

@@ -457,6 +457,7 @@ def notes(findings: Findings) -> list[str]:
         *_untrained(findings),
         *_scales(findings),
         *_few_labels(findings),
+        *_few_units(findings),
         *_rare(findings),
         *_starved(findings),
         *_grid_edges(findings.comparison),
@@ -513,6 +514,10 @@ def _scales(findings: Findings) -> Iterator[str]:
 
 FEW = 100
 """Fewer training labels are told."""
+RARE = 20
+"""Fewer test labels, and test rows of the rarest class, are told."""
+FEW_UNITS = 10
+"""Fewer groups are told."""
 
 
 def _few_labels(findings: Findings) -> Iterator[str]:
@@ -525,18 +530,34 @@ def _few_labels(findings: Findings) -> Iterator[str]:
     few = [f"{task} ({count})" for task, count in least.items() if count < FEW]
     if few:
         yield f"Fewer than {FEW} training labels: {joined(few)}."
+    quantities = {
+        task: min(f.test[task].count for f in facts if task in f.test)
+        for task in findings.problem.tasks
+        if any(task in f.test and f.test[task].rarest is None for f in facts)
+    }
+    few = [f"{task} ({count})" for task, count in quantities.items() if count < RARE]
+    if few:
+        yield f"Fewer than {RARE} test labels: {joined(few)}."
 
 
-RARE = 20
-"""Fewer test rows of the rarest class are told."""
+def _few_units(findings: Findings) -> Iterator[str]:
+    """Groups so few that dividing them again and again says little more."""
+    design = findings.assessment.design
+    if design.kind != "origins" and design.units < FEW_UNITS:
+        yield (
+            f"Only {design.units:,.0f} independent units are divided into training, validation and "
+            "test: what holds for these need not hold for others."
+        )
 
 
 def _rare(findings: Findings) -> Iterator[str]:
     found, constant = [], []
     for task in findings.problem.tasks:
         known = [f.test[task] for f in findings.comparison.facts if task in f.test]
-        if any(target.values == 1 for target in known):
-            constant.append(task)
+        same = sum(target.values == 1 for target in known)
+        if same:
+            some = f" (in {same} of {len(known)} splits)" if same < len(known) else ""
+            constant.append(f"{task}{some}")
             continue
         rare = [(t.rarest, t.count) for t in known if t.rarest is not None and t.rarest < RARE]
         if rare:

@@ -86,9 +86,10 @@ def over_tables(found: Sequence[Across]) -> Group:
 def subject(findings: Findings) -> str:
     """What was compared: rows, tasks, splits and seeds."""
     made, facts = findings.comparison.settings, findings.comparison.facts
-    rows = sum(count for count in facts[0].rows if count > 0) if facts else 0
+    # By time, the last split alone has all rows.
+    rows = max((sum(count for count in f.rows if count > 0) for f in facts), default=0)
     tasks, splits, seeds = len(findings.problem.tasks), made.splits, len(made.seeds)
-    units = sum(facts[0].units) if facts else rows
+    units = max((sum(f.units) for f in facts), default=rows)
     of = f" of {units:,} independent units" if units != rows else ""
     return (
         f"{plain(findings.problem.name, NAME)}: {rows:,} rows{of}, {tasks} task{_s(tasks)}; "

@@ -316,8 +316,10 @@ def _unjudged(
     found = {}
     for name in tasks:
         told = _told(name, facts)
-        if any(f.test[name].values == 1 for f in facts if name in f.test):
-            found[name] = "its test targets are all the same"
+        same = sum(f.test[name].values == 1 for f in facts if name in f.test)
+        if same:
+            where = "" if same == len(facts) else f" in {same} of {len(facts)} splits"
+            found[name] = f"its test targets are all the same{where}"
         elif any(f.test[name].count == 0 for f in facts if name in f.test):
             found[name] = "a test part has no label of it"
         elif len(zero.by_split(name)) < design.splits:

@@ -170,8 +170,16 @@ def over_rows(difference: float, resampled: Sequence[float]) -> Estimate:
     return Estimate(difference, statistics.stdev(known), math.inf)
 
 
-def half_width_with(differences: Sequence[float], ratio: float, splits: int) -> float:
+def half_width_with(
+    differences: Sequence[float], ratio: float, splits: int, units: float = math.inf
+) -> float:
     """What the interval's half-width would be about with so many splits of the same shares.
+
+    Args:
+        differences: as for `over_splits`.
+        ratio: as for `over_splits`.
+        splits: how many there would be, at least two.
+        units: independent things that are divided; degrees of freedom stay below their number.
 
     Raises:
         ValueError: as `over_splits`; or `splits` is less than two.
@@ -180,7 +188,7 @@ def half_width_with(differences: Sequence[float], ratio: float, splits: int) -> 
         raise ValueError(f"splits={splits}: must be at least 2")
     _check(differences, ratio)
     variance = statistics.variance(differences) * (1 / splits + ratio)
-    return Estimate(0.0, math.sqrt(variance), splits - 1).half_width()
+    return Estimate(0.0, math.sqrt(variance), max(1, min(splits, units) - 1)).half_width()
 
 
 def _check(differences: Sequence[float], ratio: float) -> None:

@@ -14,9 +14,11 @@ from evenhand.comparison.references import CONSTANT, LINEAR, OWN_EPOCHS, TREES, 
 from evenhand.comparison.request import Settings
 from evenhand.comparison.resampling import resampled, rows_resampled, said
 from evenhand.comparison.shallow import Models, linear_models, predictions, tree_models
+from evenhand.comparison.weights import State, keep_by_task
 from evenhand.data.problem import Problem, Split
 from evenhand.files import write_atomically
 from evenhand.network import MultiTaskNetwork
+from evenhand.training.checkpoint import copied
 
 FACTS = "facts.json"
 """Beside the constant's result: the split, counted."""
@@ -52,6 +54,7 @@ def _own_epochs(job: Job, problem: Problem, settings: Settings, folder: Path) ->
     """The plain sum; every task is tested with the weights of its own best epoch."""
     run = training(job, problem, settings)
     best = dict.fromkeys(run.tasks, math.inf)
+    kept: dict[str, tuple[int, State]] = {}
     validation: dict[str, float] = {}
     test: dict[str, float] = {}
     drawn: dict[str, tuple[float, ...]] = {}
@@ -67,12 +70,14 @@ def _own_epochs(job: Job, problem: Problem, settings: Settings, folder: Path) ->
             continue
         epoch = record.epoch
         best |= {task: record.validation[task] for task in better}
+        kept |= dict.fromkeys(better, (epoch, copied(run.network.state_dict())))
         validation |= {task: record.metrics[task] for task in better}
         test |= evaluated(run.network, problem, problem.test, better)
         if rows_resampled(problem, settings):
             drawn |= resampled(run.network, problem, better, job.split)
     if len(test) < len(run.tasks):
         return Result(job, run.tasks, "diverged: some task has no epoch with a finite loss")
+    keep_by_task(run, job, folder, kept)
     shares = [best[task] / first[task] for task in run.tasks if first[task] > 0]
     return Result(
         job,

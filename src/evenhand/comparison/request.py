@@ -181,7 +181,8 @@ class Settings:
         splits: how often the data are divided anew. Each split has its own parts, initial weights
             and order of the data, and chooses its own rates and epochs; `seeds` are trained in
             each of them.
-        design: how they are divided, see `data/splits.py`. "hold-out" is the data set's own way.
+        design: how they are divided, see `data/splits.py`. Without a pool there is "hold-out"
+            alone, which is the loader's own way.
         references: which rows stand beside the recipes, see `references`: "none" but the
             constant, "cheap" or "all".
         matters: the smallest difference that matters, in points of skill.
@@ -293,20 +294,16 @@ class Settings:
         from evenhand.data.problem import Problem
 
         source = self.resolved()
-        if self.design == "hold-out" and not isinstance(source, Problem):
-            return load_problem(source, split)
-        whole = source if isinstance(source, Problem) else load_problem(source, 0)
+        if not isinstance(source, Problem):
+            return _divided(source, self.design, self.splits, split)
         if self.splits == 1 and self.design == "hold-out":
-            return whole
-        if whole.pool is None:
+            return source
+        if source.pool is None:
             raise ValueError(
-                f"{self.splits} splits, design={self.design!r}: {self.source} is divided by its "
-                "loader, which knows hold-out only"
-                if not isinstance(source, Problem)
-                else f"splits={self.splits}: {self.source} was given divided; give a function of "
-                "the split's number that divides it, or a pool (Problem.pool), or ask for one split"
+                f"splits={self.splits}: {self.source} was given divided; give a function of the "
+                "split's number that divides it, or a pool (Problem.pool), or ask for one split"
             )
-        return whole.pool.problem(self.design, self.splits, split)
+        return source.pool.problem(self.design, self.splits, split)
 
     def recipe(self, name: str) -> Recipe:
         """The recipe called `name`, one's own or one of the list.
@@ -359,7 +356,7 @@ def _made(source: str, options: str) -> Problem | Maker:
 
 @lru_cache(maxsize=4)
 def load_problem(source: str | Maker, split: int = 0) -> Problem:
-    """The problem called or made by `source`, divided for the `split`-th time.
+    """The problem called or made by `source`, divided by its loader for the `split`-th time.
 
     It is kept for the parts of one comparison; `compare` loads it afresh, see `forget`.
     """
@@ -370,7 +367,28 @@ def load_problem(source: str | Maker, split: int = 0) -> Problem:
     return data.problem(source, split)
 
 
+@lru_cache(maxsize=4)
+def _divided(source: str | Maker, design: str, splits: int, split: int) -> Problem:
+    """The problem divided by its pool, so that classes have their shares; without, by its loader.
+
+    An official test set stays where the loader puts it, whether there is a pool or not.
+
+    Raises:
+        ValueError: the loader divides, and another design than hold-out is asked for.
+    """
+    whole = load_problem(source, 0)
+    if whole.pool is not None and not whole.official_test:
+        return whole.pool.problem(design, splits, split)
+    if design != "hold-out":
+        raise ValueError(
+            f"{splits} splits, design={design!r}: {whole.name} is divided by its loader, which "
+            "knows hold-out only"
+        )
+    return load_problem(source, split)
+
+
 def forget() -> None:
     """Load the data afresh from now on: they may be others than those of an earlier comparison."""
     load_problem.cache_clear()
+    _divided.cache_clear()
     _made.cache_clear()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.inference import Estimate, over_rows, over_splits, over_trainings
@@ -173,6 +173,10 @@ def _by_seed(row: Row, constant: Row, tasks: Mapping[str, Task]) -> dict[tuple[i
     return {at: statistics.fmean(s) for at, s in found.items() if len(s) == len(tasks)}
 
 
+NO_SPREAD = 1e-9
+"""Standard errors below this share of the mean, or of a point, are rounding."""
+
+
 @dataclass(frozen=True)
 class Design:
     """What the splits can say about a difference.
@@ -183,33 +187,62 @@ class Design:
             or "origins" (by time: each is shown, and there is no interval).
         ratio: n_test / (n − n_test), in independent units.
         validation_ratio: validation rows for each training row.
+        units: independent things that are divided: groups where there are groups, else rows.
     """
 
     splits: int
     kind: str
     ratio: float
     validation_ratio: float = 0.0
+    units: float = math.inf
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of an interval over splits, at least 1.
+
+        K − 1, but no more than the independent things say: three groups are three, however often
+        they are divided. That bound is our own.
+        """
+        return max(1, min(self.splits, self.units) - 1)
 
     @classmethod
     def of(cls, settings: Settings, official_test: bool, facts: Sequence[Facts]) -> Design:
         """The design of a comparison."""
         ratio = statistics.fmean(f.ratio for f in facts) if facts else 0.0
         validation = statistics.fmean(f.validation_ratio for f in facts) if facts else 0.0
+        units = min((sum(f.units) for f in facts), default=math.inf)
         if settings.design == "time":
             kind = "origins"
         elif settings.splits == 1:
             kind = "rows"
         else:
             kind = "trainings" if official_test else "splits"
-        return cls(settings.splits, kind, ratio, validation)
+        return cls(settings.splits, kind, ratio, validation, units)
+
+    @property
+    def too_few(self) -> bool:
+        """Whether a spread over splits is wanted, and there are two of them, or of groups."""
+        return self.kind in ("splits", "trainings") and self.freedom < 2
 
     def estimate(self, difference: Points) -> Estimate | None:
-        """How sure the mean of a difference is; None where this design cannot tell."""
+        """How sure the mean of a difference is; None where this design cannot tell.
+
+        It cannot of two splits (or of two groups, divided however often): one degree of freedom
+        estimates no spread, and small ones come by chance. Nor can it where all splits give the
+        same: then the metric is too coarse to show a spread, or one network is compared with
+        itself, and no certainty is in that.
+        """
         values = list(difference.values.values())
-        if len(values) < self.splits or self.kind == "origins":
+        if len(values) < self.splits or self.kind == "origins" or self.too_few:
             return None
+        found = self._estimated(values, difference)
+        if found is None or found.scale <= NO_SPREAD * max(1.0, abs(found.mean)):
+            return None
+        return found
+
+    def _estimated(self, values: Sequence[float], difference: Points) -> Estimate | None:
         if self.kind == "splits":
-            return over_splits(values, self.ratio)
+            return replace(over_splits(values, self.ratio), freedom=self.freedom)
         variances = []
         for split, value in difference.values.items():
             known = [x for x in difference.draws.get(split, ()) if math.isfinite(x)]
@@ -217,5 +250,7 @@ class Design:
                 return None
             variances.append(over_rows(value, known).scale ** 2)
         if self.kind == "trainings":
-            return over_trainings(values, self.validation_ratio, statistics.fmean(variances))
+            test_variance = statistics.fmean(variances)
+            estimate = over_trainings(values, self.validation_ratio, test_variance)
+            return replace(estimate, freedom=self.freedom)
         return Estimate(values[0], math.sqrt(variances[0]), math.inf)

@@ -3,13 +3,15 @@
 Words follow numbers by fixed rules. With P(worse), P(same) and P(better) of the plain sum against
 single-task, by more than the margin:
 
-    TOGETHER, APART, EITHER WAY              the probability is at least 95 %
+    TOGETHER, APART                          the probability is at least 95 %, and the 95 % interval
+                                             of the difference excludes zero
+    EITHER WAY                               the probability is at least 95 %
     the same, PROBABLY                       at least 85 %
     TOGETHER IS NO WORSE                     P(worse) is below 5 %
     APART IS NO WORSE                        P(better) is below 5 %
     CANNOT TELL                              nothing of these
 
-On one split, and by time, nothing is declared.
+On one split, and by time, nothing is declared; of one task, there is nothing to declare.
 """
 
 from __future__ import annotations
@@ -108,6 +110,8 @@ def _word(found: Assessment) -> str:
         return "NOTHING TO COMPARE"
     if found.headline is None:
         return "NO VERDICT"
+    if _alone(found):
+        return "ONE TASK"
     if found.design.kind == "rows":
         return "ONE SPLIT"
     if found.design.kind == "origins":
@@ -121,7 +125,8 @@ def _word(found: Assessment) -> str:
         "EITHER WAY": chances.same,
     }
     likeliest = max(by_word, key=by_word.__getitem__)
-    if by_word[likeliest] >= SURE:
+    # One side's 95 % alone would be said beside an interval that reaches over zero.
+    if by_word[likeliest] >= SURE and (likeliest == "EITHER WAY" or found.headline.shown):
         return likeliest
     if by_word[likeliest] >= LIKELY:
         return f"{likeliest}, PROBABLY"
@@ -130,6 +135,11 @@ def _word(found: Assessment) -> str:
     if chances.better < 1 - SURE:
         return "APART IS NO WORSE"
     return "CANNOT TELL"
+
+
+def _alone(found: Assessment) -> bool:
+    """Whether there is but one task: together and apart are then the same."""
+    return len(found.judged) + len(found.unjudged) == 1
 
 
 def _headline(word: str, found: Assessment) -> str:
@@ -144,6 +154,11 @@ def _headline(word: str, found: Assessment) -> str:
             sentence = (
                 f"NO VERDICT: together or apart is {BASELINE} against {REFERENCE}, and there is "
                 f"no {joined(missing, 2)} in every split and task."
+            )
+        case "ONE TASK":
+            sentence = (
+                f"ONE TASK: nothing is trained together. {BASELINE} and {REFERENCE} are one and "
+                "the same; the table has the other rows."
             )
         case "ONE SPLIT":
             sentence = (
@@ -213,7 +228,7 @@ def _evidence(found: Assessment) -> Iterator[str]:
 def _declared(found: Assessment) -> Iterator[str]:
     """The comparison that was declared in advance."""
     headline = found.headline
-    if headline is None:
+    if headline is None or _alone(found):
         return
     what = f"One network (plain sum) against one per task: {signed(headline.mean)} points of skill"
     if found.design.kind == "origins":
@@ -233,9 +248,15 @@ def _declared(found: Assessment) -> Iterator[str]:
 
 
 def _why_not(found: Assessment) -> str:
-    if found.design.kind in ("rows", "trainings"):
+    points = found.headline.points if found.headline is not None else None
+    if points is None or len(points.values) < found.design.splits:
+        return "some split has no result"
+    if found.design.too_few:
+        what = "splits" if found.design.splits < 3 else "independent units"
+        return f"two {what} say next to nothing of a spread"
+    if found.design.kind in ("rows", "trainings") and not points.draws:
         return "the test outputs were too many to resample the test rows"
-    return "some split has no result"
+    return "it is the same every time, as where a metric is coarse and test rows are few"
 
 
 def _exceptional(found: Assessment) -> Iterator[str]:
@@ -270,6 +291,8 @@ def _unfinished(found: Assessment) -> Iterator[str]:
 def _cost(found: Assessment) -> Iterator[str]:
     """What one network costs, relative to one per task."""
     joint, single = found.line(BASELINE), found.line(REFERENCE)
+    if found.headline is None or _alone(found):
+        return
     if joint is None or single is None or not single.parameters:
         return
     parts = [f"{_share(joint.parameters / single.parameters)} of the parameters"]
@@ -277,7 +300,7 @@ def _cost(found: Assessment) -> Iterator[str]:
         parts.append(f"{joint.flops / single.flops:.2g} x the operations")
     if math.isfinite(joint.processor) and single.processor > 0:
         parts.append(f"{joint.processor / single.processor:.2g} x the processor time")
-    yield f"It has {joined(parts)}."
+    yield f"The one network has {joined(parts)}."
 
 
 def _share(ratio: float) -> str:
@@ -292,7 +315,7 @@ def _share(ratio: float) -> str:
 def _balancing(found: Assessment) -> Iterator[str]:
     """Whether a balancing method is shown to beat the plain sum, and which look worse."""
     names = [name for name in found.balancing if name in found.against_sum]
-    if not names or found.design.kind in ("origins", "rows"):
+    if not names or found.design.kind in ("origins", "rows") or _alone(found):
         return
     better = _beating(found)
     tuned = found.line(TUNED)
@@ -356,8 +379,8 @@ def _enough(found: Assessment) -> Iterator[str]:
     sum_worse += [d.chances.better for d in rivals if d.chances is not None]
     if len(sum_worse) == 1 + len(rivals) and max(sum_worse) < 1 - SURE:
         yield (
-            f"The plain sum is enough: that it is worse than another recipe by more than "
-            f"{_points(found.margin)} has a probability {_below(max(sum_worse))}."
+            f"The plain sum is enough: that it is worse by more than {_points(found.margin)} has a "
+            f"probability {_below(max(sum_worse))}, against each other recipe by itself."
         )
 
 
@@ -382,6 +405,8 @@ def _controls(found: Assessment) -> Iterator[str]:
     """What else than conflict a difference could be: size, epochs, capacity, weights."""
     single, joint = found.line(REFERENCE), found.line(BASELINE)
     if single is None or joint is None or not joint.skill.values or found.headline is None:
+        return
+    if _alone(found):
         return
     gap = found.headline.mean
     narrow, wide = found.line(NARROW), found.line(WIDE)
@@ -452,7 +477,11 @@ def _advice(word: str, found: Assessment) -> str:
         steps.append(f"put {REFERENCE} and {BASELINE} among the recipes")
     elif word == "ONE SPLIT":
         steps.append("--splits 5 says whether this holds on other splits")
-    rare = {t: r for t, r in found.unjudged.items() if " in " in r and "test rows" in r}
+    rare = {
+        task: reason
+        for task, reason in found.unjudged.items()
+        if ("test rows" in reason or "all the same in" in reason)
+    }
     for what in ("positives", "rare rows"):
         tasks = [task for task, r in rare.items() if (what == "positives") == (" positive" in r)]
         if tasks:
@@ -461,10 +490,16 @@ def _advice(word: str, found: Assessment) -> str:
         steps.append("see whether the inputs say anything about the targets")
     undecided = word not in ("TOGETHER", "APART", "EITHER WAY")
     headline = found.headline
-    if undecided and found.design.kind == "splits" and headline is not None:
+    measured = headline is not None and headline.estimate is not None
+    if word == "CANNOT TELL" and found.design.too_few:
+        few = found.design.splits < 3
+        steps.append("--splits 5 says how sure this is" if few else "more groups")
+    elif headline is not None and not measured and word == "CANNOT TELL":
+        steps.append("more test rows, or a metric that moves with each of them (--metric)")
+    if undecided and found.design.kind == "splits" and headline is not None and measured:
         values = list(headline.points.values.values())
         more = 2 * found.design.splits
-        half = half_width_with(values, found.design.ratio, more)
+        half = half_width_with(values, found.design.ratio, more, found.design.units)
         steps.append(f"--splits {more} gives about ±{half:.1f}")
     return f"{'; '.join(steps)}." if steps else ""
 
@@ -497,7 +532,7 @@ def _its(names: Sequence[str]) -> str:
 
 
 def _freedom(design: Design) -> str:
-    number = design.splits - 1
+    number = int(design.freedom)
     return f"{number} degree{'' if number == 1 else 's'} of freedom"
 
 
@@ -510,6 +545,8 @@ def _footnotes(found: Assessment) -> Iterator[str]:
     yield f"{scale}."
     matters = f'"matters" is {_points(found.margin)}'
     match design.kind:
+        case "splits" | "trainings" if design.too_few:
+            yield f"No interval is worth printing with one degree of freedom; {matters}."
         case "splits":
             yield (
                 f"Intervals by the corrected resampled t, {_freedom(design)}, test to rest "

@@ -1,9 +1,14 @@
-"""The best weights of every run: kept in its folder, and made a network again."""
+"""The best weights of every run: kept in its folder, and made a network again.
+
+A run whose tasks are each tested at their own best epoch keeps the weights of all these epochs, in
+a folder each.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +21,7 @@ from evenhand.comparison.references import REFERENCES
 from evenhand.data.problem import Problem
 from evenhand.files import parsed, require_file, write_atomically
 from evenhand.network import MultiTaskNetwork
+from evenhand.text import quoted
 from evenhand.training.checkpoint import digest
 from evenhand.training.loop import Training
 
@@ -23,15 +29,36 @@ BEST = "best.safetensors"
 """In the folder of a finished run: the weights of its best epoch."""
 PREPARED = "preparation.json"
 """Beside it, where the data are a table: what turns its rows into inputs and outputs into cells."""
+EPOCH = "epoch"
+"""Before an epoch's number: the folder of its weights, where tasks have epochs of their own."""
 FORMAT = "evenhand-weights-1"
 
 
-def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
+State = Mapping[str, torch.Tensor]
+"""A network's `state_dict`."""
+
+
+def keep_weights(
+    run: Training,
+    job: Job,
+    folder: Path,
+    epoch: int,
+    weights: State | None = None,
+    serves: Sequence[str] | None = None,
+) -> None:
     """Write the weights of a run's best epoch with what they are of, at once or not at all.
 
     The file is the network's `state_dict` in safetensors. Its metadata say what builds the network
     again: the name of the problem, tasks, what the job is (recipe, label, seed, rate, split), best
     epoch and version, JSON under "evenhand"; and a SHA-256 of all this, and of what prepares rows.
+
+    Args:
+        run: whose network it is.
+        job: what the run is of.
+        folder: the run's.
+        epoch: of the weights.
+        weights: by default, the run's best.
+        serves: the tasks whose answers are taken from these weights; by default all.
     """
     from safetensors.torch import save
 
@@ -42,12 +69,13 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
         "version": __version__,
         "source": run.problem.name,
         "tasks": list(run.tasks),
+        "serves": list(run.tasks if serves is None else serves),
         **asdict(job),
         "epoch": epoch,
     }
     tensors = {
         name: value.detach().cpu().contiguous().clone()  # a file does not share memory
-        for name, value in run.best_weights.items()
+        for name, value in (run.best_weights if weights is None else weights).items()
     }
     if run.problem.preparation is not None:
         prepared = run.problem.preparation.to_json()
@@ -58,19 +86,42 @@ def keep_weights(run: Training, job: Job, folder: Path, epoch: int) -> None:
     write_atomically(folder / BEST, save(tensors, metadata={"evenhand": json.dumps(about)}))
 
 
+def keep_by_task(
+    run: Training, job: Job, folder: Path, best: Mapping[str, tuple[int, State]]
+) -> None:
+    """Write the weights of each task's own best epoch, into `folder / "epoch<k>"` of every such k.
+
+    Args:
+        run: whose network it is.
+        job: what the run is of.
+        folder: the run's.
+        best: by task, the epoch and its weights.
+    """
+    for epoch, weights in dict(best.values()).items():
+        serves = [task for task, (own, _) in best.items() if own == epoch]
+        inside = folder / f"{EPOCH}{epoch}"
+        inside.mkdir(exist_ok=True)
+        keep_weights(run, job, inside, epoch, weights, serves)
+
+
 def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The weights that `keep_weights` wrote into a run's folder, and what they are of.
 
     Raises:
-        ValueError: the run is not finished, or has diverged; or the file is damaged.
+        ValueError: the run is not finished, has diverged, or chooses an epoch for each task (the
+            message says which folder is of which task); or the file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     file = folder / BEST
     if not file.exists():
+        if inside := sorted(folder.glob(f"{EPOCH}*/{BEST}")):
+            served = {f.parent: read_weights(f.parent)[1]["serves"] for f in inside}
+            told = "; ".join(f"{f} for {quoted(', '.join(t))}" for f, t in served.items())
+            raise ValueError(f"{folder} has weights for each task by itself. Name one: {told}")
         raise ValueError(
             f"{folder} has no {BEST}: its run is not finished, has diverged, or is of a reference "
-            "that is no one network"
+            "that is no network"
         )
     require_file(file)
     try:
@@ -94,6 +145,7 @@ class _About:
     format: Literal["evenhand-weights-1"]
     source: str
     tasks: tuple[str, ...]
+    serves: tuple[str, ...]
     recipe: str
     label: str
     seed: int
@@ -107,7 +159,8 @@ def load_network(folder: Path, problem: Problem | None = None) -> MultiTaskNetwo
 
     Args:
         folder: the run's, for example `out/mgda/split0/seed0-lr0.01`; `comparison.out /
-            result.job.folder` of one of its results.
+            result.job.folder` of one of its results. Where each task has an epoch of its own
+            (`sg-own-epochs`), the folder of one of these epochs inside.
         problem: what makes the network; by default the problem of the name that the run was of.
             Its data play no part.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenhand.data.problem import Metric, Problem, Split, Task
-from evenhand.data.splits import Parts, Pool
+from evenhand.data.splits import Parts, Pool, strata
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
@@ -41,7 +41,9 @@ def load(seed: int = 0) -> Problem:
     """
     generator = torch.Generator().manual_seed(mixed_seed(seed, *b"quadrants"))
     points = HALF_SIDE * (2 * torch.rand(sum(SIZES), 2, generator=generator) - 1)
-    pool = Pool(len(points), partial(_problem, points))
+    _, validation, test = (size / len(points) for size in SIZES)
+    classes = strata(list(_classes(points).values()))
+    pool = Pool(len(points), partial(_problem, points), strata=classes, shares=(test, validation))
     parts = torch.split(torch.arange(len(points)), SIZES)
     return replace(_problem(points, Parts(*parts)), pool=pool)
 
@@ -122,13 +124,17 @@ def _binary_cross_entropy(logits: Tensor, inside: Tensor) -> Tensor:
 
 
 def _sides(points: Tensor, parts: Parts) -> list[Split]:
-    x, y = points.unbind(dim=1)
-    above = (y >= 0).long()
-    quadrant = 2 * (1 - above) + ((x >= 0).long() + above) % 2
-    circle = (points.square().sum(dim=1) < 1).long()
+    targets = _classes(points)
     first = points[parts.train]
     standard = (points - first.mean(dim=0)) / first.std(dim=0)
     return [
-        Split(standard[part], {"quadrant": quadrant[part], "circle": circle[part]})
+        Split(standard[part], {task: classes[part] for task, classes in targets.items()})
         for part in (parts.train, parts.validation, parts.test)
     ]
+
+
+def _classes(points: Tensor) -> dict[str, Tensor]:
+    x, y = points.unbind(dim=1)
+    above = (y >= 0).long()
+    quadrant = 2 * (1 - above) + ((x >= 0).long() + above) % 2
+    return {"quadrant": quadrant, "circle": (points.square().sum(dim=1) < 1).long()}

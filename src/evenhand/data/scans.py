@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evenhand.data.problem import Metric, Problem, Split, Task
-from evenhand.data.splits import Parts, Pool
+from evenhand.data.splits import Parts, Pool, strata
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
@@ -64,7 +64,8 @@ def load(seed: int = 0) -> Problem:
     degrees [n].
     """
     pictures = _pictures()
-    pool = Pool(len(pictures.classes), partial(_problem, pictures), strata=pictures.classes)
+    classes = strata([pictures.classes])
+    pool = Pool(len(pictures.classes), partial(_problem, pictures), strata=classes)
     return replace(pool.make(pool.parts("hold-out", 1, seed)), pool=pool)
 
 

@@ -4,7 +4,8 @@ A `Pool` knows how many samples there are and what divides them: classes that ev
 have its share of, groups (subjects, pictures) that stand on one side only, times. Its `problem`
 makes split `number` of a design:
 
-    hold-out   test and validation are drawn anew for each split: a fifth of the units each
+    hold-out   test and validation are drawn anew for each split: a fifth of the units each, or
+               the pool's own shares
     k-fold     the units are dealt once into as many folds as splits; fold k tests, the next
                validates
     time       split k learns from what came before its origin and tests on what comes next; the
@@ -16,7 +17,7 @@ scales) is fitted by `make`, which is told the parts, to the training part alone
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,8 @@ from evenhand.sources import DESIGNS
 
 SHARE = 0.2
 """Of the units, those that test, and those that validate."""
+ROWS = 10
+"""The fewest samples of a stratum, in the mean: smaller ones cannot have a share in every part."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ class Pool:
             looked at where there are groups or times.
         groups: the group of each sample, int64 [count]; a group is never divided.
         times: when each sample was taken, [count]; equal times are never divided.
+        shares: of the units, those that test and those that validate where they are drawn.
 
     Raises:
-        ValueError: one of them is not of that length.
+        ValueError: a column is not of that length; or the shares leave nothing.
     """
 
     count: int
@@ -67,8 +71,11 @@ class Pool:
     strata: Tensor | None = None
     groups: Tensor | None = None
     times: Tensor | None = None
+    shares: tuple[float, float] = (SHARE, SHARE)
 
     def __post_init__(self) -> None:
+        if not (min(self.shares) > 0 and sum(self.shares) < 1):
+            raise ValueError(f"shares={self.shares}: must be positive, their sum below 1")
         for name in ("strata", "groups", "times"):
             column: Tensor | None = getattr(self, name)
             if column is not None and column.shape != (self.count,):
@@ -136,8 +143,9 @@ class Pool:
 
     def _held_out(self, splits: int, number: int) -> Parts:
         order, units = self._dealt(number)
-        size = round(SHARE * len(order))
-        return self._sides(units, order[2 * size :], order[size : 2 * size], order[:size])
+        test, validate = (round(share * len(order)) for share in self.shares)
+        after = test + validate
+        return self._sides(units, order[after:], order[test:after], order[:test])
 
     def _folded(self, splits: int, number: int) -> Parts:
         if splits < 3:
@@ -179,10 +187,43 @@ class Pool:
             order = order[_interleaved(self.strata[order], generator)]
         return order, torch.arange(self.count)
 
+    def beside(self, test: Tensor, number: int) -> Parts:
+        """These samples divided into training and validation for split `number`; `test` tests.
+
+        It is for official test sets, whose samples are numbers outside the pool, int64 [n].
+        """
+        order, units = self._dealt(number)
+        validate = max(1, round(self.shares[1] * len(order)))
+        drawn = self._sides(units, order[validate:], order[:validate], order[:0])
+        return replace(drawn, test=test)
+
     def _sides(self, units: Tensor, train: Tensor, validation: Tensor, test: Tensor) -> Parts:
         return Parts(
             *(torch.isin(units, part).nonzero().flatten() for part in (train, validation, test))
         )
+
+
+def strata(columns: Sequence[Tensor]) -> Tensor | None:
+    """One class per sample of those in several columns, int64 [count]; None if there are none.
+
+    It tells apart what differs in any column. Columns are taken in one after the other; one whose
+    combinations with those before would have fewer than `ROWS` samples in the mean is passed over.
+
+    Args:
+        columns: classes of each sample, int64 [count] each.
+
+    Example:
+        >>> column = torch.arange(40)
+        >>> strata([column % 2, column % 7, column // 20]).unique().tolist()
+        [0, 1, 2, 3]
+    """
+    found: Tensor | None = None
+    for column in columns:
+        pairs = column[:, None] if found is None else torch.stack([found, column], dim=1)
+        joint = torch.unique(pairs, dim=0, return_inverse=True)[1]
+        if len(joint) and int(joint.max()) + 1 <= max(2, len(joint) / ROWS):
+            found = joint
+    return found
 
 
 def _interleaved(strata: Tensor, generator: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ from torch.nn import functional
 from evenhand import sources
 from evenhand.data.mnist import folder
 from evenhand.data.problem import Metric, Problem, Split, Task
+from evenhand.data.splits import Parts, Pool, strata
 from evenhand.files import require_file
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
@@ -64,6 +66,8 @@ SNR = 0.0
 """Of the stand-in, in dB."""
 LOWEST_SNR = 0.0
 """Of the real signals that are used by default, in dB; the file has −20, −18, … 18."""
+SHARES = (0.56, 0.14, 0.30)
+"""Of the signals, those that train, validate and test."""
 Scaling = Literal["feature", "channel"]
 
 
@@ -91,8 +95,19 @@ def load_stand_in(seed: int = 0) -> Problem:
 def _problem(
     name: str, samples: tuple[Tensor, Tensor, Tensor], seed: int, batch: int, scaling: Scaling
 ) -> Problem:
+    inputs, modulation, signal = samples
+    _, validation, test = SHARES
+    make = partial(_of_parts, name, samples, batch, scaling)
+    classes = strata([modulation, signal])
+    pool = Pool(len(inputs), make, strata=classes, shares=(test, validation))
+    return replace(make(_parts(len(inputs), seed)), pool=pool)
+
+
+def _of_parts(
+    name: str, samples: tuple[Tensor, Tensor, Tensor], batch: int, scaling: Scaling, parts: Parts
+) -> Problem:
     source = sources.source(name)
-    train, validation, test = _parts(*samples, seed, scaling)
+    train, validation, test = _sides(*samples, parts, scaling)
     return Problem(
         name=name,
         summary=source.summary,
@@ -133,18 +148,22 @@ def _head(classes: int) -> nn.Module:
     return nn.Sequential(*dense, nn.Linear(64, classes))
 
 
-def _parts(
-    inputs: Tensor, modulation: Tensor, signal: Tensor, seed: int, scaling: Scaling
-) -> list[Split]:
-    """56 % to train, 14 % to validate, 30 % to test; standardised on the first."""
+def _parts(count: int, seed: int) -> Parts:
+    """The loader's own, whatever the classes."""
     generator = torch.Generator().manual_seed(mixed_seed(seed, *b"wireless"))
-    order = torch.randperm(len(inputs), generator=generator)
-    train, validation = round(0.56 * len(order)), round(0.14 * len(order))
-    parts = torch.split(order, [train, validation, len(order) - train - validation])
-    inputs = standardised(inputs, inputs[parts[0]], scaling)
+    order = torch.randperm(count, generator=generator)
+    train, validation = (round(share * count) for share in SHARES[:2])
+    return Parts(*torch.split(order, [train, validation, count - train - validation]))
+
+
+def _sides(
+    inputs: Tensor, modulation: Tensor, signal: Tensor, parts: Parts, scaling: Scaling
+) -> list[Split]:
+    """Standardised on the training part."""
+    inputs = standardised(inputs, inputs[parts.train], scaling)
     return [
         Split(inputs[part], {"modulation": modulation[part], "signal": signal[part]})
-        for part in parts
+        for part in (parts.train, parts.validation, parts.test)
     ]
 
 

@@ -30,10 +30,17 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network, and what turns rows into its inputs and its outputs into cells."""
+    """A network, and what turns rows into its inputs and its outputs into cells.
+
+    Attributes:
+        prepared: the table's preparation.
+        network: what answers.
+        serves: the tasks that it answers, where its weights were chosen for some alone.
+    """
 
     prepared: Prepared
     network: MultiTaskNetwork
+    serves: tuple[str, ...]
 
     @classmethod
     def of(cls, folder: Path) -> Predictor:
@@ -70,7 +77,7 @@ class Predictor:
                 f"{folder}: {about['recipe']} has a network of another shape than its table's; "
                 "predict by one of the recipes"
             ) from error
-        return cls(prepared, network.eval())
+        return cls(prepared, network.eval(), tuple(about["serves"]))
 
     def readings(self, table: Table) -> tuple[dict[str, Reading], list[str]]:
         """The table's inputs as they were read in training, and what there is to tell.
@@ -111,8 +118,8 @@ class Predictor:
         with torch.no_grad():
             for rows in torch.split(inputs, ROWS):
                 said = self.network(rows)
-                parts.append({task: said[task] for task in self.network.tasks})
-        return {task: torch.cat([part[task] for part in parts]) for task in self.network.tasks}
+                parts.append({task: said[task] for task in self.serves})
+        return {task: torch.cat([part[task] for part in parts]) for task in self.serves}
 
     def predicted(self, table: Table) -> tuple[dict[str, list[Any]], list[str]]:
         """Columns of answers (and probabilities beside them), and what there is to tell.

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from evenhand.data.problem import Problem, Split
-from evenhand.data.splits import SHARE, Parts, Pool
+from evenhand.data.splits import Parts, Pool, strata
 from evenhand.files import parsed
 from evenhand.network import MultiTaskNetwork
-from evenhand.schedules import mixed_seed
 from evenhand.tables import preparation
 from evenhand.tables.examined import Examined, opened
 from evenhand.tables.kinds import Reading, present
@@ -205,7 +204,7 @@ class TableProblem:
         return Pool(
             table.rows,
             self.made,
-            strata=_strata(table),
+            strata=_strata(table, table.rows),
             groups=None if table.groups is None else torch.from_numpy(table.groups),
             times=None if table.times is None else torch.from_numpy(table.times),
         )
@@ -214,13 +213,9 @@ class TableProblem:
         """The official test rows, and the others divided into training and validation."""
         table = self.examined
         count = table.rows - table.test
-        units = torch.arange(count) if table.groups is None else _units(table.groups[:count])
-        number = int(units.max()) + 1
-        generator = torch.Generator().manual_seed(mixed_seed(split, *b"beside test"))
-        order = torch.randperm(number, generator=generator)
-        validate = torch.isin(units, order[: max(1, round(SHARE * number))])
-        rows = torch.arange(count)
-        return Parts(rows[~validate], rows[validate], torch.arange(count, table.rows))
+        groups = None if table.groups is None else torch.from_numpy(table.groups[:count])
+        pool = Pool(count, self.made, strata=_strata(table, count), groups=groups)
+        return pool.beside(torch.arange(count, table.rows), split)
 
     def made(self, parts: Parts) -> Problem:
         """The problem with these parts, everything fitted to the training rows."""
@@ -305,16 +300,9 @@ def _relative(weights: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> 
     return weights / mean
 
 
-def _units(groups: npt.NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
-
-
-def _strata(table: Examined) -> Tensor:
-    """A number per row: which of its targets have a label, and of which class.
-
-    Targets are taken in one after the other as long as strata have ten rows in the mean.
-    """
-    codes = np.zeros(table.rows, dtype=np.int64)
+def _strata(table: Examined, rows: int) -> Tensor | None:
+    """A number for each of the first `rows`: which targets have a label, and of which class."""
+    columns = []
     for target, reading in table.targets.values():
         there = present(reading.values)
         own = there.astype(np.int64)
@@ -322,13 +310,9 @@ def _strata(table: Examined) -> Tensor:
             cells = np.array(
                 ["" if not t else str(v) for t, v in zip(there, reading.values, strict=True)]
             )
-            own = np.unique(cells, return_inverse=True)[1].reshape(-1)
-        joint = np.unique(np.stack([codes, own], axis=1), axis=0, return_inverse=True)[1]
-        joint = joint.reshape(-1)
-        if joint.max() + 1 > max(2, table.rows / 10):
-            continue
-        codes = joint.astype(np.int64)
-    return torch.from_numpy(codes)
+            own = np.unique(cells, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        columns.append(torch.from_numpy(own[:rows]))
+    return strata(columns)
 
 
 def table_problem(file: str, options: Mapping[str, Any]) -> TableProblem:
