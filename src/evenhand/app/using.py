@@ -6,19 +6,25 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from evenhand.app import config, progress, table
+from evenhand.app import completing, config, door, progress, table
+from evenhand.app.config import for_shell
 from evenhand.app.door import before_work as refusing
 from evenhand.app.door import complain
 from evenhand.app.source_options import keyed, takes_source
+from evenhand.files import held
 
 if TYPE_CHECKING:
-    from evenhand.comparison.job import Result
+    from rich.console import Console
+
+    from evenhand.comparison.job import Job, Result
+    from evenhand.comparison.request import Settings
     from evenhand.data.problem import Problem
 
 Json = Annotated[bool | None, typer.Option("--json", help="Print JSON.")]
@@ -28,13 +34,19 @@ Json = Annotated[bool | None, typer.Option("--json", help="Print JSON.")]
 def train(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SOURCE", help="A table, a function or a data set, as compare."),
+        typer.Argument(
+            metavar="SOURCE",
+            autocompletion=completing.source_names,
+            help="A table, a function or a data set, as compare.",
+        ),
     ] = None,
     *,
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A recipe that makes one network for all tasks. [default: sg]"
+            metavar="NAME",
+            autocompletion=completing.recipe_names,
+            help="A recipe that makes one network for all tasks. [default: sg]",
         ),
     ] = None,
     lr: Annotated[
@@ -87,30 +99,44 @@ def train(
     }
     console = table.console(stderr=bool(as_json))
     say = progress.saying(console)
-    with refusing():
-        asked = config.read(file, given | keyed(told), {"recipes": ["sg"], "workers": 1})
-        if print_config:
-            typer.echo(config.written(asked), nl=False)
-            return
-        if len(asked.recipes) != 1:
-            raise ValueError(f"train takes one recipe, not {', '.join(asked.recipes)}")
-        from evenhand.app import planning
-        from evenhand.comparison.single import prepare_one, single, train_one
+    with ExitStack() as held_folder:
+        with refusing():
+            asked = config.read(file, given | keyed(told), {"recipes": ["sg"], "workers": 1})
+            if print_config:
+                typer.echo(config.written(asked, bool(as_json)), nl=False)
+                return
+            if len(asked.recipes) != 1:
+                raise ValueError(f"train takes one recipe, not {', '.join(asked.recipes)}")
+            from evenhand.comparison.single import prepare_one, single
 
-        settings, folder = single(asked.settings()), asked.folder()
-        todo = prepare_one(settings, asked.recipes[0], folder, asked.resume)
-        problem = settings.problem()
-    for note in planning.notes(settings):
-        say(note)
-    say(progress.told_labels(problem.label_counts()))
-    try:
+            settings, folder = single(asked.settings()), asked.folder()
+            held_folder.enter_context(held(folder))
+            todo = prepare_one(settings, asked.recipes[0], folder, asked.resume)
+        trained(todo, settings, folder, asked.processes(), console, say, bool(as_json))
+
+
+def trained(
+    todo: list[Job],
+    settings: Settings,
+    folder: Path,
+    workers: int,
+    console: Console,
+    say: Callable[[str], None],
+    as_json: bool,
+) -> None:
+    """Train what was prepared in a folder, keep the network that validation chooses, and tell."""
+    from evenhand.app import planning
+    from evenhand.comparison.single import train_one
+
+    problem = settings.problem()
+    with door.at_work(lambda: f"go on with: evenhand resume {for_shell(str(folder))}"):
+        for note in planning.notes(settings):
+            say(note)
+        say(progress.told_labels(problem.label_counts()))
         most = settings.epochs or problem.epochs
-        with refusing(), progress.shown(console, todo, most) as listener:
-            chosen, constant = train_one(todo, settings, folder, listener, asked.processes())
-    except KeyboardInterrupt:
-        complain(f"stopped; go on with the same command and --out {folder} --resume")
-        raise typer.Exit(130) from None
-    _present(chosen, constant, problem, folder, bool(as_json))
+        with progress.shown(console, todo, most) as listener:
+            chosen, constant = train_one(todo, settings, folder, listener, workers)
+    _present(chosen, constant, problem, folder, as_json)
 
 
 def _present(
