@@ -20,6 +20,8 @@ from evenhand import theirs
 from evenhand.app import doctor_report, report
 from evenhand.app.cli import app
 from evenhand.comparison.request import Settings, forget
+from evenhand.data import Split
+from evenhand.data.labels import LabelCount
 from evenhand.doctor import examine as examining
 from evenhand.doctor.budget import affordable
 from evenhand.doctor.describe import Description, TaskFacts, _unexplained, describe
@@ -222,7 +224,6 @@ def test_the_variance_among_equal_inputs_is_that_of_labels_alone() -> None:
     [(0.9, "it is noise"), (0.02, "they are too few"), (0.3, "do not tell"), (None, "do not tell")],
 )
 def test_noise_and_few_labels_are_told_apart_where_equal_inputs_tell(share, said) -> None:
-    from evenhand.data.labels import LabelCount
     from test_doctor import CASES
 
     facts = TaskFacts({"train": LabelCount(90, 90, 90)}, False, None, share, 30)
@@ -235,6 +236,32 @@ def test_noise_and_few_labels_are_told_apart_where_equal_inputs_tell(share, said
     assert len(told) == (0 if share is None else 2)
 
 
+@pytest.mark.parametrize("rows", [13, 70, 200])
+def test_looks_are_at_batches_without_common_samples(rows) -> None:
+    """Samples in two batches would bring their noise into the products between them."""
+    from test_doctor import small
+
+    problem = small()
+    part = Split(*problem.train.take(torch.arange(rows) % len(problem.train)))
+    numbered = Split(torch.arange(4.0 * rows).reshape(rows, 4), part.targets)
+    looking = examining._Looking(
+        Settings.suggested(problem), replace(problem, train=numbered, batch_size=16), 3
+    )
+    assert len(looking.seen) == looking.wanted.batches == {13: 4, 70: 4, 200: 12}[rows]
+    drawn = torch.cat([inputs[:, 0] for inputs, _ in looking.seen])
+    assert len(drawn.unique()) == len(drawn)
+
+
+def test_too_few_samples_to_look_at_are_told() -> None:
+    from test_doctor import small
+
+    problem = small()
+    few = Split(*problem.train.take(torch.tensor([1, 2, 4])))
+    found = examining.examine(replace(problem, train=few, pool=None))
+    assert found.diagnosis is None
+    assert "3 batches without common samples have labels of every task" in found.unseen
+
+
 # Within its time ------------------------------------------------------------------------------
 
 
@@ -245,9 +272,10 @@ def test_a_large_source_is_looked_at_in_part_and_the_part_is_told(table, monkeyp
     # 7 s to look: 3 looks at 4 batches take 2 + 3 steps a batch, 3 s; the rest are 80 steps.
     assert [at.step for at in found.diagnosis.looks] == [0, 40, 80]
     assert {at.whole.batches for at in found.diagnosis.looks} == {4}
-    told = "To look for no longer than 10 s it took 80 of 500 steps of training, 4 of 16 batches"
-    assert found.sampled == (f"{told} a look.",)
+    told = "To look for no longer than 10 s it took 80 of 500 steps of training."
+    assert found.sampled == (told,)
     monkeypatch.setattr(examining._Looking, "step_seconds", lambda self, most: 100.0)
+    monkeypatch.setattr(examining, "_stacked_step", lambda problem, effort, step: step)
     found = examining.examine(problem, budget=10.0, verify=True)
     assert found.diagnosis is None
     assert "a single look takes about" in found.unseen

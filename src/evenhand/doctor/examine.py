@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,9 @@ from evenhand.doctor.budget import (
 )
 from evenhand.doctor.costs import KINDS, Cost, costs
 from evenhand.doctor.describe import Description, describe
-from evenhand.doctor.diagnose import BATCHES, Diagnosis, diagnose
+from evenhand.doctor.diagnose import BATCHES, Diagnosis, watched
 from evenhand.doctor.ladder import Effort, Experiments, Ladder, climbed, samples
+from evenhand.doctor.looks import look
 from evenhand.doctor.splitting import Splitting, splittings
 from evenhand.doctor.trials import Trial, obstacle, run
 from evenhand.network import MultiTaskNetwork
@@ -287,7 +288,8 @@ class _Looking:
             torch.manual_seed(0)
             self.network = problem.network(self.tasks)
         steps = min(STEPS, (settings.epochs or problem.epochs) * len(self.stream))
-        self.wanted = Extent(steps, looks, _batches(self.network))
+        self.seen = self._seen(_batches(self.network))
+        self.wanted = Extent(steps, looks, len(self.seen))
 
     def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return self.problem.losses(model(batch[0], tasks=self.tasks), batch[1])
@@ -314,28 +316,52 @@ class _Looking:
 
     def look(self, step: float, seconds: float) -> tuple[Diagnosis | None, str, Extent | None]:
         """What was seen, why nothing was, and how much was looked at."""
+        if len(self.seen) < FEWEST:
+            told = f"{len(self.seen)} batches without common samples have labels of every task"
+            return None, f"{told}: at least {FEWEST} are needed", None
         asked = extent(self.wanted, step, len(self.tasks), seconds)
         if asked is None:
             least = Extent(0, 1, FEWEST).seconds(step, len(self.tasks))
             return None, f"a single look takes about {duration(least)} (--budget)", None
-        batches = _Full(self.problem, self.stream)
+        seen = self.seen[: asked.batches]
         try:
             found = (
-                diagnose(
+                watched(
                     self.network,
                     self.losses,
-                    batches,
-                    train=self.train,
-                    steps=asked.steps,
-                    looks=asked.looks,
-                    number=asked.batches,
+                    seen,
+                    _Full(self.problem, self.stream),
+                    self.train,
+                    asked.steps,
+                    asked.looks,
                 )
                 if asked.steps
-                else diagnose(self.network, self.losses, batches, number=asked.batches)
+                else Diagnosis((look(self.network, self.losses, seen),))
             )
         except ValueError as error:
             return None, str(error), None
         return found, "", asked
+
+    def _seen(self, most: int) -> list[Batch]:
+        """Batches to look at, with labels of every task, which have no sample in common.
+
+        Samples that two batches share would bring their noise into the products between them. Of a
+        small training part batches are smaller than those of the training, so that there are four.
+
+        """
+        train = self.problem.train
+        stream = self.stream
+        if isinstance(train, Split):
+            size = min(self.problem.batch_size, max(1, len(train) // FEWEST))
+            stream = Stream(train, size, 0, drop_last=True)
+        found: list[Batch] = []
+        for number in range(len(stream)):
+            batch = stream.batch(number)
+            if len(self.problem.active(self.tasks, batch[1])) == len(self.tasks):
+                found.append(batch)
+            if len(found) == most:
+                break
+        return found
 
 
 def _batches(network: MultiTaskNetwork) -> int:
@@ -346,15 +372,14 @@ def _batches(network: MultiTaskNetwork) -> int:
 
 @dataclass(frozen=True)
 class _Full:
-    """Batches that have labels of every task: an epoch's, or several epochs' if these are short."""
+    """Batches that have labels of every task, without end."""
 
     problem: Problem
     stream: Stream
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Batch]:
         tasks = tuple(self.problem.tasks)
-        epochs = math.ceil(BATCHES / len(self.stream))
-        for number in range(epochs * len(self.stream)):
+        for number in count():
             batch = self.stream.batch(number)
             if len(self.problem.active(tasks, batch[1])) == len(tasks):
                 yield batch
