@@ -305,7 +305,9 @@ class MultiTaskBase(MultiOutputMixin):
         """What the networks say of each row, by target."""
         check_is_fitted(self, "trained_")
         X = self._checked(X, reset=False)
-        predictors = [Predictor(self.prepared_, trained.network) for trained in self.trained_]
+        predictors = [
+            Predictor(self.prepared_, trained.network, trained.tasks) for trained in self.trained_
+        ]
         readings, notes = predictors[0].readings(arrays.input_table(X, self._names))
         for note in notes:
             warnings.warn(note, UserWarning, stacklevel=3)

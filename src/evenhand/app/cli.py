@@ -16,7 +16,7 @@ import typer
 
 import evenhand
 from evenhand import sources
-from evenhand.app import config, door, progress, start, starting, table, using
+from evenhand.app import completing, config, door, progress, start, starting, table, using
 from evenhand.app.doctor import doctor
 from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
@@ -27,8 +27,12 @@ from evenhand.files import held
 from evenhand.recipes import recipe
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from evenhand.comparison.across import Across
     from evenhand.comparison.compare import Comparison
+    from evenhand.comparison.job import Job
+    from evenhand.comparison.request import Settings
 
 app = typer.Typer(
     name="evenhand",
@@ -36,7 +40,7 @@ app = typer.Typer(
     help="Train one network on many tasks without the tasks fighting. "
     "With --debug an error shows its trace.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -79,6 +83,7 @@ def compare(
         str | None,
         typer.Argument(
             metavar="SOURCE",
+            autocompletion=completing.source_names,
             help="A table (csv, tsv, parquet, arff; - reads one), a function (mine.py:problem) or "
             "a data set (`evenhand datasets`).",
         ),
@@ -97,7 +102,8 @@ def compare(
         typer.Option("--print-config", help="Print all options as YAML, and train nothing."),
     ] = None,
     as_json: Annotated[
-        bool | None, typer.Option("--json", help="Print the verdict as JSON; the rest on stderr.")
+        bool | None,
+        typer.Option("--json", help="Print the verdict, or the plan, as JSON; the rest on stderr."),
     ] = None,
     told: dict[str, Any],
     asked: dict[str, Any],
@@ -115,39 +121,104 @@ def compare(
         with refusing():
             wanted = config.read(file, {"source": source} | asked | keyed(told))
             if print_config:
-                typer.echo(config.written(wanted), nl=False)
+                typer.echo(config.written(wanted, bool(as_json)), nl=False)
                 return
             from evenhand.app import planning
-            from evenhand.comparison.compare import finished, prepare
-            from evenhand.comparison.plan import state_bytes
-            from evenhand.comparison.pool import run_jobs
+            from evenhand.comparison.compare import prepare
 
             settings, recipes_asked = planning.planned(wanted, say)
+            if wanted.plan and as_json:
+                plan_told = planning.as_json(settings, recipes_asked, wanted.processes())
+                typer.echo(dumped(plan_told))
+                return
             if wanted.plan:
                 console.print(planning.shown(settings, recipes_asked, wanted.processes()))
                 return
             folder = wanted.folder()
             held_folder.enter_context(held(folder))
             jobs = prepare(settings, recipes_asked, folder, wanted.resume)
-            problem = settings.problem()
-            most = settings.epochs or problem.epochs
-        again = config.command(settings, recipes_asked, folder)
-        again += f" --workers {wanted.processes()}"
-        with door.at_work(lambda: progress.kept(jobs, folder, again)):
-            for note in planning.notes(settings):
-                say(note)
-            rates = ", ".join(f"{rate:g}" for rate in settings.rates)
-            say(
-                f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
-                f"kept in {folder}"
-            )
-            say(progress.told_labels(problem.label_counts()))
-            say(progress.told_memory(state_bytes(recipes_asked, problem, settings)))
-            if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
-                say(stacks)
-            with progress.shown(console, jobs, most) as listener:
-                run_jobs(jobs, settings, folder, listener, wanted.processes())
-            _present(finished(folder), wanted.delta, as_json=bool(as_json))
+        _compared(
+            jobs,
+            settings,
+            recipes_asked,
+            folder,
+            wanted.processes(),
+            console,
+            wanted.delta,
+            bool(as_json),
+        )
+
+
+def _compared(
+    jobs: list[Job],
+    settings: Settings,
+    recipes: tuple[str, ...],
+    folder: Path,
+    workers: int,
+    console: Console,
+    delta: bool,
+    as_json: bool,
+) -> None:
+    """Train what was prepared in a folder, and tell what came of it."""
+    from evenhand.app import planning
+    from evenhand.comparison.compare import finished
+    from evenhand.comparison.plan import state_bytes
+    from evenhand.comparison.pool import run_jobs
+
+    say = progress.saying(console)
+    problem = settings.problem()
+    most = settings.epochs or problem.epochs
+    again = f"{config.command(settings, recipes, folder)} --workers {workers}"
+    with door.at_work(lambda: progress.kept(jobs, folder, again)):
+        for note in planning.notes(settings):
+            say(note)
+        rates = ", ".join(f"{rate:g}" for rate in settings.rates)
+        say(
+            f"{len(jobs)} runs of up to {most} epochs each, {settings.optimizer} at {rates}, "
+            f"kept in {folder}"
+        )
+        say(progress.told_labels(problem.label_counts()))
+        say(progress.told_memory(state_bytes(recipes, problem, settings)))
+        if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
+            say(stacks)
+        with progress.shown(console, jobs, most) as listener:
+            run_jobs(jobs, settings, folder, listener, workers)
+        _present(finished(folder), delta, as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder that compare or train has begun.")
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=256, help="Runs trained at a time. [default: as compare]"
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what compare or train prints with --json.")
+    ] = False,
+) -> None:
+    """Go on with a comparison or a training that was stopped, as its folder says."""
+    console = table.console(stderr=as_json)
+    with ExitStack() as held_folder:
+        with refusing():
+            manifest = read_manifest(folder)
+            from evenhand.comparison.compare import prepare, settings_of
+            from evenhand.comparison.single import ONE
+
+            settings, names = settings_of(manifest, folder), tuple(manifest["recipes"])
+            held_folder.enter_context(held(folder))
+            jobs = prepare(settings, names, folder, resume=True)
+            processes = config.processes(workers)
+        if manifest.get("kept") == ONE:
+            say = progress.saying(console)
+            again = config.command(settings, names, folder, alone=True)
+            using.trained(jobs, settings, folder, processes, console, say, as_json, again)
+            return
+        _compared(jobs, settings, names, folder, processes, console, False, as_json)
 
 
 def _present(comparison: Comparison, delta: bool = False, as_json: bool = False) -> None:
@@ -187,7 +258,7 @@ def methods(
         names = config.known(config.listed(recipes))
         if figure is not None:
             config.require_figure(figure)
-    if as_json:
+    if as_json and figure is None:
         from evenhand.app.methods import told
 
         typer.echo(dumped([told(recipe(name)) for name in names]))
@@ -202,7 +273,7 @@ def methods(
         paths = landscape.walk(names, progress.saying(table.console(stderr=True)))
     with figures.style():
         figures.save(landscape.draw(paths), figure)
-    typer.echo(figure)
+    typer.echo(dumped({"file": str(figure)}) if as_json else figure)
 
 
 app.command()(doctor)
@@ -228,6 +299,7 @@ def fetch(
             metavar="DIR", help="Folder. [default: $EVENHAND_DATA, else ~/.cache/evenhand]"
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the folder as JSON.")] = False,
 ) -> None:
     """Download a data set that is not part of a package, and check it."""
     with refusing():
@@ -235,7 +307,8 @@ def fetch(
             raise ValueError(f"nothing called {name!r} can be downloaded; mnist can")
         from evenhand.data import mnist
 
-        typer.echo(mnist.fetch(out, progress.saying(table.console(stderr=True))))
+        fetched = mnist.fetch(out, progress.saying(table.console(stderr=True)))
+        typer.echo(dumped({"folder": str(fetched)}) if as_json else fetched)
 
 
 @app.command()
@@ -260,7 +333,11 @@ def report(
 
         comparisons = [finished(folder) for folder in folders]
         if len(comparisons) > 1:
-            table.console().print(table.over_tables(_across(folders, comparisons)))
+            rows = _across(folders, comparisons)
+            if as_json:
+                typer.echo(dumped([asdict(row) for row in rows]))
+            else:
+                table.console().print(table.over_tables(rows))
             return
     _present(comparisons[0], delta, as_json)
 

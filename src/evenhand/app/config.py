@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from evenhand import sources
+from evenhand.app import completing
 from evenhand.app.options import Option, settings_of, words_of_settings
 from evenhand.app.source_options import SourceOptions, words_of
 from evenhand.comparison.folder import begun
@@ -78,6 +79,7 @@ class Config(SourceOptions):
             "A,B,…",
             "Recipes, or 'all'; `evenhand methods` lists them. "
             "[default: single-task,sg,mgda,mgda-ub,ate-sg]",
+            complete=completing.recipe_names,
         ),
     ] = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
     splits: Annotated[
@@ -207,6 +209,8 @@ class Config(SourceOptions):
                 raise ValueError("--budget plans a comparison anew: leave it out with --resume")
         if self.out is not None and not begun(self.out, self.resume) and self.resume:
             raise ValueError(f"{self.out} holds nothing to go on with: begin without --resume")
+        if self.resume and self.out is None:
+            raise ValueError("--resume goes on in a folder: name it with --out")
         require_few(self.seeds or 1, self.splits or 1, len(self.lr or (1,)), len(self.recipes))
         Settings(self.source, **{k: v for k, v in self._given().items() if v is not None})
 
@@ -215,11 +219,7 @@ class Config(SourceOptions):
 
     def processes(self) -> int:
         """Runs trained at a time: `workers`, or as many as torch has threads, at most 8."""
-        if self.workers is not None:
-            return self.workers
-        import torch
-
-        return min(8, torch.get_num_threads())
+        return processes(self.workers)
 
     def folder(self) -> Path:
         """`out`, or a folder that does not exist yet, named after the data set."""
@@ -228,6 +228,15 @@ class Config(SourceOptions):
         from evenhand.comparison.door import new_folder
 
         return new_folder(sources.called(self.source))
+
+
+def processes(workers: int | None) -> int:
+    """Runs trained at a time: as many as torch has threads, at most 8, unless said."""
+    if workers is not None:
+        return workers
+    import torch
+
+    return min(8, torch.get_num_threads())
 
 
 def read_duration(text: str) -> float:
@@ -299,12 +308,32 @@ def require_figure(file: Path) -> None:
     require_writable(file.parent)
 
 
+Options = TypeVar("Options", bound=SourceOptions)
+
+
 def read(
     file: Path | None, options: Mapping[str, Any], usual: Mapping[str, Any] | None = None
 ) -> Config:
+    """A comparison's options, see `read_as`.
+
+    Args:
+        file: YAML or TOML.
+        options: by key.
+        usual: what stands where neither says anything.
+    """
+    return read_as(Config, file, options, usual)
+
+
+def read_as(
+    kind: type[Options],
+    file: Path | None,
+    options: Mapping[str, Any],
+    usual: Mapping[str, Any] | None = None,
+) -> Options:
     """The file's values, and over them the options that were given (those that are not None).
 
     Args:
+        kind: of options.
         file: YAML or TOML.
         options: by key.
         usual: what stands where neither says anything.
@@ -315,24 +344,26 @@ def read(
     given = {key: value for key, value in options.items() if value is not None}
     values = {**(usual or {}), **({} if file is None else _mapping(file)), **given}
     try:
-        config = Config.model_validate(values)
-        config.check()
+        found = kind.model_validate(values)
+        found.check()
     except ValidationError as error:
-        told = [_complaint(entry) for entry in error.errors()[:3]]
+        told = [_complaint(entry, kind) for entry in error.errors()[:3]]
         more = [f"and {len(error.errors()) - 3} more"] if len(error.errors()) > 3 else []
         raise ValueError("; ".join(told + more)) from error
-    if config.resume and config.out is None:
-        raise ValueError("--resume goes on in a folder: name it with --out")
-    return config
+    return found
 
 
-def written(asked: Config) -> str:
-    """All options as YAML: a configuration file that asks for the same."""
+def written(asked: SourceOptions, as_json: bool = False) -> str:
+    """All options as YAML, or as JSON, which is YAML too: a file that asks for the same."""
+    import json
+
     import yaml
 
     values = asked.model_dump(mode="json")
     rest = {key: value for key, value in values.items() if key not in ("plan", "print_config")}
     kept = {key: value for key, value in rest.items() if value not in (None, [], {})}
+    if as_json:
+        return json.dumps(kept, ensure_ascii=False) + "\n"
     return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
@@ -412,7 +443,7 @@ DEEPEST, MOST_EVENTS, MOST_BYTES = 3, 2000, 64 << 10
 """How deep a file may be nested, of how many pieces it may be, and how large."""
 
 
-def _complaint(error: Mapping[str, Any]) -> str:
+def _complaint(error: Mapping[str, Any], kind: type[SourceOptions]) -> str:
     """One of pydantic's errors as a person would say it."""
     key = plain(str(error["loc"][0]), 40)
     match error["type"]:
@@ -421,8 +452,8 @@ def _complaint(error: Mapping[str, Any]) -> str:
             other = "name a table (table.csv) or a function (mine.py:problem)"
             return f"{other}, or name a data set: one of {names}"
         case "extra_forbidden":
-            near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.4)
-            known = near or list(Config.model_fields)
+            near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.4)
+            known = near or list(kind.model_fields)
             return f"there is no option {key!r}; did you mean {', '.join(known)}?"
         case "value_error":
             said = str(error["ctx"]["error"])

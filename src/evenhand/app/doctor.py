@@ -5,49 +5,124 @@ What loads torch is imported in the function, once the options are known to be r
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, field_validator
 
 from evenhand import sources
-from evenhand.app.config import Count, Rate, listed
+from evenhand.app import completing, config, progress, table
+from evenhand.app.config import Count, Listed, Rate, for_shell
+from evenhand.app.door import before_work as refusing
+from evenhand.app.source_options import SourceOptions, keyed, takes_source, words_of
+from evenhand.app.using import dumped
+from evenhand.comparison.request import MOST
 
 REPORT, JSON = "report.html", "doctor.json"
 
 
-class Asked(BaseModel):
-    """An examination as the user asks for it.
+class Asked(SourceOptions):
+    """An examination as the user asks for it. Options and keys of a file have these names.
 
     Raises:
-        ValidationError: something is out of range.
+        ValidationError: something is unknown or out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    verify: bool = False
+    splits: Annotated[Count, Field(le=MOST["splits"])] | None = None
+    design: str | None = None
+    epochs: Annotated[Count, Field(le=MOST["epochs"])] | None = None
+    lr: Listed[Rate] | None = None
+    budget: str | None = None
+    out: Annotated[Path, BeforeValidator(config.a_path)] | None = None
 
-    splits: Count | None = None
-    epochs: Count | None = None
-    lr: Annotated[tuple[Rate, ...] | None, BeforeValidator(listed), Field(min_length=1)] = None
+    @field_validator("design")
+    @classmethod
+    def _known_design(cls, design: str | None) -> str | None:
+        if design is not None and design not in sources.DESIGNS:
+            raise ValueError(f"{design} must be one of {', '.join(sources.DESIGNS)}")
+        return design
+
+    def check(self) -> None:
+        """Refuse what no source could suggest away, and load none.
+
+        Raises:
+            ValueError: the budget is no time, an option is none of the source's, or the folder
+                holds something else.
+        """
+        self.seconds()
+        self.options()
+        self.folder()
+
+    def given(self) -> dict[str, Any]:
+        """What `Settings.suggested` is told besides the source."""
+        return {
+            "options": self.options(),
+            "splits": self.splits,
+            "design": self.design,
+            "epochs": self.epochs,
+            "rates": self.lr,
+        }
+
+    def seconds(self) -> float | None:
+        """Of the budget."""
+        return None if self.budget is None else config.read_duration(self.budget)
+
+    def folder(self) -> Path:
+        """A new or empty folder, or that of an earlier examination, which is replaced.
+
+        Raises:
+            ValueError: it holds something else.
+        """
+        folder = self.out or Path(f"evenhand-doctor-{sources.called(self.source)}")
+        if not folder.exists() or (folder / JSON).is_file():
+            return folder
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds something else: give a new or empty folder with --out"
+            )
+        return folder
+
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        words = ["evenhand", "doctor", self.source, *words_of(self.options())]
+        words += ["--verify"] if self.verify else []
+        for name in ("splits", "design", "epochs", "budget"):
+            value = getattr(self, name)
+            words += [] if value is None else [f"--{name}", str(value)]
+        words += ["--lr", ",".join(f"{rate:g}" for rate in self.lr)] if self.lr else []
+        return " ".join(map(for_shell, words))
 
 
+@takes_source
 def doctor(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Data set; `evenhand datasets` lists them.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="SOURCE",
+            autocompletion=completing.source_names,
+            help="A table (csv, tsv, parquet, arff; - reads one), a function (mine.py:problem) or "
+            "a data set (`evenhand datasets`).",
+        ),
+    ] = None,
+    *,
     verify: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--verify", help="Train small experiments until held-out losses decide; minutes."
         ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON instead of sentences.")
-    ] = False,
+    ] = None,
     splits: Annotated[
         str | None,
         typer.Option(metavar="K", help="Divide the data anew K times. [default: 5 or 3]"),
+    ] = None,
+    design: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="How the data are divided: hold-out, k-fold or time. [default: hold-out]",
+        ),
     ] = None,
     epochs: Annotated[
         str | None,
@@ -59,6 +134,14 @@ def doctor(
             metavar="R,R,…", help="Learning rates to choose from. [default: the data set's own]"
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="About as long as it may take (90s, 10m, 1.5h); says what it leaves out. "
+            "[default: 1m; 30m with --verify]",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -66,6 +149,22 @@ def doctor(
             help="New folder, or one of this command's. [default: ./evenhand-doctor-SOURCE]",
         ),
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="YAML or TOML file with these options; those given here win.",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool | None,
+        typer.Option("--print-config", help="Print all options as YAML, and examine nothing."),
+    ] = None,
+    as_json: Annotated[
+        bool | None, typer.Option("--json", help="Print everything as JSON instead of sentences.")
+    ] = None,
+    told: dict[str, Any],
 ) -> None:
     """Say whether tasks conflict, where, and what would help.
 
@@ -74,61 +173,33 @@ def doctor(
     experiments ask of held-out losses whether tasks are better apart, and what that is due to.
     The folder gets report.html, whose path is the last line printed, and doctor.json.
     """
-    try:
-        name = sources.source(source).name
-        asked = _read({"splits": splits, "epochs": epochs, "lr": lr})
-        folder = _folder(out or Path(f"evenhand-doctor-{name}"))
-    except ValueError as error:
-        _refuse(error)
-    from evenhand.app import doctor_report, progress, table
-    from evenhand.comparison.request import Settings
-    from evenhand.doctor.examine import examine
-
+    given = {
+        "source": source,
+        "verify": verify,
+        "splits": splits,
+        "design": design,
+        "epochs": epochs,
+        "lr": lr,
+        "budget": budget,
+        "out": out,
+    }
     say = progress.saying(table.console(stderr=True))
-    try:
-        settings = Settings.suggested(
-            name, splits=asked.splits, epochs=asked.epochs, rates=asked.lr
-        )
-        found = examine(settings, verify=verify, say=say)
-    except ValueError as error:
-        _refuse(error)
+    with refusing():
+        asked = config.read_as(Asked, file, given | keyed(told))
+        if print_config:
+            typer.echo(config.written(asked, bool(as_json)), nl=False)
+            return
+        from evenhand.app import doctor_report
+        from evenhand.comparison.request import Settings
+        from evenhand.doctor.examine import examine
+
+        settings = Settings.suggested(asked.source, **asked.given())
+        folder = asked.folder()
+        found = examine(settings, verify=asked.verify, budget=asked.seconds(), say=say)
     folder.mkdir(parents=True, exist_ok=True)
-    path = doctor_report.write(found, folder, _command(name, verify, asked))
+    path = doctor_report.write(found, folder, asked.command())
     if as_json:
-        typer.echo(json.dumps(doctor_report.as_json(found)))
+        typer.echo(dumped(doctor_report.as_json(found)))
         return
     table.console().print(doctor_report.told(found))
     typer.echo(path)
-
-
-def _refuse(error: ValueError) -> None:
-    typer.echo(f"evenhand: {error}", err=True)
-    raise typer.Exit(2) from error
-
-
-def _read(given: dict[str, Any]) -> Asked:
-    try:
-        return Asked(**{key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = first["loc"][0]
-        raise ValueError(f"--{name} {given[str(name)]}: {first['msg']}") from error
-
-
-def _folder(folder: Path) -> Path:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if (folder / JSON).is_file():
-            return folder  # an earlier examination's, which is replaced
-        raise ValueError(f"{folder} holds something else: give a new or empty folder with --out")
-    return folder
-
-
-def _command(name: str, verify: bool, asked: Asked) -> str:
-    parts = ["evenhand doctor", name, *(["--verify"] if verify else [])]
-    if asked.splits:
-        parts.append(f"--splits {asked.splits}")
-    if asked.epochs:
-        parts.append(f"--epochs {asked.epochs}")
-    if asked.lr:
-        parts.append(f"--lr {','.join(f'{rate:g}' for rate in asked.lr)}")
-    return " ".join(parts)

@@ -25,7 +25,7 @@ def harm(found: Examination) -> Figure | None:
     if found.ladder is None:
         return None
     rungs, tasks = list(found.ladder.rungs.values()), found.tasks[:MOST]
-    figure, (ax,) = figures.panels(1, columns=1, size=(6.4, 0.7 + 0.42 * len(rungs)))
+    figure, (ax,) = figures.panels(1, columns=1, size=(6.4, 1.1 + 0.42 * len(rungs)))
     for k, task in enumerate(tasks):
         where = [r + 0.5 * (k + 0.5) / len(tasks) - 0.25 for r in range(len(rungs))]
         _points(ax, [rung.harm[task] for rung in rungs], where, k, task, sideways=True)
@@ -33,7 +33,7 @@ def harm(found: Examination) -> Figure | None:
     ax.axvspan(-margin, margin, color=INK, alpha=0.12, lw=0)
     ax.axvline(0, color=INK, lw=0.8)
     ax.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
-    ax.invert_yaxis()
+    ax.set_ylim(len(rungs) - 0.5, -0.5)
     ax.set_xlabel("points of the constant's loss by which apart is better")
     ax.legend(fontsize=8)
     return figure

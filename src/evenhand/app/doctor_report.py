@@ -33,7 +33,7 @@ def told(found: Examination) -> Group:
     return Group(
         Text(f"{found.source}: {len(found.tasks)} tasks", style="dim"),
         Text(said.headline, style="bold"),
-        *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said.evidence),
+        *(Padding(Text(sentence), (0, 0, 0, 2), expand=False) for sentence in said.evidence),
         Text(f"Next: {said.advice}"),
         Text(f"What would change this: {said.change}", style="dim"),
     )
@@ -53,6 +53,7 @@ def write(found: Examination, folder: Path, command: str) -> Path:
         tasks=found.tasks,
         said=words(found),
         facts=found.description,
+        notes=found.notes,
         costs=found.costs,
         plates=list(plates(found)),
         command=command,
@@ -126,6 +127,9 @@ def as_json(found: Examination) -> dict[str, Any]:
         "ladder": None if found.ladder is None else _ladder(found.ladder),
         "splittings": [asdict(one) for one in found.splittings],
         "effort": None if found.effort is None else asdict(found.effort),
+        "extent": None if found.extent is None else asdict(found.extent),
+        "sampled": found.sampled,
+        "notes": found.notes,
         "made": environment(),
     }
     finite: dict[str, Any] = _finite(value)

@@ -22,6 +22,7 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
+from evenhand import theirs
 from evenhand.comparison.job import WorkerEndedError
 from evenhand.signals import ENDING
 from evenhand.text import plain
@@ -77,8 +78,9 @@ class Door(TyperGroup):
             _end(error, _code(error), ctx.meta[DEBUG])
         except FAULTS as error:
             _end(error, getattr(error, BEFORE, 1), ctx.meta[DEBUG])
-        except RuntimeError as error:
-            if not (isinstance(error, WorkerEndedError) or _lacks_memory(error)):
+        except Exception as error:
+            foreseen = isinstance(error, WorkerEndedError) or _lacks_memory(error)
+            if isinstance(error, typer.Exit | USAGE) or not (foreseen or theirs.place(error)):
                 raise
             _end(error, getattr(error, BEFORE, 1), ctx.meta[DEBUG])
         return found
@@ -93,7 +95,7 @@ def before_work() -> Iterator[None]:
     """A fault inside ends the command with code 2: nothing was begun."""
     try:
         yield
-    except (*FAULTS, RuntimeError) as error:
+    except Exception as error:
         setattr(error, BEFORE, 2)
         raise
 
@@ -120,6 +122,8 @@ def told(error: BaseException) -> str:
         return "stopped"
     if _lacks_memory(error):
         return "there is not enough memory"
+    if theirs.place(error):
+        return _in_a_line(theirs.named(error))
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None else f"{plain(os.fsdecode(error.filename))}: "
         return _in_a_line(f"{where}{error.strerror}")

@@ -38,6 +38,7 @@ class Option:
         setting: the field of `Settings` that it fills; "" where the command alone uses it.
         told: the option's value -> that of the setting.
         written: the setting's value -> as it is typed.
+        complete: what a shell offers for a word that is begun.
     """
 
     metavar: str
@@ -45,6 +46,7 @@ class Option:
     setting: str = ""
     told: Callable[[Any], Any] = lambda value: value
     written: Callable[[Any], str] = spelled
+    complete: Callable[[str], list[str]] | None = None
 
     def annotation(self, name: str, text: str) -> Any:
         """The type of a command's parameter. All values are read by the configuration."""
@@ -52,7 +54,8 @@ class Option:
         if not self.metavar:
             return Annotated[bool | None, typer.Option(flag, help=text)]
         kind = Path if self.metavar in ("DIR", "FILE") else str  # shells complete paths
-        return Annotated[kind | None, typer.Option(flag, metavar=self.metavar, help=text)]
+        option = typer.Option(flag, metavar=self.metavar, help=text, autocompletion=self.complete)
+        return Annotated[kind | None, option]
 
 
 def options_of(model: type[BaseModel]) -> dict[str, Option]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -77,6 +79,65 @@ def shown(settings: Settings, recipes: Sequence[str], workers: int) -> Group:
     parts += [Text(line) for line in _lines(settings, problem, measured)]
     parts += [Text(f"• {note}") for note in notes(settings)]
     return Group(*parts)
+
+
+def as_json(settings: Settings, recipes: Sequence[str], workers: int) -> dict[str, Any]:
+    """The same for other programs: times are seconds, kinds those of `--kind`.
+
+    Raises:
+        ValueError: as `compare` does.
+    """
+    problem = settings.problem()
+    problem.check_labels()
+    measured = cost(recipes, settings, workers)
+    table = looked_at(settings)
+    prepared = problem.preparation
+    return {
+        "source": settings.source,
+        "name": problem.name,
+        "summary": problem.summary,
+        "targets": {} if table is None else dict(_targets_told(table)),
+        "inputs": {} if table is None else dict(_inputs_told(table)),
+        "notes": notes(settings),
+        "labels": {
+            task: {part: asdict(count) for part, count in parts.items()}
+            for task, parts in problem.label_counts().items()
+        },
+        "network": str(prepared.shape) if isinstance(prepared, Prepared) else None,
+        "network_inputs": prepared.titles() if isinstance(prepared, Prepared) else None,
+        "batch": problem.batch_size,
+        "epochs": settings.epochs or problem.epochs,
+        "recipes": list(recipes),
+        "splits": settings.splits,
+        "design": settings.design,
+        "seeds": len(settings.seeds),
+        "optimizer": settings.optimizer,
+        "rates": list(settings.rates),
+        "runs": measured.runs,
+        "seconds": measured.seconds,
+        "processor_seconds": {name: measured.splits * s for name, s in measured.each.items()},
+        "workers": measured.workers,
+    }
+
+
+def _targets_told(table: Examined) -> Iterator[tuple[str, dict[str, Any]]]:
+    for target, reading in table.targets.values():
+        yield (
+            target.title,
+            {
+                "column": target.name,
+                "kind": target.kind,
+                "metric": target.metric,
+                "labels": int(present(reading.values).sum()),
+                "blank": int((~present(reading.values)).sum()),
+                "classes": dict(counted(reading)) if target.names else None,
+            },
+        )
+
+
+def _inputs_told(table: Examined) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, reading in table.inputs.items():
+        yield name, {"kind": reading.kind, "blank": int((~present(reading.values)).sum())}
 
 
 def _targets(table: Examined, problem: Problem) -> Table:

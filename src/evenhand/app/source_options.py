@@ -183,6 +183,14 @@ class SourceOptions(BaseModel):
     def _known_source(cls, name: str) -> str:
         return sources.checked(spooled() if name == STDIN else name)
 
+    def check(self) -> None:
+        """Refuse what can be refused once all options are known.
+
+        Raises:
+            ValueError: an option is out of range, or none of the source's.
+        """
+        self.options()
+
     def options(self) -> dict[str, Any]:
         """What the source is told besides its name; nothing, unless it is a table.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ def problem(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
         "mine.py"
     ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the file as JSON.")] = False,
 ) -> None:
     """Write a problem with data, a network and tasks, to be changed into yours."""
     with refusing():
@@ -39,4 +41,7 @@ def problem(
         if not file.parent.is_dir():
             raise ValueError(f"{file}: there is no folder {file.parent}")
         write_atomically(file, TEMPLATE.read_text())
+    if as_json:
+        typer.echo(json.dumps({"file": str(file)}, ensure_ascii=False))
+        return
     typer.echo(f"{file} is written. Try it: evenhand compare {file}:problem --splits 2 --epochs 5")

@@ -7,14 +7,14 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from evenhand.app import config, progress, table
+from evenhand.app import completing, config, progress, table
 from evenhand.app.door import at_work, complain
 from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
@@ -22,7 +22,10 @@ from evenhand.app.source_options import keyed, takes_source
 from evenhand.files import held, require_file, write_atomically
 
 if TYPE_CHECKING:
-    from evenhand.comparison.job import Result
+    from rich.console import Console
+
+    from evenhand.comparison.job import Job, Result
+    from evenhand.comparison.request import Settings
     from evenhand.data.problem import Problem
 
 Json = Annotated[bool | None, typer.Option("--json", help="Print JSON.")]
@@ -37,13 +40,19 @@ Json = Annotated[bool | None, typer.Option("--json", help="Print JSON.")]
 def train(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SOURCE", help="A table, a function or a data set, as compare."),
+        typer.Argument(
+            metavar="SOURCE",
+            autocompletion=completing.source_names,
+            help="A table, a function or a data set, as compare.",
+        ),
     ] = None,
     *,
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A recipe that makes one network for all tasks. [default: sg]"
+            metavar="NAME",
+            autocompletion=completing.recipe_names,
+            help="A recipe that makes one network for all tasks. [default: sg]",
         ),
     ] = None,
     file: Annotated[
@@ -72,28 +81,49 @@ def train(
             usual = {"recipes": ["sg"], "workers": 1}
             wanted = config.read(file, given | asked | keyed(told), usual)
             if print_config:
-                typer.echo(config.written(wanted), nl=False)
+                typer.echo(config.written(wanted, bool(as_json)), nl=False)
                 return
             if len(wanted.recipes) != 1:
                 raise ValueError(f"train takes one recipe, not {', '.join(wanted.recipes)}")
-            from evenhand.app import planning
-            from evenhand.comparison.single import prepare_one, single, train_one
+            from evenhand.comparison.single import prepare_one, single
 
             settings, folder = single(wanted.settings()), wanted.folder()
             held_folder.enter_context(held(folder))
             todo = prepare_one(settings, wanted.recipes[0], folder, wanted.resume)
-            problem = settings.problem()
-            most = settings.epochs or problem.epochs
-        again = config.command(settings, wanted.recipes, folder, alone=True)
-        again += f" --workers {wanted.processes()}"
+        workers = wanted.processes()
+        again = (
+            f"{config.command(settings, wanted.recipes, folder, alone=True)} --workers {workers}"
+        )
         again += "" if file is None else f" --config {config.for_shell(str(file))}"
-        with at_work(lambda: progress.kept(todo, folder, again)):
-            for note in planning.notes(settings):
-                say(note)
-            say(progress.told_labels(problem.label_counts()))
-            with progress.shown(console, todo, most) as listener:
-                chosen, constant = train_one(todo, settings, folder, listener, wanted.processes())
-    _present(chosen, constant, problem, folder, bool(as_json))
+        trained(todo, settings, folder, workers, console, say, bool(as_json), again)
+
+
+def trained(
+    todo: list[Job],
+    settings: Settings,
+    folder: Path,
+    workers: int,
+    console: Console,
+    say: Callable[[str], None],
+    as_json: bool,
+    again: str,
+) -> None:
+    """Train what was prepared in a folder, keep the network that validation chooses, and tell.
+
+    `again` is the command that goes on, should it be stopped.
+    """
+    from evenhand.app import planning
+    from evenhand.comparison.single import train_one
+
+    problem = settings.problem()
+    with at_work(lambda: progress.kept(todo, folder, again)):
+        for note in planning.notes(settings):
+            say(note)
+        say(progress.told_labels(problem.label_counts()))
+        most = settings.epochs or problem.epochs
+        with progress.shown(console, todo, most) as listener:
+            chosen, constant = train_one(todo, settings, folder, listener, workers)
+    _present(chosen, constant, problem, folder, as_json)
 
 
 def _present(

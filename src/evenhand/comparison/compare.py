@@ -114,10 +114,16 @@ def compare(
 
 
 def prepare(
-    settings: Settings, recipes: Sequence[str], out: Path, resume: bool = False
+    settings: Settings,
+    recipes: Sequence[str],
+    out: Path,
+    resume: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> list[Job]:
     """The runs to make, and their folder with manifest.json: settings, recipes, versions, machine,
     and which runs are trained as one.
+
+    `about` is what else a new manifest says.
 
     Each run has a folder in `out` with records.jsonl, a checkpoint (runs that are trained as one
     have one together) and, when it is finished, result.json.
@@ -130,6 +136,7 @@ def prepare(
     """
     problem = settings.problem()
     problem.check_labels()
+    problem.check_pieces()
     problem.check_finite()
     for split in range(1, settings.splits):
         # An impossible division is told before training.
@@ -141,7 +148,7 @@ def prepare(
         for unit in units(todo, settings)
     }
     todo += reference_jobs(recipes, problem, settings)
-    claim(out, settings, recipes, resume, {"trained": chosen}, told_data(problem))
+    claim(out, settings, recipes, resume, {"trained": chosen, **(about or {})}, told_data(problem))
     return todo
 
 
@@ -157,13 +164,8 @@ def finished(out: Path, given: Given | None = None) -> Comparison:
         ValueError: `out` holds no comparison, or one whose runs are not all finished, or one that
             was made with objects that are not given.
     """
-    given = given or Given()
     manifest = read_manifest(out)
-    _require_objects(manifest.get("objects", {}), given, out)
-    asked = manifest["settings"]
-    settings = Settings(
-        **{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])}, given=given
-    )
+    settings = settings_of(manifest, out, given or Given())
     problem = settings.problem()
     todo = jobs(manifest["recipes"], problem, settings)
     todo += reference_jobs(manifest["recipes"], problem, settings)
@@ -171,8 +173,8 @@ def finished(out: Path, given: Given | None = None) -> Comparison:
     missing = [file for file in files if not file.exists()]
     if missing:
         raise ValueError(
-            f"{len(missing)} of the {len(files)} runs in {out} are not finished: go on with the "
-            "command that began them, with --resume"
+            f"{len(missing)} of the {len(files)} runs in {out} are not finished: "
+            f"evenhand resume {out} goes on"
         )
     results = tuple(Result.read(file, job) for file, job in zip(files, todo, strict=True))
     recipes = tuple(manifest["recipes"])
@@ -186,6 +188,20 @@ def finished(out: Path, given: Given | None = None) -> Comparison:
         out,
         rows(results, beside, problem),
         tuple(counted),
+    )
+
+
+def settings_of(manifest: Mapping[str, Any], out: Path, given: Given | None = None) -> Settings:
+    """The settings that a manifest holds.
+
+    Raises:
+        ValueError: it was made with objects that are not given.
+    """
+    given = given or Given()
+    _require_objects(manifest.get("objects", {}), given, out)
+    asked = manifest["settings"]
+    return Settings(
+        **{**asked, "seeds": tuple(asked["seeds"]), "rates": tuple(asked["rates"])}, given=given
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from evenhand import theirs
 from evenhand.comparison.execute import execute
 from evenhand.comparison.job import Job, Listener, Result, Unit, WorkerEndedError
 from evenhand.comparison.plan import units
@@ -115,7 +116,11 @@ def _end_with_parent() -> None:
 
 
 def _execute_in_worker(unit: Unit, out: Path) -> list[Result]:
-    return execute(unit, _settings, out, lambda job, event: _reports.put((job, event)))
+    try:
+        return execute(unit, _settings, out, lambda job, event: _reports.put((job, event)))
+    except BaseException as error:
+        theirs.carry(error)
+        raise
 
 
 @contextmanager

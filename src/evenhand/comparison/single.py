@@ -21,6 +21,9 @@ from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import Recipe
 from evenhand.training.records import Record
 
+ONE = "one network"
+"""What the manifest says of a folder in which a network is kept."""
+
 
 def single(settings: Settings) -> Settings:
     """The same for one network: one split, one seed, and no reference but the constant."""
@@ -40,7 +43,7 @@ def prepare_one(settings: Settings, recipe: str, out: Path, resume: bool = False
             f"{recipe} makes {len(made)} networks, one for each task: name a recipe that makes one "
             "for all (sg, mgda, …), or predict fewer columns"
         )
-    return prepare(settings, [recipe], out, resume)
+    return prepare(settings, [recipe], out, resume, {"kept": ONE})
 
 
 def train_one(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from evenhand import theirs
 from evenhand.data.problem import Problem
 
 
@@ -75,11 +76,24 @@ def _module(name: str) -> ModuleType:
             return _of_file(Path(name))
         if "" not in sys.path:  # a console script does not look where one stands
             sys.path.insert(0, "")
-        return importlib.import_module(name)
+        _note_folder(name)
+        module = importlib.import_module(name)
+        theirs.known(module.__file__)
+        return module
     except ModuleNotFoundError as error:
         if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
             raise  # it is there, and lacks something itself
         raise ValueError(f"there is no module {name!r} here: {error}") from error
+
+
+def _note_folder(name: str) -> None:
+    """Of a module that is going to be imported, so that an error on the way is told with its place.
+
+    Only the top of a package is found without importing anything.
+    """
+    spec = importlib.util.find_spec(name.partition(".")[0])
+    if spec is not None:
+        theirs.known(spec.origin)
 
 
 def _of_file(file: Path) -> ModuleType:
@@ -87,6 +101,7 @@ def _of_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
     file = file.resolve()
+    theirs.known(str(file))
     name = f"evenhand_file_{abs(hash(str(file))):x}"
     loaded = sys.modules.get(file.stem)
     if loaded is not None and getattr(loaded, "__file__", None) == str(file):

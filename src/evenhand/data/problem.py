@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from evenhand import theirs
 from evenhand.arguments import require_kind
 from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork, leaves
@@ -295,6 +297,34 @@ class Problem:
                         "leave the task out, or split the data otherwise"
                     )
 
+    def check_pieces(self) -> None:
+        """See that network, losses and metrics take a few training samples before any work.
+
+        Of a training part that is read from elsewhere nothing is read for it.
+
+        Raises:
+            ValueError: one of them raises; the message says which, of what task, and what.
+        """
+        if not isinstance(self.train, Split):
+            return
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with _trying("the network"):
+                network = self.network(tuple(self.tasks)).eval()
+            for name, task in self.tasks.items():
+                used = task.labels.samples(self.train.targets[name]).nonzero().flatten()[:FEW]
+                if not len(used):
+                    continue
+                inputs, targets = self.train.take(used)
+                with _trying("the network"):
+                    outputs = network(inputs, tasks=self.heads((name,)))
+                taken = task.labels.taken(self.read(name, outputs), targets[name])
+                if taken is None:
+                    continue
+                with _trying(f"the loss of task {name!r}"):
+                    float(task.loss(*taken))
+                with _trying(f"the metric of task {name!r}"):
+                    task.metric().update(*taken)
+
     def check_finite(
         self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
     ) -> None:
@@ -340,6 +370,23 @@ class Problem:
                         used = self.tasks[task].labels.samples(targets[task])
                         counts[task] += int((bad.to(used.device) & used).sum())
         return counts
+
+
+@contextmanager
+def _trying(what: str) -> Iterator[None]:
+    """Somebody else's code inside: whatever it raises is told.
+
+    Raises:
+        ValueError: `what` fails, and how.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} fails: {theirs.named(error)}") from error
+
+
+FEW = 4
+"""Samples by which a problem's pieces are tried."""
 
 
 def _not_finite(values: Tensor) -> Tensor:

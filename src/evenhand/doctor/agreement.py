@@ -104,7 +104,8 @@ def agreement(products: Tensor, tasks: Sequence[str]) -> Agreement:
         raise ValueError("an inner product of gradients is not finite")
     p = products.double()
     between, within = _means(p)
-    squares = tuple(_jackknifed(p, partial(_square, i=i)) for i in range(m))
+    left = _left_out(p)
+    squares = tuple(_jackknifed(between, left, partial(_square, i=i)) for i in range(m))
     signal = [_above_zero(square) for square in squares]
     same = _same_batch(p)
     noise = within - between
@@ -116,7 +117,7 @@ def agreement(products: Tensor, tasks: Sequence[str]) -> Agreement:
         size = float((noise[i, i].clamp_min(0) * noise[j, j].clamp_min(0)).sqrt())
         shared[pair] = float((noise[i, j] / size).clamp(-1, 1)) if size else 0.0
         if signal[i] and signal[j]:
-            cosines[pair] = _jackknifed(p, partial(_cosine, i=i, j=j))
+            cosines[pair] = _jackknifed(between, left, partial(_cosine, i=i, j=j))
     ratio = [float(within[i, i] / between[i, i]) if signal[i] else math.inf for i in range(m)]
     return Agreement(tuple(tasks), len(p), squares, cosines, naive, tuple(ratio), shared)
 
@@ -149,14 +150,18 @@ def _same_batch(p: Tensor) -> Tensor:
     return torch.where(scale > 0, own / scale, torch.zeros_like(own)).mean(0)
 
 
-def _jackknifed(p: Tensor, of: Callable[[Tensor], float]) -> Estimate:
+def _left_out(p: Tensor) -> list[Tensor]:
+    """S without each of the batches, [m, m] each."""
+    found = []
+    for k in range(len(p)):
+        kept = [a for a in range(len(p)) if a != k]
+        found.append(_means(p[kept][:, :, kept])[0])
+    return found
+
+
+def _jackknifed(s: Tensor, without: Sequence[Tensor], of: Callable[[Tensor], float]) -> Estimate:
     """A function of S with its jackknife standard error over batches."""
-    count = len(p)
-    whole = of(_means(p)[0])
-    left = []
-    for k in range(count):
-        kept = [a for a in range(count) if a != k]
-        left.append(of(_means(p[kept][:, :, kept])[0]))
+    count, whole, left = len(without), of(s), [of(other) for other in without]
     if not all(map(math.isfinite, [whole, *left])):
         # A batch decides whether there is a length at all: nothing is known of the direction.
         return Estimate(0.0, math.inf, count - 1)

@@ -7,6 +7,7 @@ batch.
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -53,8 +54,10 @@ class Cost:
     memory: int
 
 
-def costs(problem: Problem, repeats: int = 7) -> tuple[Cost, ...]:
+def costs(problem: Problem, repeats: int = 7, seconds: float = math.inf) -> tuple[Cost, ...]:
     """Measure each kind on a copy of the problem's network, with one thread.
+
+    Steps are measured `repeats` times, or as often as `seconds` allow, which is at least once.
 
     The last entry is a step of every single-task network, one after the other.
 
@@ -68,11 +71,11 @@ def costs(problem: Problem, repeats: int = 7) -> tuple[Cost, ...]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             steps = _steps(problem, tasks)
-            seconds, memory = _measured(list(steps.values()), repeats)
+            taken, memory = _measured(list(steps.values()), repeats, seconds)
     finally:
         torch.set_num_threads(threads)
     return tuple(
-        Cost(*kind, taken, peak) for kind, taken, peak in zip(steps, seconds, memory, strict=True)
+        Cost(*kind, least, peak) for kind, least, peak in zip(steps, taken, memory, strict=True)
     )
 
 
@@ -129,10 +132,11 @@ def _step(
     return step
 
 
-def _measured(steps: Sequence[Step], repeats: int) -> tuple[list[float], list[int]]:
+def _measured(steps: Sequence[Step], repeats: int, seconds: float) -> tuple[list[float], list[int]]:
     """Seconds, the least of several, and bytes of each; taken in turn, so that all are disturbed
     alike.
     """
+    begun = time.perf_counter()
     peaks = []
     for step in steps:
         step()  # what is made once is made now
@@ -140,7 +144,9 @@ def _measured(steps: Sequence[Step], repeats: int) -> tuple[list[float], list[in
             step()
         peaks.append(memory.peak)
     taken: list[list[float]] = [[] for _ in steps]
-    for _ in range(repeats):
+    for turn in range(repeats):
+        if turn and time.perf_counter() - begun > seconds:
+            break
         for number, step in enumerate(steps):
             start = time.process_time()
             step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -133,6 +133,21 @@ def diagnose(
     seen = list(islice(iter(batches), number))
     if not steps or train is None:
         return Diagnosis((look(model, losses, seen, optimizer=optimizer, reach=reach),))
+    return watched(model, losses, seen, batches, train, steps, looks, reach, seed)
+
+
+def watched(
+    model: nn.Module,
+    losses: Losses,
+    seen: Sequence[Any],
+    batches: Iterable[Any],
+    train: Factory,
+    steps: int,
+    looks: int,
+    reach: float = 0.01,
+    seed: int = 0,
+) -> Diagnosis:
+    """Train a copy on `batches`, and look at it on others, `seen`; the rest as for `diagnose`."""
     copy = deepcopy(model)
     own = train(copy.parameters())
     marks = sorted({round(steps * k / (looks - 1)) for k in range(looks)})

@@ -28,6 +28,7 @@ are those of `comparison/inference.py`.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -238,7 +239,7 @@ def climb(
         effort: how much to train.
         thresholds: what counts as shown.
         ratio: n_test / (n − n_test) of the splits, see `over_splits`; None if the test rows are
-            the same in all of them.
+            the same in all of them; infinite if the splits cannot tell chance, as those by time.
         say: is told of each stage before it begins.
 
     Raises:
@@ -251,8 +252,12 @@ def climbed(
     experiments: Experiments,
     thresholds: Thresholds | None = None,
     say: Callable[[str], None] = lambda text: None,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Ladder:
-    """As `climb`, with experiments that may be asked for more afterwards."""
+    """As `climb`, with experiments that may be asked for more afterwards.
+
+    `left` says how many seconds there are: a rung that takes longer is not tested.
+    """
     say("together and apart")
     ladder = Ladder(
         {TOGETHER: experiments.rung(TOGETHER)},
@@ -263,6 +268,8 @@ def climbed(
         return ladder
     rungs, untested = dict(ladder.rungs), {}
     for name, why in experiments.stages():
+        if not why and experiments.seconds(name) > left():
+            why = "there is no time left for it (--budget)"
         if why:
             untested[name] = why
             continue
@@ -305,12 +312,15 @@ class Experiments:
         per_epoch = max(1, samples(self.problem) // self.problem.batch_size)
         self.steps = effort.epochs * per_epoch
         self.curves: dict[Trial, Curves] = {}
+        self.growth = 1.0
         self.wide = self._width() if self.problem.scaled is not None else 1.0
+        self._spent = self._work = 0.0
 
     def _width(self) -> float:
         """At which the joint network is `larger` times as large as all networks apart."""
         with torch.random.fork_rng(devices=[]):
             size = sum(parameters(self.problem.network((task,))) for task in self.tasks)
+            self.growth = self.effort.larger * size / parameters(self.problem.network(self.tasks))
         wanted = round(self.effort.larger * size)
         return float(f"{width_for(self.problem, self.tasks, wanted):.3g}")
 
@@ -318,14 +328,43 @@ class Experiments:
 
     def trained(self, trials: Sequence[Trial], longer: bool) -> None:
         """See that there are curves; a longer training begins as a normal one."""
-        times = self._times(longer)
-        missing = [
+        missing = self._missing(trials, longer)
+        if missing:
+            begun = time.perf_counter()
+            self.curves |= run(self.problems, missing, self._times(longer), self.blocks)
+            self._spent += time.perf_counter() - begun
+            self._work += self._work_of(missing, longer)
+
+    def _missing(self, trials: Sequence[Trial], longer: bool) -> list[Trial]:
+        until = len(self._times(longer))
+        return [
             trial
             for trial in trials
-            if trial not in self.curves or len(self.curves[trial].validation) < len(times)
+            if trial not in self.curves or len(self.curves[trial].validation) < until
         ]
-        if missing:
-            self.curves |= run(self.problems, missing, times, self.blocks)
+
+    def _work_of(self, trials: Sequence[Trial], longer: bool) -> float:
+        """Steps of the problem's own network; those of a wider one count for more."""
+        steps = self._times(longer)[-1]
+        return steps * math.fsum(1.0 if t.width == 1 else self.growth for t in trials)
+
+    def seconds(self, name: str) -> float:
+        """About what a rung will take, by what has been trained so far."""
+        if not self._work:
+            return 0.0
+        together, longer = self._together(name)
+        work = self._work_of(self._missing(together, longer), longer)
+        change = self._change(name)
+        apart = self._apart(change.share)
+        work += self._work_of(self._missing(apart, change.longer), change.longer)
+        return work * self._spent / self._work
+
+    def seconds_of(self, networks: int) -> float:
+        """About what so many networks take, in every split at every rate."""
+        if not self._work:
+            return 0.0
+        work = networks * len(self.problems) * len(self.effort.rates) * self.steps
+        return work * self._spent / self._work
 
     def _times(self, longer: bool) -> list[int]:
         normal = times_until(self.steps, self.effort.looks)
@@ -394,21 +433,35 @@ class Experiments:
     def rung(self, name: str) -> Rung:
         """Train what a rung takes, and estimate the harm that it leaves."""
         change = self._change(name)
-        together = [
-            trial
-            for width in change.widths
-            for trial in self.each(change.weights, width, change.share)
-        ]
-        # All that the last rung needs of a wider network is trained when it is first met.
-        ahead = self.each(self._change(ALL).weights, self.wide) if name == WIDER else []
-        self.trained([*together, *ahead], change.longer or name == WIDER)
+        asked = self._of_change(change)
+        self.trained(*self._together(name))
         values = {}
         for split in self.problems:
-            of_split = [trial for trial in together if trial.split == split]
+            of_split = [trial for trial in asked if trial.split == split]
             said = self.chosen(split, of_split, longer=change.longer, own=change.own)
             values[split] = self.points(split, said, longer=change.longer, share=change.share)
         average = self.estimate(torch.stack(list(values.values())).mean(-1))
         return Rung(name, self._estimates(values), average)
+
+    def _together(self, name: str) -> tuple[list[Trial], bool]:
+        """The joint networks that a rung trains, and whether longer.
+
+        All that the last rung needs of a wider network is trained when it is first met.
+        """
+        change = self._change(name)
+        ahead = self.each(self._change(ALL).weights, self.wide) if name == WIDER else []
+        return [*self._of_change(change), *ahead], change.longer or name == WIDER
+
+    def _of_change(self, change: _Change) -> list[Trial]:
+        return [
+            trial
+            for width in change.widths
+            for trial in self.each(change.weights, width, change.share)
+        ]
+
+    def _apart(self, share: float) -> list[Trial]:
+        """Each task's own network."""
+        return self.each([self.only(k) for k in range(len(self.tasks))], share=share)
 
     def _change(self, name: str) -> _Change:
         """What a rung changes about the joint network."""
@@ -481,11 +534,10 @@ class Experiments:
 
     def apart(self, split: int, longer: bool = False, share: float = 1.0) -> Tensor:
         """Test losses [blocks, m], each task's from its own network at its best rate and epoch."""
-        singles = [self.only(k) for k in range(len(self.tasks))]
-        self.trained(self.each(singles, share=share), longer)
+        self.trained(self._apart(share), longer)
         columns = []
         for k in range(len(self.tasks)):
-            of_task = [t for t in self.each([singles[k]], share=share) if t.split == split]
+            of_task = [t for t in self.each([self.only(k)], share=share) if t.split == split]
             curves = [self.of(trial, longer) for trial in of_task]
             held = [one.validation[:, k].nan_to_num(nan=math.inf) for one in curves]
             best = min(range(len(held)), key=lambda n: float(held[n].min()))
@@ -502,6 +554,8 @@ class Experiments:
         means = points.nanmean(1).tolist()
         if not all(map(math.isfinite, means)):
             return Estimate(math.inf, 0.0, len(means) - 1)
+        if self.ratio == math.inf:
+            return Estimate(math.fsum(means) / len(means), math.inf, len(means) - 1)
         if self.ratio is not None:
             return over_splits(means, self.ratio)
         over = points.nanmean(0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from evenhand.comparison.inference import Estimate
-from evenhand.comparison.verdict import joined, signed, spanned
+from evenhand.comparison.verdict import joined, percent, signed, spanned
 from evenhand.doctor.agreement import Agreement
 from evenhand.doctor.diagnose import Diagnosis
 from evenhand.doctor.examine import Examination
@@ -88,16 +88,46 @@ class Words:
 def words(found: Examination) -> Words:
     """The sentences for an examination."""
     evidence = [*_of_ladder(found), *_of_looks(found), *_of_counts(found), *_of_costs(found)]
+    evidence += found.sampled
     if found.ladder is None:
         advice = _advice_unverified(found)
-        return Words(UNVERIFIED, tuple(evidence), advice, "evenhand doctor SOURCE --verify")
+        return Words(UNVERIFIED, tuple(evidence), advice, "What --verify finds.")
     cause = found.ladder.cause
     headline = HEADLINES[cause]
     if cause == "cannot tell":
         headline = _unclear(found.ladder)
     advice = ADVICE[cause] or _advice_unclear(found.ladder)
     advice += "".join(_enough(one, found.ladder) for one in found.splittings)
-    return Words(headline, tuple(evidence), advice, CHANGE[cause])
+    if cause == "labels":
+        advice += _noise_or_few(found)
+    change = DIVIDED_OTHERWISE if _by_time(found.ladder) else CHANGE[cause]
+    return Words(headline, tuple(evidence), advice, change)
+
+
+NOISY, CLEAN = 0.5, 0.1
+"""Shares of the labels' variance among equal inputs that are much, and little."""
+
+
+def _noise_or_few(found: Examination) -> str:
+    """Which of the two it is, where samples with equal inputs tell."""
+    if found.ladder is None:
+        return ""
+    harmed = found.ladder.harmed or found.tasks
+    shares = [found.description.tasks[task].unexplained for task in harmed]
+    known = [share for share in shares if share is not None]
+    if len(known) == len(shares) and min(known) > NOISY:
+        return " Equal inputs have different labels: it is noise, and cleaner labels would help."
+    if len(known) == len(shares) and max(known) < CLEAN:
+        return " Equal inputs have equal labels: they are too few, and hardly noisy."
+    return " Whether they are too few or too noisy these data do not tell."
+
+
+DIVIDED_OTHERWISE = "Splits that are not by time (--design hold-out), if the rows allow it."
+
+
+def _by_time(ladder: Ladder) -> bool:
+    """Whether the splits say nothing of chance."""
+    return all(math.isinf(estimate.scale) for estimate in ladder.rungs[TOGETHER].harm.values())
 
 
 # The ladder -----------------------------------------------------------------------------------
@@ -130,6 +160,8 @@ def _of_ladder(found: Examination) -> Iterator[str]:
     if idle:
         yield f"Apart as well, next to nothing is learned of {joined(idle)}."
     yield f"Together: {_harms(ladder, TOGETHER)}."
+    if _by_time(ladder):
+        yield "The splits follow one another in time: how sure this is they do not say."
     if ladder.harmful and not ladder.harmed:
         yield "Which task bears it differs from split to split; on average it is sure."
     for name in RUNGS:
@@ -192,6 +224,8 @@ def _harms(ladder: Ladder, name: str) -> str:
 def _spanned(estimate: Estimate, comparisons: int) -> str:
     if not math.isfinite(estimate.mean):
         return "diverged"
+    if math.isinf(estimate.scale):
+        return signed(estimate.mean)
     return f"{signed(estimate.mean)} ({spanned(estimate.interval(comparisons))})"
 
 
@@ -281,9 +315,18 @@ def _of_looks(found: Examination) -> Iterator[str]:
 
 def _of_counts(found: Examination) -> Iterator[str]:
     for task, facts in found.description.tasks.items():
+        if facts.blank:
+            parts = [f"{c.left_out} of {c.samples} in {part}" for part, c in facts.blank.items()]
+            yield f"{task} has no label in some samples: {joined(parts)}."
         if facts.constant:
             yield f"All training labels of {task} are the same: nothing can be learned."
-        elif facts.few and facts.rarest is not None:
+        if facts.unexplained is not None:
+            yield (
+                f"{facts.repeats} training samples of {task} repeat the inputs of others, and "
+                f"{percent(min(1.0, facts.unexplained))} of the labels' variance is between such: "
+                "no model of these inputs explains it."
+            )
+        if facts.few and not facts.constant and facts.rarest is not None:
             value, count = facts.rarest
             yield f"{task} has {count} training label{'s' if count != 1 else ''} of class {value}."
     used = {
@@ -305,6 +348,8 @@ def _of_counts(found: Examination) -> Iterator[str]:
 
 
 def _of_costs(found: Examination) -> Iterator[str]:
+    if not found.costs:
+        return
     plain = found.costs[0]
     parts = [
         f"{cost.kind} {cost.seconds / plain.seconds:.1f} x"
