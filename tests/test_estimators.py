@@ -487,7 +487,7 @@ WORDS = np.where(X80[:, 0] > 0, "up", "down")
     [
         (MultiTaskRegressor, {}, X80[:, 0], X80[:, 1], ValueError, "Expected 2D array, got 1D"),
         (MultiTaskRegressor, {}, XF["a"], X80[:, 1], ValueError, "Expected a 2-dimensional"),
-        (MultiTaskRegressor, {}, WORDS[:, None], X80, ValueError, "columns of a data frame"),
+        (MultiTaskRegressor, {}, WORDS[:, None], X80, ValueError, "columns of a pandas data frame"),
         (MultiTaskRegressor, {}, XF[:1], X80[:1], ValueError, r"1 sample\(s\)"),
         (MultiTaskRegressor, {}, XF.assign(a=np.inf), X80, ValueError, "'a' holds inf in row 1"),
         (MultiTaskRegressor, {}, X80 - np.inf, X80, ValueError, "X contains infinity"),

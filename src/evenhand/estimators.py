@@ -286,7 +286,7 @@ class MultiTaskBase(MultiOutputMixin):
             if "convert" in str(error) or "argument must be" in str(error):
                 raise type(error)(
                     f"{error}: an array must hold numbers; text, categories and dates can be the "
-                    "columns of a data frame"
+                    "columns of a pandas data frame"
                 ) from error
             raise
 
