@@ -39,7 +39,8 @@ def test_no_submodule_of_scipy_is_loaded_beyond_those_of_the_bare_package() -> N
 
 def test_the_library_does_not_load_the_tool() -> None:
     every = loaded(
-        "import evenhand.comparison.compare, evenhand.ensemble.training, evenhand.training.loop"
+        "import evenhand.comparison.compare, evenhand.ensemble.training, evenhand.training.loop;"
+        "import evenhand.comparison.single, evenhand.tables.arrays, evenhand.tables.predicting"
     )
     assert not {name for name in every if name.startswith("evenhand.app")}
     extras = {"typer", "rich", "pydantic", "matplotlib", "jinja2", "sklearn", "torchmetrics"}

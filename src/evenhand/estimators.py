@@ -250,9 +250,16 @@ class MultiTaskBase(MultiOutputMixin):
             observe_every=0,
             references="none",
         )
+        problem.check_labels(parts=("train",))
+        try:
+            self.constants_: dict[str, Tensor] = constants(problem)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: perhaps one class alone is among them; hold out another part "
+                "(random_state, validation_fraction), or give eval_set"
+            ) from error
         self.trained_ = train_in_memory(settings, self.recipe)
         self.prepared_ = cast(Prepared, problem.preparation)
-        self.constants_: dict[str, Tensor] = constants(problem)
         self.n_iter_ = max(trained.records[-1].epoch for trained in self.trained_)
 
     # Using ------------------------------------------------------------------------------------
@@ -279,7 +286,7 @@ class MultiTaskBase(MultiOutputMixin):
             if "convert" in str(error) or "argument must be" in str(error):
                 raise type(error)(
                     f"{error}: an array must hold numbers; text, categories and dates can be the "
-                    "columns of a data frame"
+                    "columns of a pandas data frame"
                 ) from error
             raise
 

@@ -30,6 +30,12 @@ from evenhand.tables.targets import Target
 Array = npt.NDArray[Any]
 Kind = Literal["numeric", "category"]
 
+CLASSES: tuple[tuple[str, Any], ...] = (
+    ("text", str),
+    ("truth values", bool | np.bool_),
+    ("numbers", int | float | np.integer | np.floating),
+)
+"""What classes may be, the first that fits."""
 COUNTED = 10
 """Whole numbers with no more different values may be classes."""
 
@@ -210,9 +216,7 @@ def class_outcome(name: str, cells: Array, metric: str | None) -> Outcome:
             numbers.
     """
     known = [cell for cell in cells.tolist() if not nothing(cell)]
-    texts = sum(isinstance(cell, str) for cell in known)
-    if 0 < texts < len(known):
-        raise ValueError(f"the classes of target {shown(name)} mix text and other values")
+    _require_one_type(name, known)
     if fractions := [v for v in known if isinstance(v, float) and not v.is_integer()]:
         raise ValueError(
             f"target {shown(name)} is continuous, such as {fractions[0]:g}: classes are text, "
@@ -231,6 +235,19 @@ def class_outcome(name: str, cells: Array, metric: str | None) -> Outcome:
     return replace(outcome, target=replace(asked, names=names))
 
 
+def _require_one_type(name: str, values: Sequence[Any]) -> None:
+    """See that classes are of one type, so that numpy changes none into another."""
+    found = sorted({next((t for t, of in CLASSES if isinstance(v, of)), "") for v in values})
+    if "" in found:
+        odd = next(v for v in values if not any(isinstance(v, of) for _, of in CLASSES))
+        raise ValueError(
+            f"target {shown(name)} holds a {type(odd).__name__}: classes are text, truth values or "
+            "whole numbers"
+        )
+    if len(found) > 1:
+        raise ValueError(f"the classes of target {shown(name)} mix {' and '.join(found)}")
+
+
 def kind_by_type(name: str, cells: Array) -> tuple[Kind, str]:
     """What a target without the type of categories is, and a word where that may surprise.
 
@@ -243,7 +260,8 @@ def kind_by_type(name: str, cells: Array) -> tuple[Kind, str]:
     values = set(known)
     if values <= {0, 1}:
         return "category", ""
-    if len(values) <= COUNTED and all(value == round(value) for value in values):
+    whole = all(isinstance(v, int) or (isinstance(v, float) and v.is_integer()) for v in values)
+    if len(values) <= COUNTED and whole:
         said = ", ".join(f"{value:g}" for value in sorted(values))
         return "numeric", (
             f"target {shown(name)} has {len(values)} whole numbers ({said}): they are taken for "
@@ -267,7 +285,9 @@ def _numbers(name: str, cells: Array) -> Reading:
                 f"target {shown(name)} is text, such as {plain(texts[0])}, and must be numbers "
                 "here; text can be the classes of a target"
             )
-        values = [None if nothing(c) else float(c) if isinstance(c, bool) else c for c in cells]
+        values = [
+            None if nothing(c) else float(c) if isinstance(c, bool | np.bool_) else c for c in cells
+        ]
         cells = typed(values, name)
     elif cells.dtype.kind == "b":
         cells = cells.astype(np.float64)
