@@ -11,7 +11,8 @@ import pytest
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for what is left behind in /proc")
 def test_a_few_attacks_of_every_kind_find_no_fault() -> None:
-    command = [sys.executable, str(Path(__file__).parent / "attack"), "--share", "0.005"]
+    command = [sys.executable, str(Path(__file__).parent / "attack")]
+    command += ["--share", "0.002", "--epochs", "3"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     *_, total = run.stdout.splitlines()

@@ -9,6 +9,7 @@ defect anywhere ends it with code 1.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import sys
@@ -25,6 +26,13 @@ from attacks import KINDS
 from ground import Ground
 from harness import Tally
 
+LATE = (
+    *("evenhand.app.cli", "evenhand.app.exports", "evenhand.app.planning", "evenhand.app.report"),
+    *("evenhand.comparison.single", "evenhand.tables.predicting", "jinja2", "matplotlib.pyplot"),
+    *("safetensors.torch", "scipy.optimize", "scipy.stats", "sklearn.ensemble"),
+    *("sklearn.linear_model", "tomllib", "torch._dynamo", "torchmetrics", "yaml"),
+)
+"""What commands import when they need it: here once, and not in a thousand children."""
 FAULTS = ("tracebacks", "hangs", "orphans", "differing", "other")
 
 
@@ -36,11 +44,14 @@ def main() -> int:
     parser.add_argument("--kind", default="", help="only kinds whose name has this in it")
     parser.add_argument("--journal", type=Path, help="keep the attacks here, and go on from there")
     parser.add_argument("--again", action="store_true", help="make those again that found a fault")
+    parser.add_argument("--epochs", type=int, default=25, help="of the comparison that is hit")
     asked = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    small.register()
+    for name in LATE:
+        importlib.import_module(name)
+    small.register(asked.epochs)
     made = _made(asked.journal)
     if asked.again:
         made = [one for one in made if not any(one[fault] for fault in FAULTS)]

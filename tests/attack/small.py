@@ -32,7 +32,9 @@ def load(seed: int) -> Problem:
         x = torch.randn(48, 3, generator=torch.Generator().manual_seed(3 * seed + part))
         parts.append(Split(x, {"sum": x[:, :2].sum(1, keepdim=True), "last": x[:, 2:].square()}))
     task = Task(functional.mse_loss, SquaredError, "MSE", False)
-    return Problem("small", "points", "", {"sum": task, "last": task}, _network, *parts, epochs=25)
+    return Problem(
+        "small", "points", "", {"sum": task, "last": task}, _network, *parts, epochs=_epochs
+    )
 
 
 def _network(tasks: Sequence[str]) -> MultiTaskNetwork:
@@ -40,6 +42,11 @@ def _network(tasks: Sequence[str]) -> MultiTaskNetwork:
     return MultiTaskNetwork(trunk, {task: nn.Linear(6, 1) for task in tasks})
 
 
-def register() -> None:
+_epochs = 25
+
+
+def register(epochs: int) -> None:
     """Let this process and its forks know it by name."""
+    global _epochs
+    _epochs = epochs
     sources.SOURCES = (*sources.SOURCES, Source("small", "small", "points", ""))

@@ -8,6 +8,7 @@ from torch import Tensor
 from evenhand.aggregation.tracking import Tracking
 from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
+from evenhand.linalg.extremes import lengths
 from evenhand.weighting.base import Outcome
 from evenhand.weighting.state import State
 from evenhand.weighting.traits import Traits
@@ -58,7 +59,7 @@ class DBMTL(Tracking):
 
     def merge_from(self, g: TaskGradients, state: State) -> Outcome:
         tracked, following = self.track(g, state)
-        length = tracked.norm(dim=-1, keepdim=True)
+        length = lengths(tracked)
         units = torch.where(length > 0, tracked / length, 0)
         direction: Tensor = length.amax(-2) * units.sum(-2)
         return Outcome(direction.to(g.jacobian), following)

@@ -7,6 +7,7 @@ from torch import Tensor
 from evenhand.aggregation.tracking import Tracking
 from evenhand.arguments import checked
 from evenhand.autodiff.gradients import TaskGradients
+from evenhand.linalg.extremes import products
 from evenhand.weighting.base import Outcome
 from evenhand.weighting.shares import equal_shares, redistribute
 from evenhand.weighting.state import State, put, take
@@ -70,7 +71,7 @@ class MoCo(Tracking):
 
     def merge_from(self, g: TaskGradients, state: State) -> Outcome:
         tracked, following = self.track(g, state)
-        gramian = (tracked @ tracked.mT).double()
+        gramian = products(tracked, tracked)
         shares = take(state["shares"], g)
         slope = (gramian @ shares.unsqueeze(-1)).squeeze(-1) + self.rho * shares
         gamma = self.gamma / take(following["count"], g) ** self.decay

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evenhand.arguments import checked
 from evenhand.autodiff.gradients import Place, TaskGradients, cosines, norms
+from evenhand.linalg.extremes import lengths
 from evenhand.weighting.preference import Preferring
 from evenhand.weighting.traits import Traits
 
@@ -92,7 +93,7 @@ def _from_products(g: TaskGradients, p: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _from_rows(g: TaskGradients, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same from Uᵀ = QR, of which only R [.., k, m] is needed: C = RᵀR, x = Qz, Rᵀz = p."""
-    length = torch.linalg.vector_norm(g.jacobian, dim=-1)
+    length = lengths(g.jacobian).squeeze(-1)
     unit = g.jacobian / torch.where(length > 0, length, 1).unsqueeze(-1)
     r = torch.linalg.qr(unit.mT, mode="r").R.double()
     inverse = torch.linalg.pinv(r, rtol=unit.shape[-2] * torch.finfo(unit.dtype).eps)

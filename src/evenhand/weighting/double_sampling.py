@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evenhand.autodiff.gradients import Place, TaskGradients
+from evenhand.linalg.extremes import products
 from evenhand.weighting.base import Weighting
 
 
@@ -36,4 +37,4 @@ def cross_gramian(g: TaskGradients, batches: int) -> Tensor:
             f"and there are {len(g.samples)}"
         )
     first, second = (g, *g.samples)[batches - 2 : batches]
-    return (first.jacobian @ second.jacobian.mT).double().cpu()
+    return products(first.jacobian, second.jacobian).cpu()

@@ -60,6 +60,13 @@ class FairGrad(Weighting):
         if self.alpha == 0:
             return torch.full_like(g.losses, 1 / len(g.tasks))
         solution = nash_weights(g.gramian, self.alpha)
+        said = solution.weights.to(g.losses)
+        if bool(((said == 0) & (solution.weights.to(said.device) > 0)).any()):
+            raise ValueError(
+                f"FairGrad: the weights of {', '.join(map(repr, g.tasks))} are too small for "
+                f"{str(said.dtype).removeprefix('torch.')}: their gradients are huge; scale the "
+                "losses down"
+            )
         return Solved(solution.weights, solution)
 
     def extra_repr(self) -> str:
