@@ -745,7 +745,7 @@ def test_a_recipe_that_diverges_at_every_rate_is_a_row_of_dashes(tmp_path, monke
     assert re.search(r"^ sg \(plain sum\)( +–)+ *$", result.stdout, re.MULTILINE)
     words = " ".join(result.stdout.split())
     assert "sg: 2 of 2 runs diverged (at rate 1e+06: the" in words
-    assert "NOTHING TO COMPARE: no row beats a constant in any task." in words
+    assert "NOTHING TO COMPARE: no row is shown to beat a constant in any task." in words
 
 
 def test_the_memory_of_moments_is_told_before_training(tmp_path, monkeypatch) -> None:

@@ -162,7 +162,7 @@ def assess(
     tasks = problem.tasks
     everyone = [*rows, *(row for row in references if row is not zero)]
     by_row = {row.recipe: _by_task(row, zero, tasks, design) for row in everyone}
-    unjudged = _unjudged(by_row, zero, tasks, design, facts)
+    unjudged = _unjudged(by_row, zero, tasks, design, facts, settings.matters)
     judged = tuple(task for task in tasks if task not in unjudged)
     means = {name: _mean(skills, judged) for name, skills in by_row.items()}
     differ = partial(_difference, design=design, margin=settings.matters)
@@ -311,6 +311,7 @@ def _unjudged(
     tasks: Mapping[str, Task],
     design: Design,
     facts: Sequence[Facts],
+    margin: float,
 ) -> dict[str, str]:
     """The tasks that cannot be judged, and why."""
     found = {}
@@ -323,10 +324,20 @@ def _unjudged(
         elif any(f.test[name].count == 0 for f in facts if name in f.test):
             found[name] = "a test part has no label of it"
         elif len(zero.by_split(name)) < design.splits:
-            found[name] = f"its metric is not defined on a test part{told}"
+            found[name] = _reason("its metric is not defined on a test part", told)
         elif not any(_learned(skills.get(name), design) for skills in by_row.values()):
-            found[name] = f"nothing beats a constant{told}"
+            best = max((s[name].mean for s in by_row.values() if name in s), default=0.0)
+            if best > margin:  # it may well be learned: these splits do not show it
+                shown = f"best skill {best:.1f}, its interval reaches zero"
+                found[name] = _reason("nothing is shown to beat a constant", shown, told)
+            else:
+                found[name] = _reason("nothing beats a constant", told)
     return found
+
+
+def _reason(what: str, *details: str) -> str:
+    known = "; ".join(detail for detail in details if detail)
+    return f"{what} ({known})" if known else what
 
 
 def _learned(skill: Points | None, design: Design) -> bool:
@@ -361,4 +372,4 @@ def _told(task: str, facts: Sequence[Facts]) -> str:
         return ""
     names = {"1": "positive", "0": "negative"}
     what = f"{names[value]}{'' if few == 1 else 's'}" if value in names else f"of class {value}"
-    return f" ({few:,} {what} in {count:,} test rows)"
+    return f"{few:,} {what} in {count:,} test rows"

@@ -148,7 +148,7 @@ def _headline(word: str, found: Assessment) -> str:
     named = _tasks(tasks, found)
     match word:
         case "NOTHING TO COMPARE":
-            sentence = "NOTHING TO COMPARE: no row beats a constant in any task."
+            sentence = "NOTHING TO COMPARE: no row is shown to beat a constant in any task."
         case "NO VERDICT":
             missing = [name for name in (REFERENCE, BASELINE) if not _complete(found, name)]
             sentence = (
@@ -488,6 +488,8 @@ def _advice(word: str, found: Assessment) -> str:
             steps.append(f"more {what} for {joined(tasks, NAMED)}")
     if word == "NOTHING TO COMPARE":
         steps.append("see whether the inputs say anything about the targets")
+        if any("is shown" in reason for reason in found.unjudged.values()):
+            steps.append(f"--splits {max(5, 2 * found.design.splits)} shows more")
     undecided = word not in ("TOGETHER", "APART", "EITHER WAY")
     headline = found.headline
     measured = headline is not None and headline.estimate is not None
