@@ -7,7 +7,7 @@ import json
 import math
 import pickle
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from evenhand import theirs
-from evenhand.app import doctor_report, report
+from evenhand.app import cli, doctor_report, report
 from evenhand.app.cli import app
+from evenhand.comparison.across import Across
 from evenhand.comparison.request import Settings, forget
 from evenhand.data import Split
 from evenhand.data.labels import LabelCount
@@ -497,7 +498,7 @@ def test_json_of_the_small_commands(tmp_path, monkeypatch) -> None:
 # The way on -----------------------------------------------------------------------------------
 
 
-def test_a_folder_says_how_to_go_on(table, undrawn) -> None:
+def test_a_folder_says_how_to_go_on(table, undrawn, monkeypatch) -> None:
     asked = ["p.csv", *WORDS, "--recipes", "sg", "--references", "none", "--splits", "2", *QUICK]
     run("compare", *asked, "--workers", "1", "--out", "out")
     results = sorted(Path("out").glob("sg/split*/*/result.json"))
@@ -510,6 +511,11 @@ def test_a_folder_says_how_to_go_on(table, undrawn) -> None:
     assert said == json.loads(Path("out/verdict.json").read_text())
     assert [json.loads(file.read_text())["test"] for file in results] == before
     assert (results[1].parent / "left").exists()
+    # Of several folders there is a row for each recipe; ten are needed, which takes too long here.
+    row = Across("mgda", 10, 1.5, 8, 2, 0.02, math.nan)
+    monkeypatch.setattr(cli, "_across", lambda folders, comparisons: [row])
+    (told,) = json.loads(run("report", "out", "out", "--json").stdout)
+    assert told == {**asdict(row), "adjusted": None}
 
 
 def test_a_training_goes_on_and_keeps_its_network(table) -> None:
