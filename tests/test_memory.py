@@ -5,15 +5,34 @@ Activations are a hundred times larger than parameters here, so 2 % tells one th
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
+from torchmetrics import MeanSquaredError
 
-from evenhand import MGDA, Balancer, GradDrop, MultiTaskNetwork, Uncertainty
+from evenhand import (
+    MGDA,
+    Balance,
+    Balancer,
+    GradDrop,
+    MultiTaskNetwork,
+    Phase,
+    Uncertainty,
+)
+from evenhand.data import Problem, Split, Task
+from evenhand.training import epoch_statistics
+from evenhand.training.epoch_statistics import EpochStatistics
+from evenhand.training.loop import Training
+from evenhand.training.optimizers import Optimizers
+from evenhand.training.records import oscillation
 
 TASKS = ("a", "b", "c")
 SAMPLES, WIDTH, DEPTH = 2048, 32, 6
@@ -146,3 +165,77 @@ def test_nothing_outlives_a_backward(method: str, route: str) -> None:
     step = Step(method, route)
     _, after = measured(step.backward)
     assert after - step.gradients < 0.02 * ACTIVATION
+
+
+# An epoch --------------------------------------------------------------------------------------
+
+
+def _epoch(steps: int) -> int:
+    """Blocks of memory that the last three quarters of an epoch's steps leave allocated."""
+    taken, blocks = 0, []
+
+    class Counting(Training):
+        def _step(self, statistics: EpochStatistics) -> None:
+            nonlocal taken
+            super()._step(statistics)
+            taken += 1
+            if taken in (steps // 4, steps):
+                gc.collect()
+                blocks.append(sys.getallocatedblocks())
+
+    x = torch.randn(steps * 2, 3, generator=torch.Generator().manual_seed(0))
+    parts = [Split(x, {t: x[:, k : k + 1] for k, t in enumerate(TASKS)}) for _ in range(3)]
+    task = Task(functional.mse_loss, MeanSquaredError, "MSE", False)
+    heads = partial(nn.Linear, 4, 1)
+    problem = Problem(
+        "p",
+        "",
+        "",
+        dict.fromkeys(TASKS, task),
+        lambda tasks: MultiTaskNetwork(nn.Linear(3, 4), {t: heads() for t in tasks}),
+        *parts,
+        epochs=1,
+        batch_size=2,
+    )
+    network, balancer = problem.network(TASKS), Balancer(aggregator=MGDA(), tasks=TASKS)
+    sgd = partial(torch.optim.SGD, lr=0.01)
+    optimizers = Optimizers(network.blocks(), sgd, learned=balancer.parameters())
+    run = Counting(problem, network, optimizers, balancer, epochs=1, observe_every=1)
+    list(run.run())
+    first, last = blocks
+    return last - first
+
+
+def test_an_epochs_memory_does_not_grow_with_its_steps(monkeypatch) -> None:
+    monkeypatch.setattr(epoch_statistics, "RECENT", 16)
+    assert _epoch(256) < 1500  # of 192 steps
+    monkeypatch.setattr(epoch_statistics, "RECENT", 10_000)
+    assert _epoch(256) > 3000  # so that the number above says something
+
+
+@pytest.mark.parametrize("members", [0, 2])
+def test_what_is_added_up_is_what_all_values_tell(members, monkeypatch) -> None:
+    """Against the formulas, on series that a task may miss."""
+    generator = torch.Generator().manual_seed(0)
+    series: dict[str, list[Tensor]] = {"a": [], "b": []}
+    monkeypatch.setattr(epoch_statistics, "RECENT", 4)
+    statistics, lengths = EpochStatistics(), []
+    for step in range(11):
+        tasks = ("a", "b") if step % 3 else ("b",)
+        shape = (members, len(tasks)) if members else (len(tasks),)
+        losses = torch.randn(shape, generator=generator, dtype=torch.float64)
+        lengths.append(losses.abs().sum(-1))
+        statistics.step(watched=True)
+        statistics.add(Balance(tasks, losses), Phase(tasks))
+        statistics.watch("shared", {t: losses[..., k] for k, t in enumerate(tasks)}, lengths[-1])
+        for k, task in enumerate(tasks):
+            series[task].append(losses[..., k])
+    for k, found in enumerate(statistics.members(members) if members else [statistics]):
+        told = found.means()
+        for task, values in series.items():
+            mine = [float(v[k] if members else v) for v in values]
+            assert told["losses"][task] == pytest.approx(sum(mine) / len(mine), rel=1e-12)
+            assert told["oscillation"][task] == pytest.approx(oscillation(mine), rel=1e-12)
+            assert told["changes"][f"shared|{task}"] == told["losses"][task]
+        walked = sum(float(v[k] if members else v) for v in lengths)
+        assert told["path"] == pytest.approx(walked, rel=1e-12)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+from http.client import IncompleteRead
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,21 @@ def test_what_is_not_the_original_is_not_kept(tmp_path, mirror) -> None:
 def test_a_mirror_that_cannot_be_read_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="file:///nowhere/train-images"):
         mnist.fetch(tmp_path, mirror="file:///nowhere/")
+
+
+@pytest.mark.parametrize("error", [IncompleteRead(b"half"), ConnectionResetError("gone")])
+def test_a_connection_that_breaks_is_a_line_and_leaves_nothing(error, tmp_path, monkeypatch):
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise error
+
+    monkeypatch.setattr(mnist, "urlopen", lambda *arguments, **options: Broken())
+    result = CliRunner().invoke(app, ["data", "mnist", "--out", str(tmp_path / "there")])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "cannot be read" in line
+    assert "nothing of it was kept" in line
+    assert not list((tmp_path / "there").iterdir())
 
 
 def test_without_data_the_way_to_it_is_told(tmp_path, monkeypatch) -> None:

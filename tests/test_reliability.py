@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gzip
 import io
@@ -508,6 +509,39 @@ def test_a_network_is_trained_by_one_at_a_time_and_told_how_to_go_on(
     assert line == "evenhand: stopped; 0 of 2 runs are finished and kept. Go on with:"
     result = _run(*shlex.split(again)[1:])
     assert result.exit_code == 0, result.output
+
+
+def test_names_in_a_table_that_fit_nowhere_stand(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile = ["a\x1b[2J", "b\u202e", "w\x1b]0;x\x07", "<script>alert(1)</script>"]
+    classes = ["x\x1b[2J", "y\u202e<b>", "z" * 50_000]
+    with Path("t.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(hostile)
+        writer.writerows([k % 7, "ab"[k % 2], k % 5 * 0.5, classes[k % 3]] for k in range(90))
+    words = "compare t.csv --recipes sg --splits 1 --epochs 1 --lr 0.01 --references none"
+    words += " --workers 1 --out out"
+    asked = [word for name in hostile[2:] for word in ("--target", name)]
+    result = _run(*words.split(), *asked)
+    assert result.exit_code == 0, result.output
+    page = Path("out/report.html").read_text()
+    assert "<script>alert" not in page
+    for text in (result.output, page):
+        assert all(c.isprintable() or c in "\n\t" for c in text)
+    assert max(map(len, result.output.splitlines())) <= 160
+
+
+def test_the_lock_has_every_pin_with_its_hashes() -> None:
+    """But torch's, whose builds differ from machine to machine; `.ci/lock` writes it anew."""
+    root = Path(__file__).parent.parent
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (root / "constraints.txt").read_text(), re.M))
+    text = (root / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:", text, re.M))
+
+    def named(found: dict[str, str]) -> dict[str, str]:
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found.items()}
+
+    assert named(locked) == {k: v for k, v in named(pins).items() if k != "torch"}
 
 
 # The tool -----------------------------------------------------------------------------------------
