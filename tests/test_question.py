@@ -288,6 +288,20 @@ def test_a_large_source_is_looked_at_in_part_and_the_part_is_told(table, monkeyp
     ]
 
 
+def test_short_steps_take_one_thread() -> None:
+    from test_doctor import small
+
+    problem, threads = small(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for units, inside in ((4, 1), (2**20, 2)):
+            with examining._threads(problem, torch.nn.Linear(units, 1)):
+                assert torch.get_num_threads() == inside
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_an_effort_gives_up_rates_then_splits_then_epochs() -> None:
     wanted = Effort(5, 30, (1e-3, 3e-3, 1e-2))
 

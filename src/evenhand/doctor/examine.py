@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +41,8 @@ STEPS = 600
 """The most steps that the plain sum is trained between the first look and the last."""
 GRADIENTS = 2**28
 """The most numbers in the gradients of a look; of large networks it takes fewer batches."""
+SHORT = 2**24
+"""Parameters times samples of a batch, up to which a step is short."""
 PROPOSALS = 12
 """About how many networks the ways of sharing less train, in each split at each rate."""
 SEEDS = 5
@@ -123,6 +126,38 @@ def examine(
     description = describe(problem)
     say("looking at gradients while the plain sum trains")
     looking = _Looking(settings, problem, looks)
+    with _threads(problem, looking.network):
+        return _examined(settings, problem, looking, description, verify, clock, notes, say)
+
+
+@contextmanager
+def _threads(problem: Problem, network: nn.Module) -> Iterator[None]:
+    """One thread for networks whose steps are short.
+
+    They gain little by several, and lose much on a busy machine, where threads wait for each other:
+    a verification of 25 seconds of one thread took 150 and more of two.
+    """
+    before = torch.get_num_threads()
+    size = sum(p.numel() for p in network.parameters())
+    if size * problem.batch_size <= SHORT:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _examined(
+    settings: Settings,
+    problem: Problem,
+    looking: _Looking,
+    description: Description,
+    verify: bool,
+    clock: Clock,
+    notes: tuple[str, ...],
+    say: Callable[[str], None],
+) -> Examination:
+    seconds = clock.seconds
     step = looking.step_seconds(0.02 * seconds)
     looked = min(seconds, USUAL)
     diagnosis, unseen, seen = looking.look(step, LOOKS * looked)
