@@ -558,7 +558,7 @@ def test_what_is_odd_is_said() -> None:
         ({}, {"metrics": {"x": "mae"}}, "'x' is no target"),
         ({}, {"weight": "x"}, "is blank or below 0"),
         ({}, {"network": "cnn"}, "a table has mlp"),
-        ({}, {"network": "mlp(depth=0)"}, "must be an integer of at least 1"),
+        ({}, {"network": "mlp(depth=0)"}, "must be an integer from 1 to"),
         ({}, {"batch": 0}, "must be at least 1"),
         ({}, {"group": "x", "time": "x"}, "have one of the two"),
         ({"g": ["a"] * 60}, {"group": "g"}, "there are 1 groups"),

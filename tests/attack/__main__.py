@@ -2,8 +2,8 @@
 
 Bounded to a temporary folder; no network. The n-th attack of a kind is the same for the same seed.
 With ``--journal FILE`` each attack is a line of JSON there, and those that are there are not made
-again. A run of all takes about an hour of one core; its results are in docs/reliability.md. One
-defect anywhere ends it with code 1.
+again. A run of all takes about forty minutes of one core; benchmarks/results/attacks.jsonl has one,
+and docs/reliability.md its table. A fault anywhere ends it with code 1.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
+    from evenhand.text import plain
+
     for name in LATE:
         importlib.import_module(name)
     small.register(asked.epochs)
@@ -64,6 +66,7 @@ def main() -> int:
                     continue
                 tally = Tally()
                 attack(ground, tally, random.Random(f"{asked.seed} {kind} {number}"))
+                tally.attack = plain(tally.attack, 100)
                 made.append({"kind": kind, "number": number, **asdict(tally)})
                 for line in tally.said:
                     print(f"{kind} {number}: {line}", file=sys.stderr, flush=True)
