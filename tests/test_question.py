@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import pickle
+import runpy
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -560,3 +561,21 @@ def test_a_shell_is_offered_what_fits(words, offered) -> None:
     }
     result = CliRunner().invoke(app, [], env=shell, prog_name="evenhand")
     assert result.stdout.split() == offered
+
+
+# What the page says of the times --------------------------------------------------------------
+
+
+def test_the_page_has_the_times_and_they_are_kept(monkeypatch) -> None:
+    """Two cores' processor seconds are the most that a promised time has."""
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    script = runpy.run_path(str(root / "benchmarks" / "table_times.py"))
+    results = json.loads((root / "benchmarks/results/table_times.json").read_text())
+    assert set(results) <= set(script["COMMANDS"])
+    block = f"{script['BEGIN']}\n{script['page'](results)}\n{script['END']}"
+    assert block in (root / "docs/doctor.md").read_text()
+    for name in results:
+        asked, may = script["COMMANDS"][name]
+        assert results[name]["command"] == " ".join(["evenhand", *asked])
+        assert results[name]["processor"] < script["CORES"] * may
