@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from evenhand import sources
 from evenhand.app.config import Count, Rate, listed
+from evenhand.text import LINE, plain
 
 REPORT, JSON = "report.html", "doctor.json"
 
@@ -112,7 +113,8 @@ def _read(given: dict[str, Any]) -> Asked:
     except ValidationError as error:
         first = error.errors()[0]
         name = first["loc"][0]
-        raise ValueError(f"--{name} {given[str(name)]}: {first['msg']}") from error
+        told = plain(str(given[str(name)]), 40)
+        raise ValueError(f"--{name} {told}: {plain(first['msg'], 2 * LINE)}") from error
 
 
 def _folder(folder: Path) -> Path:
