@@ -488,6 +488,14 @@ def test_what_a_prediction_reads_is_looked_at(name, network_of_a_table, tmp_path
     assert told in line
 
 
+def test_what_no_table_is_written_in_is_refused_at_once(network_of_a_table, monkeypatch) -> None:
+    monkeypatch.chdir(network_of_a_table)
+    for name in ("idna", "punycode", "rot13", "hex"):
+        result = _run("compare", "t.csv", "--target", "wage", "--encoding", name, "--plan")
+        assert result.exit_code == 2
+        assert f"encoding='{name}': " in result.stderr or f"this is not {name}" in result.stderr
+
+
 def test_a_network_is_trained_by_one_at_a_time_and_told_how_to_go_on(
     network_of_a_table, tmp_path, monkeypatch
 ) -> None:
@@ -613,6 +621,8 @@ def test_a_hostile_configuration_in_toml_is_a_line(name, tmp_path, monkeypatch) 
         ("--recipes cagrad(c=nan)", "'nan' is no finite number"),
         ("--recipes pbi(theta=1e400)", "'1e400' is no finite number"),
         ("--recipes grid(steps=1000000)", "grid(steps=1000000): must be from 1 to 1,000"),
+        ("--budget ٣m", "write a time"),
+        ("--budget 1:30:00", "write a time"),
         ("--seeds 3e6", "valid integer"),
         ("--seeds 3000000", "less than or equal to 100000"),
         (f"--seeds 1{'0' * 20}", "less than"),

@@ -245,9 +245,9 @@ def read_duration(text: str) -> float:
     Raises:
         ValueError: it is none of these, or not positive.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(s|m|min|h)?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|min|h)?", text.strip().lower())
     if found is None or not float(found[1]) > 0:
-        raise ValueError(f"budget={text!r}: write a time, such as 90s, 10m or 1.5h")
+        raise ValueError(f"budget={quoted(text)}: write a time, such as 90s, 10m or 1.5h")
     return float(found[1]) * {"s": 1.0, "h": 3600.0}.get(found[2] or "m", 60.0)
 
 

@@ -24,12 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.files import LARGE, read_bytes, require_file
+from evenhand.text import quoted
 
 Cells = npt.NDArray[Any]
 """One column: text (objects, None where blank), float64 (NaN where blank), or datetime64."""
 
 BLANK = frozenset({"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A"})
 """What a cell says that says nothing."""
+NO_TABLES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined")
+"""Encodings that Python has for other things; some take minutes for a page."""
 SEPARATORS = (",", ";", "\t", "|")
 LINES = 50
 """Of which the separator is told."""
@@ -160,10 +163,12 @@ def _table_lines(name: str, lines: Any) -> tuple[list[str], list[list[str]], lis
 
 
 def _decoded(name: str, content: bytes, encoding: str) -> str:
+    if encoding.lower().replace("_", "-") in NO_TABLES:
+        raise ValueError(f"encoding={quoted(encoding)}: no table is in it")
     try:
         text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
     except LookupError as error:
-        raise ValueError(f"encoding={encoding!r}: there is no such encoding") from error
+        raise ValueError(f"encoding={quoted(encoding)}: there is no such encoding") from error
     except UnicodeError as error:
         line = content[: getattr(error, "start", 0)].count(b"\n") + 1
         raise ValueError(
