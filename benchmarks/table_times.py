@@ -118,6 +118,8 @@ def page(results: dict[str, Any]) -> str:
         "wanted a core meanwhile, these included. Above the number of cores the wall's time is "
         "that of a busy machine, and the processor's says more."
     )
+    if all(one["load"] > one["cores"] for one in results.values()):
+        note += " On an idle machine none of these has been measured yet."
     return "\n".join([*rows, "", note])
 
 
