@@ -180,7 +180,7 @@ CALLS = (
     "accumulate",
     "gradients",
     "updated",
-    "keep",
+    "select",
     "bind",
     "attach",
     "catch",
@@ -204,8 +204,9 @@ def test_a_wrong_argument_of_a_method_is_named(name, key) -> None:
     values = [object(), "x", torch.ones(2, 3) if key != "features" else 3.5]
     for value in values:
         balancer = eh.Balancer(aggregator=eh.MGDA(), tasks=("a", "b"))
-        needed = {} if key == "losses" or name in ("keep", "bind", "attach", "catch") else None
+        needed = {} if key == "losses" or name in ("select", "bind", "attach", "catch") else None
         needed = {"losses": _losses()} if needed is None else needed
+        needed |= {"module": nn.Linear(1, 1)} if (name, key) == ("catch", "replay") else {}
         method = getattr(balancer, name)
         with pytest.raises((TypeError, ValueError), match=key):
             method(**{**needed, key: value})

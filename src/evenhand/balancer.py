@@ -461,6 +461,7 @@ class Balancer(nn.Module):
                 generators, a state that is no buffer) must not change what it returns.
         """
         require_kind("module", module, nn.Module)
+        require_kind("replay", replay, bool)
         self._catcher.catch(module, replay)
 
     def updated(
@@ -490,7 +491,8 @@ class Balancer(nn.Module):
         require_kind("positions", positions, Tensor)
         if len(self.leading) != 1 or positions.dim() != 1:
             raise ValueError(
-                "only a balancer made with leading=(E,) can go on with some, [k], of the E"
+                "positions, [k], are those of networks: only a balancer made with leading=(E,) "
+                "can go on with some of the E"
             )
         self.leading = torch.Size([len(positions)])
         self.states.select(positions)
