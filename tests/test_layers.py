@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork, TaskGradients
 from evenhand.aggregation import Aggregator
@@ -225,6 +226,44 @@ def test_weights_are_recognised_in_mixed_precision(parts, shape, width, jacobian
         flat_grad(trunk).double(), expected.sum(0), rtol=0, atol=len(TASKS) * eps * size
     )
     assert product.isfinite().all()
+
+
+class Again(nn.Module):
+    """Its activations are computed again in the backward pass, and handed out once."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        again: Tensor = checkpoint(self.parts, x, use_reentrant=False)
+        return again
+
+
+@pytest.mark.parametrize("factored", ["auto", "always"])
+@pytest.mark.parametrize(
+    ("part", "shape", "width"),
+    [
+        (partial(nn.Linear, 64, 64), (2, 64), 64),
+        (stacked(partial(nn.Conv2d, 8, 32, 3), Flat), (1, 8, 3, 3), 32),
+    ],
+    ids=["linear", "pictures"],
+)
+def test_a_layer_that_is_computed_again_is_looked_at_once(part, shape, width, factored) -> None:
+    """Inside the backward pass of `loss`, which all its passes belong to for the checkpoint."""
+    torch.manual_seed(0)
+    trunk = Again(part(), nn.Tanh())
+    network = MultiTaskNetwork(trunk, {task: nn.Linear(width, 1) for task in TASKS}).double()
+    x = normal(*shape)
+
+    def losses() -> dict[str, Tensor]:
+        return {t: (y - k).square().mean() for k, (t, y) in enumerate(network(x).items())}
+
+    shared = list(trunk.parameters())
+    expected = plain_jacobian(losses().values(), shared)
+    balancer = Balancer(aggregator=MGDA(), factored=factored)
+    balancer.loss(losses()).backward()
+    torch.testing.assert_close(flat_grad(shared), balancer.last.trunk_weights @ expected)
 
 
 def test_tasks_that_do_not_reach_a_layer() -> None:

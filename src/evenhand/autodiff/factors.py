@@ -28,7 +28,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import inf, prod
 from typing import Any, Literal, cast
 
@@ -80,11 +80,16 @@ class Layer(ABC):
 class Linear(Layer):
     """Y = A Wᵀ, a product of matrices."""
 
+    @cached_property
+    def saved(self) -> Tensor:
+        """What the node has saved of its input. A checkpoint hands it out once in a pass."""
+        name = "_saved_mat1" if self.node.name() == "AddmmBackward0" else "_saved_self"
+        return cast(Tensor, getattr(self.node, name)).detach()
+
     @property
     def inputs(self) -> Tensor:
         """A, [r, k]."""
-        name = "_saved_mat1" if self.node.name() == "AddmmBackward0" else "_saved_self"
-        return cast(Tensor, getattr(self.node, name)).detach()
+        return self.saved
 
     @property
     def count(self) -> int:
@@ -105,9 +110,13 @@ class Linear(Layer):
 class Convolution(Linear):
     """Y = A Wᵀ with the patches A that a convolution sees."""
 
+    @cached_property
+    def saved(self) -> Tensor:
+        return cast(Tensor, self.node._saved_input).detach()
+
     @property
     def inputs(self) -> Tensor:
-        node, x = self.node, self.node._saved_input.detach()
+        node, x = self.node, self.saved
         flat = x.ndim == 3  # one dimension: a picture of height 1
         patches = functional.unfold(
             x.unsqueeze(2) if flat else x,
@@ -122,7 +131,7 @@ class Convolution(Linear):
     def count(self) -> int:
         node = self.node
         sizes = zip(
-            node._saved_input.shape[2:],
+            self.saved.shape[2:],
             self.weight.shape[2:],
             node._saved_stride,
             node._saved_padding,
@@ -130,7 +139,7 @@ class Convolution(Linear):
             strict=True,
         )
         places = prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
-        return int(len(node._saved_input) * places)
+        return int(len(self.saved) * places)
 
     def rows(self, delta: Tensor) -> Tensor:
         """[..., b, o, places] → [..., r, o]."""
@@ -329,13 +338,14 @@ def _users(roots: Iterable[Any]) -> Users:
 
 
 def _layer(weight: Tensor, users: Users) -> Layer | None:
-    found = _use_of(weight, users)
-    if isinstance(found, Linear) and found.inputs.device != weight.device:
+    found, cast_to = _use_of(weight, users)
+    if cast_to and isinstance(found, Linear) and found.saved.device != weight.device:
         return None  # the cast on the way brought it to another device
     return found
 
 
-def _use_of(weight: Tensor, users: Users) -> Layer | None:
+def _use_of(weight: Tensor, users: Users) -> tuple[Layer | None, bool]:
+    """The layer of a weight, and whether it is cast on the way."""
     node, slot, transposed, cast_to = get_gradient_edge(weight).node, 0, False, False
     while len(users.get(node, ())) == 1:
         ((node, slot),) = users[node]
@@ -345,24 +355,24 @@ def _use_of(weight: Tensor, users: Users) -> Layer | None:
             case "TBackward0" if not transposed:
                 transposed = True
             case "AddmmBackward0" if transposed and slot == 2 and node._saved_alpha == 1:
-                return Linear(weight, node)
+                return Linear(weight, node), cast_to
             case "MmBackward0" if transposed and slot == 1:
-                return Linear(weight, node)
+                return Linear(weight, node), cast_to
             case "ConvolutionBackward0" if slot == 1 and not transposed and _is_plain(node):
-                return Convolution(weight, node)
+                return Convolution(weight, node), cast_to
             case "EmbeddingBackward0" if not (
                 transposed or cast_to or node._saved_sparse or node._saved_scale_grad_by_freq
             ):
-                return Embedding(weight, node)
+                return Embedding(weight, node), cast_to
             case _:
-                return None
-    return None
+                return None, cast_to
+    return None, cast_to
 
 
 def _is_plain(node: Any) -> bool:
     """Whether a convolution is one of unfolded patches with one matrix."""
     plain = node._saved_groups == 1 and not node._saved_transposed
-    return plain and node._saved_input.ndim in (3, 4)
+    return plain and len(node._saved_stride) < 3
 
 
 def _plane(sizes: Iterable[int], height: int) -> tuple[int, ...]:
