@@ -897,6 +897,20 @@ def test_a_trunk_that_cannot_run_again_is_told_of(what: str) -> None:
     assert all(p.grad is None for p in trunk.parameters())
 
 
+def test_passes_that_nobody_holds_are_not_kept_for_running_again() -> None:
+    """An evaluation with gradients, say: its inputs go with its outputs."""
+    trunk = nn.Linear(3, 4).double()
+    balancer = Balancer(aggregator=MGDA(at="representation"))
+    balancer.catch(trunk, replay=True)
+    batches = [torch.randn(5, 3, dtype=DTYPE) for _ in range(4)]
+    inputs = [weakref.ref(x) for x in batches]
+    for _ in inputs:
+        loss = trunk(batches.pop(0)).square().mean()
+        assert loss.requires_grad
+        del loss
+    assert [ref() is not None for ref in inputs] == [False] * 3 + [True]
+
+
 def test_what_waits_for_the_weights_keeps_no_activation() -> None:
     """Although the user holds the losses of the micro-batch."""
     alive: list[weakref.ref[Saved]] = []

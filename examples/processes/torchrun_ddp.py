@@ -10,6 +10,7 @@ step is finished, everything is saved, and the job ends; started again, it goes 
 """
 
 import argparse
+import gc
 import os
 import signal
 from pathlib import Path
@@ -33,66 +34,71 @@ options = parser.parse_args()
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 
-torch.manual_seed(0)
-trunk = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU())
-network = MultiTaskNetwork(trunk, {"price": nn.Linear(8, 1), "sold": nn.Linear(8, 1)})
-balancer = Balancer(
-    weighting=GradNorm(),
-    aggregator=UPGrad(at="representation"),
-    tasks=["price", "sold"],
-    model=network,
-)
-wrapped = fully_shard(network) if options.shard else DistributedDataParallel(network)
-optimizer = torch.optim.Adam([*network.parameters(), *balancer.parameters()], lr=1e-2)
-parts = {"network": network, "balancer": balancer, "optimizer": optimizer}
 
-
-def part_of_batch(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """This process's samples; the last process has fewer."""
-    chance = torch.Generator().manual_seed(step)
-    x = torch.randn(30, 8, generator=chance)
-    y = x[:, :2] @ torch.tensor([[1.0, -1.0], [0.5, 2.0]])
-    mine = slice(16 * rank, 16 * (rank + 1) if rank < world - 1 else None)
-    return x[mine], {"price": y[mine, :1], "sold": (y[mine, 1:] > 0).float()}
-
-
-told_to_stop = torch.zeros(1)
-signal.signal(signal.SIGTERM, lambda *_: told_to_stop.fill_(1))
-first = 0
-if options.checkpoint is not None and options.checkpoint.exists():
-    saved = torch.load(options.checkpoint, weights_only=True)
-    first = saved["step"]
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-
-for step in range(first, options.steps):
-    x, y = part_of_batch(step)
-    outputs = wrapped(x)
-    losses = {
-        "price": mse_loss(outputs["price"], y["price"]),
-        "sold": binary_cross_entropy_with_logits(outputs["sold"], y["sold"]),
-    }
-    optimizer.zero_grad()
-    counts = dict.fromkeys(losses, len(x))
-    balancer.loss(losses, features=network.trunk, counts=counts).backward()
-    optimizer.step()
-    if rank == 0:
-        weights = ", ".join(f"{w:.4f}" for w in balancer.last.weights)
-        print(f"step {step}: losses {balancer.last.losses.tolist()}, weights {weights}")
-    if step == options.terminate_at and rank == world - 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    stop = told_to_stop.clone()
-    dist.all_reduce(stop)  # one process was told, all stop after the same step
-    if stop and options.checkpoint is not None:
-        if rank == 0:
-            states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({"step": step + 1, **states}, options.checkpoint)
-        break
-
-if rank == 0 and not options.shard:
-    print(
-        "parameters",
-        float(sum(p.detach().double().abs().sum() for p in network.parameters())).hex(),
+def train() -> None:
+    """Train, from the checkpoint on if there is one."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU())
+    network = MultiTaskNetwork(trunk, {"price": nn.Linear(8, 1), "sold": nn.Linear(8, 1)})
+    balancer = Balancer(
+        weighting=GradNorm(),
+        aggregator=UPGrad(at="representation"),
+        tasks=["price", "sold"],
+        model=network,
     )
+    wrapped = fully_shard(network) if options.shard else DistributedDataParallel(network)
+    optimizer = torch.optim.Adam([*network.parameters(), *balancer.parameters()], lr=1e-2)
+    parts = {"network": network, "balancer": balancer, "optimizer": optimizer}
+
+    def part_of_batch(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's samples; the last process has fewer."""
+        chance = torch.Generator().manual_seed(step)
+        x = torch.randn(30, 8, generator=chance)
+        y = x[:, :2] @ torch.tensor([[1.0, -1.0], [0.5, 2.0]])
+        mine = slice(16 * rank, 16 * (rank + 1) if rank < world - 1 else None)
+        return x[mine], {"price": y[mine, :1], "sold": (y[mine, 1:] > 0).float()}
+
+    told_to_stop = torch.zeros(1)
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.fill_(1))
+    first = 0
+    if options.checkpoint is not None and options.checkpoint.exists():
+        saved = torch.load(options.checkpoint, weights_only=True)
+        first = saved["step"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+
+    for step in range(first, options.steps):
+        x, y = part_of_batch(step)
+        outputs = wrapped(x)
+        losses = {
+            "price": mse_loss(outputs["price"], y["price"]),
+            "sold": binary_cross_entropy_with_logits(outputs["sold"], y["sold"]),
+        }
+        optimizer.zero_grad()
+        counts = dict.fromkeys(losses, len(x))
+        balancer.loss(losses, features=network.trunk, counts=counts).backward()
+        optimizer.step()
+        if rank == 0:
+            weights = ", ".join(f"{w:.4f}" for w in balancer.last.weights)
+            print(f"step {step}: losses {balancer.last.losses.tolist()}, weights {weights}")
+        if step == options.terminate_at and rank == world - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop = told_to_stop.clone()
+        dist.all_reduce(stop)  # one process was told, all stop after the same step
+        if stop and options.checkpoint is not None:
+            if rank == 0:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                torch.save({"step": step + 1, **states}, options.checkpoint)
+            break
+
+    if rank == 0 and not options.shard:
+        print(
+            "parameters",
+            float(sum(p.detach().double().abs().sum() for p in network.parameters())).hex(),
+        )
+
+
+train()
+gc.collect()  # nothing may hold the process group any longer, or it outlives the interpreter
 dist.barrier()  # nobody leaves while another is still talking
 dist.destroy_process_group()

@@ -16,11 +16,11 @@ import typer
 
 import evenhand
 from evenhand import sources
-from evenhand.app import completing, config, door, progress, start, starting, table, using
+from evenhand.app import config, door, progress, start, starting, table, using
 from evenhand.app.doctor import doctor
 from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
-from evenhand.app.source_options import keyed, takes_source
+from evenhand.app.source_options import File, PrintConfig, Source, keyed, takes_source
 from evenhand.app.using import dumped
 from evenhand.comparison.folder import read_manifest
 from evenhand.files import held
@@ -79,28 +79,10 @@ def _options(
 @takes_options(config.Config)
 @takes_source
 def compare(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="SOURCE",
-            autocompletion=completing.source_names,
-            help="A table (csv, tsv, parquet, arff; - reads one), a function (mine.py:problem) or "
-            "a data set (`evenhand datasets`).",
-        ),
-    ] = None,
+    source: Source = None,
     *,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="YAML or TOML file with these options; those given here win.",
-        ),
-    ] = None,
-    print_config: Annotated[
-        bool | None,
-        typer.Option("--print-config", help="Print all options as YAML, and train nothing."),
-    ] = None,
+    file: File = None,
+    print_config: PrintConfig = None,
     as_json: Annotated[
         bool | None,
         typer.Option("--json", help="Print the verdict, or the plan, as JSON; the rest on stderr."),

@@ -12,10 +12,19 @@ import typer
 from pydantic import BeforeValidator, Field, field_validator
 
 from evenhand import sources
-from evenhand.app import completing, config, progress, table
+from evenhand.app import config, progress, table
 from evenhand.app.config import Count, Listed, Rate, for_shell
 from evenhand.app.door import before_work as refusing
-from evenhand.app.source_options import SourceOptions, keyed, takes_source, words_of
+from evenhand.app.options import Option, settings_of, spelled, takes_options
+from evenhand.app.source_options import (
+    File,
+    PrintConfig,
+    Source,
+    SourceOptions,
+    keyed,
+    takes_source,
+    words_of,
+)
 from evenhand.app.using import dumped
 from evenhand.comparison.request import MOST
 
@@ -29,13 +38,41 @@ class Asked(SourceOptions):
         ValidationError: something is unknown or out of range.
     """
 
-    verify: bool = False
-    splits: Annotated[Count, Field(le=MOST["splits"])] | None = None
-    design: str | None = None
-    epochs: Annotated[Count, Field(le=MOST["epochs"])] | None = None
-    lr: Listed[Rate] | None = None
-    budget: str | None = None
-    out: Annotated[Path, BeforeValidator(config.a_path)] | None = None
+    verify: Annotated[
+        bool, Option("", "Train small experiments until held-out losses decide; minutes.")
+    ] = False
+    splits: Annotated[
+        Annotated[Count, Field(le=MOST["splits"])] | None,
+        Option("K", "Divide the data anew K times. [default: 5 or 3]", "splits"),
+    ] = None
+    design: Annotated[
+        str | None,
+        Option(
+            "HOW",
+            "How the data are divided: hold-out, k-fold or time. [default: hold-out]",
+            "design",
+        ),
+    ] = None
+    epochs: Annotated[
+        Annotated[Count, Field(le=MOST["epochs"])] | None,
+        Option("N", "Epochs of a normal run. [default: the data set's own]", "epochs"),
+    ] = None
+    lr: Annotated[
+        Listed[Rate] | None,
+        Option("R,R,…", "Learning rates to choose from. [default: the data set's own]", "rates"),
+    ] = None
+    budget: Annotated[
+        str | None,
+        Option(
+            "TIME",
+            "About as long as it may take (90s, 10m, 1.5h); says what it leaves out. "
+            "[default: 1m; 30m with --verify]",
+        ),
+    ] = None
+    out: Annotated[
+        Annotated[Path, BeforeValidator(config.a_path)] | None,
+        Option("DIR", "New folder, or one of this command's. [default: ./evenhand-doctor-SOURCE]"),
+    ] = None
 
     @field_validator("design")
     @classmethod
@@ -57,13 +94,7 @@ class Asked(SourceOptions):
 
     def given(self) -> dict[str, Any]:
         """What `Settings.suggested` is told besides the source."""
-        return {
-            "options": self.options(),
-            "splits": self.splits,
-            "design": self.design,
-            "epochs": self.epochs,
-            "rates": self.lr,
-        }
+        return {"options": self.options()} | settings_of(self)
 
     def seconds(self) -> float | None:
         """Of the budget."""
@@ -88,83 +119,24 @@ class Asked(SourceOptions):
         """The command line that asks for the same."""
         words = ["evenhand", "doctor", self.source, *words_of(self.options())]
         words += ["--verify"] if self.verify else []
-        for name in ("splits", "design", "epochs", "budget"):
+        for name in ("splits", "design", "epochs", "budget", "lr"):
             value = getattr(self, name)
-            words += [] if value is None else [f"--{name}", str(value)]
-        words += ["--lr", ",".join(f"{rate:g}" for rate in self.lr)] if self.lr else []
+            words += [] if value is None else [f"--{name}", spelled(value)]
         return " ".join(map(for_shell, words))
 
 
+@takes_options(Asked)
 @takes_source
 def doctor(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="SOURCE",
-            autocompletion=completing.source_names,
-            help="A table (csv, tsv, parquet, arff; - reads one), a function (mine.py:problem) or "
-            "a data set (`evenhand datasets`).",
-        ),
-    ] = None,
+    source: Source = None,
     *,
-    verify: Annotated[
-        bool | None,
-        typer.Option(
-            "--verify", help="Train small experiments until held-out losses decide; minutes."
-        ),
-    ] = None,
-    splits: Annotated[
-        str | None,
-        typer.Option(metavar="K", help="Divide the data anew K times. [default: 5 or 3]"),
-    ] = None,
-    design: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="How the data are divided: hold-out, k-fold or time. [default: hold-out]",
-        ),
-    ] = None,
-    epochs: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Epochs of a normal run. [default: the data set's own]"),
-    ] = None,
-    lr: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R,R,…", help="Learning rates to choose from. [default: the data set's own]"
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="About as long as it may take (90s, 10m, 1.5h); says what it leaves out. "
-            "[default: 1m; 30m with --verify]",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="New folder, or one of this command's. [default: ./evenhand-doctor-SOURCE]",
-        ),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="YAML or TOML file with these options; those given here win.",
-        ),
-    ] = None,
-    print_config: Annotated[
-        bool | None,
-        typer.Option("--print-config", help="Print all options as YAML, and examine nothing."),
-    ] = None,
+    file: File = None,
+    print_config: PrintConfig = None,
     as_json: Annotated[
         bool | None, typer.Option("--json", help="Print everything as JSON instead of sentences.")
     ] = None,
     told: dict[str, Any],
+    asked: dict[str, Any],
 ) -> None:
     """Say whether tasks conflict, where, and what would help.
 
@@ -173,31 +145,21 @@ def doctor(
     experiments ask of held-out losses whether tasks are better apart, and what that is due to.
     The folder gets report.html, whose path is the last line printed, and doctor.json.
     """
-    given = {
-        "source": source,
-        "verify": verify,
-        "splits": splits,
-        "design": design,
-        "epochs": epochs,
-        "lr": lr,
-        "budget": budget,
-        "out": out,
-    }
     say = progress.saying(table.console(stderr=True))
     with refusing():
-        asked = config.read_as(Asked, file, given | keyed(told))
+        wanted = config.read_as(Asked, file, {"source": source} | asked | keyed(told))
         if print_config:
-            typer.echo(config.written(asked, bool(as_json)), nl=False)
+            typer.echo(config.written(wanted, bool(as_json)), nl=False)
             return
         from evenhand.app import doctor_report
         from evenhand.comparison.request import Settings
         from evenhand.doctor.examine import examine
 
-        settings = Settings.suggested(asked.source, **asked.given())
-        folder = asked.folder()
-        found = examine(settings, verify=asked.verify, budget=asked.seconds(), say=say)
+        settings = Settings.suggested(wanted.source, **wanted.given())
+        folder = wanted.folder()
+        found = examine(settings, verify=wanted.verify, budget=wanted.seconds(), say=say)
     folder.mkdir(parents=True, exist_ok=True)
-    path = doctor_report.write(found, folder, asked.command())
+    path = doctor_report.write(found, folder, wanted.command())
     if as_json:
         typer.echo(dumped(doctor_report.as_json(found)))
         return

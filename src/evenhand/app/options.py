@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -81,33 +81,43 @@ def takes_options(
     known = options_of(model)
     chosen = {name: known[name] for name in names or known}
 
-    def taking(command: Command) -> Command:
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for name, p in signature.parameters.items() if name != "asked"]
-        added = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=option.annotation(name, other_help.get(name, option.help)),
-            )
-            for name, option in chosen.items()
-        ]
+    added = {
+        name: option.annotation(name, other_help.get(name, option.help))
+        for name, option in chosen.items()
+    }
+    return lambda command: with_options(command, added, "asked", first=True)
 
-        @functools.wraps(command)
-        def called(**given: Any) -> Any:
-            return command(asked={name: given.pop(name) for name in chosen}, **given)
 
-        first = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        rest = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        parameters = [*first, *added, *rest]
-        # What typer reads; the rest of the function is as it was.
-        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        called.__annotations__ = {p.name: p.annotation for p in parameters}
-        del called.__wrapped__
-        return called  # type: ignore[return-value]  # it is called by names alone, as typer does
+def with_options(
+    command: Command, added: Mapping[str, Any], into: str, *, first: bool = False
+) -> Command:
+    """A command with further options, which it gets as one mapping.
 
-    return taking
+    Args:
+        command: called by names alone, as typer does; it has a keyword parameter called `into`.
+        added: the type of each option, as typer wants it, by name.
+        into: the parameter that gets what was given, by name.
+        first: whether the help shows them before the command's own options.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for name, p in signature.parameters.items() if name != into]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in added.items()
+    ]
+    at = sum(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in own) if first else len(own)
+    parameters = [*own[:at], *more, *own[at:]]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> Any:
+        told = {name: given.pop(name) for name in added}
+        return command(**given, **{into: told})
+
+    # What typer reads; the rest of the function is as it was.
+    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    del called.__wrapped__
+    return called  # type: ignore[return-value]  # it is called by names alone, as typer does
 
 
 def settings_of(asked: BaseModel) -> dict[str, Any]:

@@ -6,18 +6,18 @@ to it as one mapping, ready for its configuration. So every command reads a tabl
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from evenhand import sources
+from evenhand.app import completing
+from evenhand.app.options import Command, with_options
 from evenhand.files import LARGE, write_atomically
 from evenhand.tables.question import Question, absolute
 
@@ -64,7 +64,28 @@ OPTIONS: Mapping[str, Any] = {
     "batch": _one("N", "Rows per training batch. [default: from the data's size]"),
 }
 """By the name of the parameter."""
-Command = TypeVar("Command", bound=Callable[..., Any])
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SOURCE",
+        autocompletion=completing.source_names,
+        help="A table (csv, tsv, parquet, arff; - reads one), a function (mine.py:problem) or "
+        "a data set (`evenhand datasets`).",
+    ),
+]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML or TOML file with these options; those given here win.",
+    ),
+]
+PrintConfig = Annotated[
+    bool | None,
+    typer.Option("--print-config", help="Print all options as YAML, and do nothing else."),
+]
+"""What every command that takes a source has besides."""
 
 
 def takes_source(command: Command) -> Command:
@@ -72,23 +93,7 @@ def takes_source(command: Command) -> Command:
 
     The command must have a keyword parameter `told`.
     """
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for name, p in signature.parameters.items() if name != "told"]
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in OPTIONS.items()
-    ]
-
-    @functools.wraps(command)
-    def asked(**given: Any) -> Any:
-        told = {name: given.pop(name) for name in OPTIONS}
-        return command(told=told, **given)
-
-    # What typer reads; the rest of the function is as it was.
-    asked.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-    asked.__annotations__ = {p.name: p.annotation for p in [*own, *added]}
-    del asked.__wrapped__
-    return asked  # type: ignore[return-value]  # it is called by names alone, as typer does
+    return with_options(command, OPTIONS, "told")
 
 
 def keyed(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from evenhand.app import completing, config, progress, table
 from evenhand.app.door import at_work, complain
 from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
-from evenhand.app.source_options import keyed, takes_source
+from evenhand.app.source_options import File, PrintConfig, Source, keyed, takes_source
 from evenhand.files import held, require_file, write_atomically
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ Json = Annotated[bool | None, typer.Option("--json", help="Print JSON.")]
 )
 @takes_source
 def train(
-    source: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="SOURCE",
-            autocompletion=completing.source_names,
-            help="A table, a function or a data set, as compare.",
-        ),
-    ] = None,
+    source: Source = None,
     *,
     recipe: Annotated[
         str | None,
@@ -55,14 +48,8 @@ def train(
             help="A recipe that makes one network for all tasks. [default: sg]",
         ),
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="YAML or TOML file with these options."),
-    ] = None,
-    print_config: Annotated[
-        bool | None,
-        typer.Option("--print-config", help="Print all options as YAML, and train nothing."),
-    ] = None,
+    file: File = None,
+    print_config: PrintConfig = None,
     as_json: Json = None,
     told: dict[str, Any],
     asked: dict[str, Any],

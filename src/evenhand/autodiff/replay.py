@@ -117,6 +117,11 @@ class Recording:
             versions=[(t, t._version) for t in [*given, *module.parameters()]],
         )
 
+    @property
+    def alive(self) -> bool:
+        """Whether anything that it returned is still held, by somebody or by a graph."""
+        return any(ref() is not None for ref in self.outputs)
+
     def returned(self, tensors: Sequence[Tensor]) -> None:
         """Note what the pass has returned."""
         self.outputs = [weakref.ref(z) for z in tensors]
@@ -207,7 +212,7 @@ class Tape:
             return
         if recording is not None and any(z.requires_grad for z in tensors):
             recording.returned(tensors)
-            self.recordings.append(recording)
+            self.recordings = [r for r in self.recordings if r.alive] + [recording]
 
     def _skips(self) -> bool:
         seen = torch.is_grad_enabled() and not torch.compiler.is_compiling()
