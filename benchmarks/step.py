@@ -1,7 +1,7 @@
 """What one training step costs in time and memory, relative to plain training, in every mode.
 
     python benchmarks/step.py [--cases a,b,c,d,e,f] [--peers] [--rounds 7] [--threads 1] [--quick]
-                              [--variants PART,…] [--without PART,…] [--out FILE]
+                              [--variants PART,…] [--without PART,…] [--device cuda] [--out FILE]
     python benchmarks/step.py --table    # the README's, from benchmarks/results/step.json
 
 A step is: forward, the gradients and the min-norm weights, SGD. All is relative to `sg`, the loop
@@ -11,9 +11,10 @@ loop, and with --peers TorchJD and LibMTL, whose gradients then meet our solver 
 slower, and benchmarks/solvers.py is about those): only the gradients differ.
 
 Time is the processor time of the process, which a busy machine disturbs less than the time on the
-wall (given too). The variants take turns in every round and ratios are taken within a round:
-printed is the median over the rounds, in brackets their range. Memory is the peak of what torch's
-allocator hands out during a step beyond what is there before it (weights, data).
+wall (given too). On a GPU it is the time on the wall until the device has done all of it, and the
+results carry the card's name. The variants take turns in every round and ratios are taken within a
+round: printed is the median over the rounds, in brackets their range. Memory is the peak of what
+torch's allocator hands out during a step beyond what is there before it (weights, data).
 
 LibMTL need not be installed beside torchvision: put its folder on PYTHONPATH. Its `weighting`
 subpackage alone is imported.
@@ -53,7 +54,7 @@ from evenhand.training.records import write_atomically
 
 OUT = Path(__file__).parent / "results" / "step.json"
 README = Path(__file__).parent.parent / "README.md"
-SECONDS = 0.3  # of each variant in each round, at least
+SECONDS = 0.3  # of each variant in each round, at least, where --seconds does not say otherwise
 Step = Callable[[], None]
 
 
@@ -251,7 +252,7 @@ def libmtl(case: Case, at_features: bool) -> Step:
 
     method = Method()
     method.task_num, method.task_name = len(case.targets), list(case.targets)
-    method.device, method.rep_grad = torch.device("cpu"), at_features
+    method.device, method.rep_grad = case.inputs.device, at_features
 
     def step() -> None:
         optimizer.zero_grad()
@@ -318,12 +319,33 @@ PEERS: Variants = {
 # Measuring -------------------------------------------------------------------------------------
 
 
-def timed(step: Step, repeats: int) -> tuple[float, float]:
-    """Processor and wall seconds of one call."""
+def timed(step: Step, repeats: int, cuda: bool) -> tuple[float, float]:
+    """Processor and wall seconds of one call; on a GPU those on the wall until it is done, twice.
+
+    A process that waits for a GPU spends processor time or none, as the driver pleases.
+    """
+    if cuda:
+        torch.cuda.synchronize()
     wall, processor = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         step()
-    return (time.process_time() - processor) / repeats, (time.perf_counter() - wall) / repeats
+    if cuda:
+        torch.cuda.synchronize()
+    taken = (time.perf_counter() - wall) / repeats
+    return taken if cuda else (time.process_time() - processor) / repeats, taken
+
+
+def peak(step: Step, cuda: bool) -> int:
+    """The most bytes allocated at once during a step, beyond what is allocated before it."""
+    if not cuda:
+        return peak_bytes(step)
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def prepared(case: Case, variants: Variants) -> tuple[dict[str, Step], dict[str, str]]:
@@ -331,7 +353,8 @@ def prepared(case: Case, variants: Variants) -> tuple[dict[str, Step], dict[str,
     steps, failed = {}, {}
     for name, make in variants.items():
         try:
-            step = make(case)
+            with case.inputs.device:
+                step = make(case)
             step()
             steps[name] = step
         except (ImportError, RuntimeError, ValueError) as error:
@@ -339,16 +362,19 @@ def prepared(case: Case, variants: Variants) -> tuple[dict[str, Step], dict[str,
     return steps, failed
 
 
-def rounds(steps: Mapping[str, Step], count: int, seconds: float) -> dict[str, list[Any]]:
+def rounds(
+    steps: Mapping[str, Step], count: int, seconds: float, cuda: bool
+) -> dict[str, list[Any]]:
     """What each variant takes in every round."""
-    repeats = {name: max(1, round(seconds / timed(step, 1)[0])) for name, step in steps.items()}
+    once = {name: timed(step, 1, cuda)[0] for name, step in steps.items()}
+    repeats = {name: max(1, round(seconds / taken)) for name, taken in once.items()}
     for name, cycle in CYCLES.items():
         if name in repeats:
             repeats[name] = cycle * -(-repeats[name] // cycle)
     found: dict[str, list[Any]] = {name: [] for name in steps}
     for number in range(count):
         for name, step in steps.items():
-            found[name].append(timed(step, repeats[name]))
+            found[name].append(timed(step, repeats[name], cuda))
         print(f"  round {number + 1} of {count}", end="\r", file=sys.stderr, flush=True)
     return found
 
@@ -360,8 +386,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def measured(case: Case, variants: Variants, count: int, seconds: float) -> dict[str, Any]:
     """Everything about one case."""
     steps, failed = prepared(case, variants)
-    times = rounds(steps, count, seconds)
-    memory = {name: peak_bytes(step) for name, step in steps.items()}
+    cuda = case.inputs.is_cuda
+    times = rounds(steps, count, seconds, cuda)
+    memory = {name: peak(step, cuda) for name, step in steps.items()}
     results = {}
     for name, pairs in times.items():
         relative = [
@@ -410,6 +437,8 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="TorchJD and LibMTL too")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, … [cpu]")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"a round's [{SECONDS}]")
     parser.add_argument("--quick", action="store_true", help="small networks, one round")
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     parser.add_argument("--table", action="store_true", help="fill the README's, and nothing else")
@@ -429,10 +458,12 @@ def main() -> None:
         variants = {n: v for n, v in variants.items() if not any(part in n for part in parts)}
     for name in options.cases.split(","):
         torch.manual_seed(0)
-        case = (QUICK if options.quick else CASES)[name]()
-        load, seconds = os.getloadavg()[0], 0.0 if options.quick else SECONDS
+        with torch.device(options.device):
+            case = (QUICK if options.quick else CASES)[name]()
+        load, seconds = os.getloadavg()[0], 0.0 if options.quick else options.seconds
         result = {
             **measured(case, variants, options.rounds, seconds),
+            "card": torch.cuda.get_device_name() if case.inputs.is_cuda else None,
             "command": shlex.join(["python", *sys.argv]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "load before": load,

@@ -2,7 +2,7 @@
 
     python papers/gpu.py timing    --minutes 5  --out FOLDER     MGDA beside MGDA-UB on the device
     python papers/gpu.py quadrants --minutes 12 --out FOLDER     88 runs as stacks, to 5,000 epochs
-    python papers/gpu.py multimnist --minutes 8 --workers 8 --out FOLDER   Table 3, 10 seeds
+    python papers/gpu.py multimnist --minutes 8 --out FOLDER     Table 3 as stacks, 10 seeds
     python papers/gpu.py sener     --minutes 12 --workers 8 --out FOLDER   100 epochs with decay
     python papers/gpu.py merge --out FOLDER     finished runs into the papers' own runs.jsonl
 
@@ -16,7 +16,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ import alternation
 import multimnist
 import redraw
 import running
+import stacked
 import stacks
 import staged
 import table3
@@ -40,6 +41,7 @@ from ledger import Ledger, key
 
 HERE = Path(__file__).parent
 QUADRANTS = "quadrants, 5,000 epochs"
+RATES = (1e-2, 1e-3)
 TIMING = "timing, GPU"
 OWNERS = {
     "bellavia2026": (QUADRANTS,),
@@ -55,40 +57,85 @@ def card(device: str) -> str:
 
 
 def quadrants(asked: argparse.Namespace) -> None:
-    """Each method's seeds and rates as one stack, the methods one after the other."""
+    """All methods and seeds of a starting rate as one stack, the rates one after the other.
+
+    Where the time is over before a stack is, the runs that have ended are kept, and the others as
+    what they are: runs of as many epochs as there were.
+    """
+    if asked.tf32:
+        torch.set_float32_matmul_precision("high")
     ledger = Ledger(asked.out / "bellavia2026")
     size = {"epochs": 3, "samples": 300} if asked.small else {"epochs": 5_000}
-    cells = alternation.cells("quadrants", (1e-2, 1e-3), 2 if asked.small else 11, **size)
-    for method in alternation.METHODS:
-        mine = [cell for cell in cells if cell["method"] == method]
+    seeds = 2 if asked.small else 11
+    for number, rate in enumerate(RATES):
+        cells = alternation.cells("quadrants", (rate,), seeds, **size)
         done = ledger.found(QUADRANTS)
-        if all(key(cell) in done for cell in mine):
+        if all(key(cell) in done for cell in cells):
             continue
-        members = stacks.Members(method, mine, asked.device)
-        file = asked.out / "bellavia2026" / f"{method}.pt"
+        members = stacks.Members(cells, asked.device)
+        file = asked.out / "bellavia2026" / f"{rate}.pt"
         if file.exists():
             members.load_state_dict(torch.load(file, weights_only=True))
-        start = time.perf_counter()
-        finished = members.run(asked.until, file)
-        seconds = time.perf_counter() - start
-        print(f"{method}: epoch {members.epoch}, {seconds:.0f} s", flush=True)
-        if not finished:
+        start = time.time()
+        share = (asked.until - start) / (len(RATES) - number)  # of the time that is left
+        finished = members.run(start + share, file if asked.keep else None)
+        seconds = time.time() - start
+        print(f"rate {rate}: epoch {members.epoch}, {seconds:.0f} s", flush=True)
+        if not finished and asked.keep:
             return
-        for cell, values in zip(mine, members.values(seconds), strict=True):
-            values["device"] = card(asked.device)
-            ledger.add(QUADRANTS, cell, values, seconds / len(mine))
+        for k, (cell, values) in enumerate(zip(cells, members.values(seconds), strict=True)):
+            if not finished and bool(members.going[k]):
+                cell["epochs"] = members.epoch
+            values |= {"device": card(asked.device), "tf32": asked.tf32}
+            ledger.add(QUADRANTS, cell, values, seconds / len(cells))
         file.unlink(missing_ok=True)
 
 
 def redrawn(asked: argparse.Namespace) -> None:
-    """Table 3 of Nakamura et al. by the paper's rule, several runs on the device at a time."""
+    """Table 3 of Nakamura et al. by the paper's rule, as stacks: all rates, then all seeds.
+
+    Runs that have not ended when the time is over are kept as what they are: shorter ones.
+    """
     names = ["Single upper", "Min-norm"] if asked.small else list(redraw.AGGREGATORS)
     rates, seeds = (table3.RATES[:1], 1) if asked.small else (table3.RATES, 10)
-    with limited(asked, "nakamura2022") as ledger:
-        for reading in table3.READINGS.values():
-            if asked.small:
-                reading = replace(reading, settings={**reading.settings, "epochs": 1})
-            reading.complete(ledger, names, rates, seeds, asked.workers)
+    ledger = Ledger(asked.out / "nakamura2022")
+    for reading in table3.READINGS.values():
+        if asked.small:
+            reading = replace(reading, settings={**reading.settings, "epochs": 1})
+        begun = time.time()
+        first = [cell for row in names for cell in reading.cells(row, rates, [0])]
+        stacked_runs(ledger, reading.experiment, first, begun + 0.4 * (asked.until - begun), asked)
+        done = ledger.found(reading.experiment)
+        rest = [
+            cell
+            for row in names
+            if (rate := reading.chosen(row, rates, done)) is not None
+            for cell in reading.cells(row, [rate], range(1, seeds))
+        ]
+        stacked_runs(ledger, reading.experiment, rest, asked.until, asked)
+
+
+def stacked_runs(
+    ledger: Ledger,
+    experiment: str,
+    cells: Sequence[dict[str, Any]],
+    until: float,
+    asked: argparse.Namespace,
+) -> None:
+    """Those of Table 3's runs that are missing, as one stack."""
+    done = ledger.found(experiment)
+    cells = [cell for cell in cells if key(cell) not in done]
+    if not cells or time.time() >= until:
+        return
+    members, start = stacked.Members(cells, asked.device), time.time()
+    finished = members.run(until)
+    seconds = time.time() - start
+    print(f"{experiment}: {len(cells)} runs, epoch {members.epoch}, {seconds:.0f} s", flush=True)
+    for k, (cell, values) in enumerate(zip(cells, members.values(), strict=True)):
+        if not finished and bool(members.going[k]):
+            cell = {**cell, "epochs": members.epoch}
+        values["device"] = card(asked.device)
+        ledger.add(experiment, cell, values, seconds / len(cells))
 
 
 def sener(asked: argparse.Namespace) -> None:
@@ -159,6 +206,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="then stop [5]")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu [cuda]")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time [1]")
+    parser.add_argument("--tf32", action="store_true", help="quadrants' products in TensorFloat-32")
+    parser.add_argument(
+        "--keep", action="store_true", help="stopped stacks go on later (hundreds of megabytes)"
+    )
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--papers", type=Path, default=HERE, help="where merge puts runs [here]")
     asked = parser.parse_args()

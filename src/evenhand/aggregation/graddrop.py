@@ -83,7 +83,7 @@ class GradDrop(Aggregator):
         """U, [..., n]."""
         *lead, _, n = j.shape
         chances = [g.clock.generator("graddrop", stream=k) for k in range(math.prod(lead))]
-        lots = torch.stack([torch.rand(n, generator=chance) for chance in chances])
+        lots = torch.stack([torch.rand(n, generator=chance, device="cpu") for chance in chances])
         return lots.reshape(*lead, n).to(j)
 
     def _leaks(self, g: TaskGradients, j: Tensor) -> Tensor:

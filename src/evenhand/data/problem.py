@@ -482,13 +482,15 @@ class Stream:
             raise ValueError("only data in memory and a DataLoader's data set number their samples")
         if self.replacement:
             generator = self._generator(number)
-            return torch.randint(len(self.source), (self.batch_size,), generator=generator)
+            size = (self.batch_size,)
+            return torch.randint(len(self.source), size, generator=generator, device="cpu")
         start = position * self.batch_size
         return self._permutation(len(self.source), epoch)[start : start + self.batch_size]
 
     def _permutation(self, samples: int, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, torch.randperm(samples, generator=self._generator(epoch)))
+            generator = self._generator(epoch)
+            self._order = (epoch, torch.randperm(samples, generator=generator, device="cpu"))
         return self._order[1]
 
     def _generator(self, time: int) -> torch.Generator:

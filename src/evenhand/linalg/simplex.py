@@ -156,7 +156,7 @@ def project_simplex(vectors: Tensor) -> Tensor:
     x = vectors.detach().cpu().double()
     x = x - x.amax(-1, keepdim=True)
     ranked = x.sort(-1, descending=True).values
-    count = torch.arange(1, x.shape[-1] + 1, dtype=torch.float64)
+    count = torch.arange(1, x.shape[-1] + 1, dtype=torch.float64, device=x.device)
     theta = (ranked.cumsum(-1) - 1) / count
     last = (ranked > theta).sum(-1, keepdim=True) - 1
     return (x - theta.gather(-1, last)).clamp(min=0).to(vectors)

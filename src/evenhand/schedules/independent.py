@@ -85,5 +85,5 @@ def in_groups(size: int, redraw: Literal["never", "epoch", "step"] = "never") ->
 
 def _permutation(clock: Clock, purpose: str, tasks: int, every: str) -> list[int]:
     generator = clock.generator(purpose, every=every)
-    order: list[int] = torch.randperm(tasks, generator=generator).tolist()
+    order: list[int] = torch.randperm(tasks, generator=generator, device="cpu").tolist()
     return order

@@ -53,7 +53,9 @@ def visiting_orders(g: TaskGradients, purpose: str) -> Tensor:
     """For each task i the order in which it meets all tasks, [..., m, m], from the clock."""
     *lead, m = g.losses.shape
     generators = [g.clock.generator(purpose, stream=k) for k in range(math.prod(lead))]
-    orders = [torch.randperm(m, generator=chance) for chance in generators for _ in range(m)]
+    orders = [
+        torch.randperm(m, generator=chance, device="cpu") for chance in generators for _ in range(m)
+    ]
     return torch.stack(orders).reshape(*lead, m, m).to(g.losses.device)
 
 

@@ -15,11 +15,11 @@ from evenhand.weighting.traits import Traits
 
 
 def _normal(total: int, chance: Generator) -> Tensor:
-    return torch.randn(total, dtype=torch.float64, generator=chance).softmax(-1)
+    return torch.randn(total, dtype=torch.float64, generator=chance, device="cpu").softmax(-1)
 
 
 def _dirichlet(total: int, chance: Generator) -> Tensor:
-    waits = torch.empty(total, dtype=torch.float64).exponential_(generator=chance)
+    waits = torch.empty(total, dtype=torch.float64, device="cpu").exponential_(generator=chance)
     return waits / waits.sum()
 
 
