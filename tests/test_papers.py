@@ -19,7 +19,9 @@ import pytest
 import torch
 from torch import nn
 
-from evenhand.data import celeba
+import evenhand as eh
+from evenhand.data import Stream, celeba
+from evenhand.schedules import mixed_seed
 from evenhand.training.flops import Meter
 
 PAPERS = Path(__file__).parent.parent / "papers"
@@ -258,6 +260,58 @@ def test_a_stack_of_runs_says_what_the_runs_say(module, tmp_path) -> None:
     again.load_state_dict(begun.state_dict())
     assert again.run(math.inf)
     assert again.values(1.0) == whole.values(1.0)
+
+
+def test_a_stack_of_redrawings_says_what_they_say(module) -> None:
+    redraw, stacked = module("redraw", "nakamura2022"), module("stacked", "nakamura2022")
+    rows = "Single lower", "Min-norm", "Central + tension"
+    cells = [redraw.cell(row, 0.03, 1, epochs=2) for row in rows]
+    stack = stacked.Members(cells, "cpu")
+    assert stack.run(math.inf)
+    for cell, found in zip(cells, stack.values(), strict=True):
+        alone = redraw.run(cell)
+        assert found.keys() == alone.keys()
+        assert found["monitored"] == pytest.approx(alone["monitored"], rel=1e-4)
+        assert (found["best epoch"], found["epochs"]) == (alone["best epoch"], 2)
+        for what in ("validation", "test"):
+            assert found[what] == pytest.approx(alone[what], rel=1e-4)
+        for task, weights in alone["weights"].items():
+            assert found["weights"][task] == pytest.approx(weights, rel=1e-3)
+            for what in ("curves", "losses"):
+                assert found[what][task] == pytest.approx(alone[what][task], rel=1e-4)
+    with pytest.raises(ValueError, match="differ in row, rate and seed alone"):
+        stacked.Members([*cells, {**cells[0], "dropout": True}], "cpu")
+
+
+def test_a_stack_pairs_pictures_anew_as_single_runs_do(module) -> None:
+    redraw, stacked = module("redraw", "nakamura2022"), module("stacked", "nakamura2022")
+    cells = [redraw.cell("Uniform", 0.1, seed, resize="bilinear", fresh=True) for seed in (3, 4)]
+    drawn = stacked._Fresh(cells, torch.device("cpu"))
+    drawn.draw(1)
+    found = drawn.batch(torch.tensor(64), 64)
+    for k, seed in enumerate((3, 4)):
+        source = redraw.Fresh(64, "bilinear", True)
+        stream = Stream(source, 64, mixed_seed(seed, *b"data"))
+        inputs, targets = stream.batch(len(source) + 1)
+        assert torch.equal(found[1][k], targets["upper"])
+        assert torch.equal(found[2][k], targets["lower"])
+        level = 1 / 255 / 0.3081  # the CPU makes bytes smaller with weights that are rounded
+        assert (found[0][k] - inputs.squeeze(1)).abs().max() <= 1.01 * level
+
+
+@pytest.mark.parametrize("row", ["Min-norm", "Min-norm (exact) + tension", "Central + tension"])
+def test_weights_of_a_stack_are_the_methods(module, row) -> None:
+    redraw, stacked = module("redraw", "nakamura2022"), module("stacked", "nakamura2022")
+    weighing = stacked.Weighing([row], torch.ones(1, 2, dtype=torch.bool))
+    method = eh.Running(redraw.AGGREGATORS[row][1](), ["upper", "lower"])
+    chance = torch.Generator().manual_seed(3)
+    for step in range(30):
+        jacobian = torch.randn(2, 3, generator=chance, dtype=torch.float64)
+        jacobian[1] *= 0.05 if step % 3 else 20  # vertices as well
+        losses = torch.rand(2, generator=chance, dtype=torch.float64)
+        expected = method(eh.TaskGradients.of(jacobian=jacobian, losses=losses))
+        found = weighing((jacobian @ jacobian.T)[None], losses[None])[0]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_what_wants_a_gpu_runs_in_parts(module, monkeypatch, tmp_path) -> None:

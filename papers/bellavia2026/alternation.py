@@ -8,12 +8,14 @@ inside a phase. Batches are a fresh permutation per epoch, the last partial batc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from best import Trained
 from staged import with_few
+from torch import Tensor
 from torch.optim import SGD
 
 from evenhand.comparison.request import load_problem
@@ -87,15 +89,19 @@ def curves(records: list[Record], tasks: tuple[str, ...]) -> dict[str, list[floa
 @torch.no_grad()
 def scores(network: MultiTaskNetwork, problem: Problem) -> dict[str, dict[str, float]]:
     """Weighted precision, recall (the accuracy) and F1 of each task on the test set."""
+    network.eval()
+    return judged(network(problem.test.inputs), problem)
+
+
+def judged(outputs: Mapping[str, Tensor], problem: Problem) -> dict[str, dict[str, float]]:
+    """The same of outputs [n, …] for the test set."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    network.eval()
-    outputs = network(problem.test.inputs)
     found = {}
     for task, logits in outputs.items():
         predicted = logits.argmax(dim=1) if logits.ndim > 1 else (logits > 0).long()
         values = precision_recall_fscore_support(
-            problem.test.targets[task], predicted, average="weighted", zero_division=0
+            problem.test.targets[task], predicted.cpu(), average="weighted", zero_division=0
         )
         found[task] = dict(zip(METRICS, map(float, values[:3]), strict=True))
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alternation import METHODS, scores
+from alternation import METHODS, judged
 from captured import Repeated
 from staged import with_few
 from torch import Tensor
@@ -44,11 +44,11 @@ class Members:
         self.problem = load_problem(cells[0]["source"])
         if "samples" in cells[0]:
             self.problem = with_few(self.problem, cells[0]["samples"])
-        self.networks = []
+        networks = []
         for cell in cells:
             torch.manual_seed(cell["seed"])
-            self.networks.append(self.problem.network(tuple(self.problem.tasks)))
-        self.stack = Stack(self.networks).to(self.device)
+            networks.append(self.problem.network(tuple(self.problem.tasks)))
+        self.stack = Stack(networks).to(self.device)
         seeds = list(dict.fromkeys(cell["seed"] for cell in cells))
         self.streams = [
             Stream(self.problem.train, self.problem.batch_size, mixed_seed(seed, *b"data"))
@@ -198,8 +198,9 @@ class Members:
         with torch.no_grad():
             for parameter, kept in zip(parameters, self.weights, strict=True):
                 parameter.copy_(kept)
-        for k, network in enumerate(self.networks):
-            network.load_state_dict({n: v.cpu() for n, v in self.stack.member(k).items()})
+            inputs = self.problem.test.inputs.to(self.device)
+            outputs = self.stack(inputs.expand(len(self.cells), *inputs.shape))
+        for k in range(len(self.cells)):
             last = self.reached(k)
             curves = {
                 name: [_rounded(row[k]) for row in rows[: last + (name == "validation")][::every]]
@@ -207,7 +208,7 @@ class Members:
             }
             found.append(
                 {
-                    "test": scores(network, self.problem),
+                    "test": judged({t: y[k] for t, y in outputs.items()}, self.problem),
                     "best epoch": int(self.best_epoch[k]),
                     "epochs": last,
                     "seconds per epoch": _rounded(seconds / max(self.epoch, 1) / len(self.cells)),
