@@ -2,9 +2,12 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
+
+import evenhand as eh
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,3 +57,30 @@ def test_every_bug_on_the_list_can_be_planted_and_has_its_test() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "mutants.py"))
     assert len(script["planted"]()) >= 35
     assert len(script["drawn"](6, 0, list(script["ROOMS"]))) == 6
+
+
+def test_checks_on_a_device_find_what_differs_and_end(monkeypatch, tmp_path) -> None:
+    """On the CPU in place of a device, few of the checks; and with a fault in a method."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    file = tmp_path / "lines.jsonl"
+    options = ["--device", "cpu", "--every", "70", "--parts", "steps", "places", "precision"]
+    monkeypatch.setattr(sys, "argv", ["on_device.py", *options, "--out", str(file)])
+    script = runpy.run_path(str(ROOT / "benchmarks" / "on_device.py"))
+    assert script["main"]() == 0
+    about, *lines = map(json.loads, file.read_text().splitlines())
+    assert about["card"] == "cpu"
+    assert {line["part"] for line in lines} == {"steps", "places", "precision"}
+    assert all(line["holds"] for line in lines)
+    check = dict(script["steps"]("cpu"))["mgda, aggregator, float64, backward"]
+    assert script["judged"](check)["holds"]
+    weigh = eh.MGDA.weigh
+    monkeypatch.setattr(eh.MGDA, "weigh", lambda self, g: _shifted(weigh(self, g)))
+    line = script["judged"](check)
+    assert not line["holds"]
+    assert 1e-9 < line["error"] < 1e-3
+    monkeypatch.setattr(eh.MGDA, "weigh", None)
+    assert script["judged"](check)["raised"].startswith("TypeError")
+
+
+def _shifted(solved: eh.Solved) -> eh.Solved:
+    return eh.Solved(solved.weights + 1e-6, solved.solution)
