@@ -386,7 +386,6 @@ def places(device: str) -> Iterator[tuple[str, Check]]:
         net = network(tasks, where)
         at = "representation" if "features" in how else "parameters"
         jacobian: Any = "batched" if how == "batched" else "looped"
-        # A dropout that drops nothing reads the generator all the same, where it is replayed.
         method = Balancer(aggregator=eh.MGDA(at=at), tasks=tasks, jacobian=jacobian)
         if "hook" in how or "replay" in how:
             method.catch(net.trunk, replay="replay" in how)
@@ -405,7 +404,11 @@ def places(device: str) -> Iterator[tuple[str, Check]]:
                     if micro == 0:
                         method.accumulate(made, features=features)
                         continue
-                method.backward(made, features=None if how == "graph" else features)
+                given = None if how == "graph" else features
+                if "loss" in how:  # its passes run in the device's own thread
+                    method.loss(made, features=given).backward()
+                else:
+                    method.backward(made, features=given)
             optimizer.step()
             path.append(flat(list(net.parameters())))
         return path
@@ -476,7 +479,7 @@ def places(device: str) -> Iterator[tuple[str, Check]]:
 
     for how in ("graph", "looped", "batched", "features", "hook", "features hook"):
         yield how, partial(check, how)
-    for how in ("accumulated", "features accumulated", "features replay"):
+    for how in ("accumulated", "features accumulated", "features replay", "features replay, loss"):
         yield how, partial(check, how)
     yield "replay with dropout", replayed
     yield "sparse rows", lambda: (error(sparse(Where(device)), sparse(CPU)), 1e-9)

@@ -31,7 +31,7 @@ Make = Callable[[int, int, torch.Generator], Tensor]
 
 
 def _normal(*shape: int, at: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=at, dtype=torch.float64)
+    return torch.randn(*shape, generator=at, device="cpu", dtype=torch.float64)
 
 
 def _independent(m: int, n: int, at: torch.Generator) -> Tensor:

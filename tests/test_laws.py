@@ -968,6 +968,20 @@ def test_phases_without_the_trunk(case, slot) -> None:
         assert same(state(rig.balancer.states), before)
 
 
+# Devices --------------------------------------------------------------------------------------
+
+
+@each_slot()
+def test_it_does_not_matter_where_torch_makes_tensors_by_default(case, slot) -> None:
+    """What a method makes it makes on the CPU or beside its gradients, and says so."""
+    usual, other = Rig(case, slot), Rig(case, slot)
+    for step in range(2):
+        usual.step(step)
+        with torch.device("meta"):  # tensors without numbers, which cannot be mixed with others
+            other.step(step)
+    assert same(other.state_dict(), usual.state_dict())
+
+
 # Resume ---------------------------------------------------------------------------------------
 
 

@@ -143,9 +143,10 @@ def pulls(gramian: Tensor, weights: Tensor, strengths: Tensor) -> Tensor:
     """Σ u_i as weights [..., m] of the gradients: Σ_i c_i (e_i − w) / ‖g_i − v‖."""
     precision, gramian = torch.finfo(gramian.dtype).eps, gramian.double()
     m = weights.shape[-1]
-    towards = torch.eye(m).to(weights) - weights.unsqueeze(-2)  # row i: g_i − v
+    each = torch.eye(m, dtype=weights.dtype, device=weights.device)
+    towards = each - weights.unsqueeze(-2)  # row i: g_i − v
     if m == 2:  # on the segment these rows are multiples of ±(1, −1); at its ends, one is 0
-        along = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).to(weights)
+        along = weights.new_tensor([[1.0, -1.0], [-1.0, 1.0]])
         towards = torch.where(on_segment(weights)[..., None, None], along, towards)
     squared = ((towards @ gramian) * towards).sum(-1)
     rounding = 4 * precision * (towards.abs() @ norms(gramian).unsqueeze(-1)).squeeze(-1).square()
