@@ -166,9 +166,13 @@ def finite(row: Row) -> bool:
         return _finite_here(present)
     # Elsewhere one norm costs less than many sums. It is NaN or infinite if an entry is; should
     # finite entries overflow it, they are tested after all.
-    if math.isfinite(nn.utils.get_total_norm(present).item()):
+    sparse = [g for g in present if g.layout != torch.strided]
+    dense = [g for g in present if g.layout == torch.strided]
+    if not all(map(all_finite, sparse)):
+        return False
+    if not dense or math.isfinite(nn.utils.get_total_norm(dense).item()):
         return True
-    return all(bool(g.isfinite().all()) for g in present)
+    return all(bool(g.isfinite().all()) for g in dense)
 
 
 def _finite_here(present: Sequence[Tensor]) -> bool:
