@@ -106,7 +106,7 @@ def redrawn(asked: argparse.Namespace) -> None:
         readings = [replace(r, settings={**r.settings, "epochs": 2}) for r in readings]
     best: dict[tuple[str, str], float | None] = {}
     for number, reading in enumerate(readings):
-        share = (asked.until - time.time()) / (len(readings) - number)
+        share = (asked.until - time.time()) / max(1, len(readings) - 1 - number)  # the last: a rest
         first = [cell for row in names for cell in reading.cells(row, rates, [0])]
         known = stacked_runs(ledger, reading.experiment, first, 0.6 * share, asked)
         best |= {(reading.experiment, row): reading.chosen(row, rates, known) for row in names}

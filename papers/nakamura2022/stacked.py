@@ -512,6 +512,7 @@ class _Fresh:
     def __init__(self, cells: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         if cells[0]["resize"] != "bilinear" or not cells[0]["scaled"]:
             raise ValueError("fresh pairs are made here bilinearly and standardised alone")
+        self.placed = cells[0]["placed"]
         generator = torch.Generator().manual_seed(mixed_seed(0, *b"multimnist"))
         images, labels = multimnist.parts(mnist.load(), generator)[0]
         self.images, self.labels = images.to(device), labels.to(device)
@@ -542,12 +543,18 @@ class _Fresh:
         at = position + torch.arange(size, device=position.device)
         index, partner = self.orders[:, at], self.partners[:, at]
         first, other = self.images[index], self.images[partner]  # [seeds, size, 28, 28]
-        both = torch.maximum(
-            functional.pad(first, (0, 4, 0, 4)), functional.pad(other, (4, 0, 4, 0))
-        )
-        # In bytes, as the CPU makes them, but for the rounding of its weights.
-        smaller = functional.interpolate(both.float(), (28, 28), mode="bilinear", antialias=True)
-        inputs = (smaller.round() / 255 - multimnist.MEAN) / multimnist.DEVIATION
-        lower = other.flatten(2).float() / 255
+        beside = functional.pad(other, (4, 0, 4, 0))
+        inputs = _smaller(torch.maximum(functional.pad(first, (0, 4, 0, 4)), beside))
+        lower = _smaller(beside) if self.placed else other.float()
         chosen = self.which
-        return inputs[chosen], self.labels[index][chosen], lower[chosen]
+        return (
+            ((inputs / 255 - multimnist.MEAN) / multimnist.DEVIATION)[chosen],
+            self.labels[index][chosen],
+            (lower.flatten(2) / 255)[chosen],
+        )
+
+
+def _smaller(pictures: Tensor) -> Tensor:
+    """To 28×28, in bytes as the CPU makes them, but for the rounding of its weights."""
+    made = functional.interpolate(pictures.float(), (28, 28), mode="bilinear", antialias=True)
+    return made.round()
