@@ -104,6 +104,8 @@ class Reading:
             tried = sum(key(cell) in done for cell in self.cells(row, RATES, [0]))
             quantities[f"rate ({told})"] = [self.chosen(row, RATES, done), None, tried]
             quantities[f"epochs ({told})"] = summary(float(run["epochs"]) for run in runs)
+            if cut := sum(run.get("cut", False) for run in runs):
+                quantities[f"runs that the clock cut ({told})"] = [cut, None, len(runs)]
         return found
 
     def models(self, done: Done) -> list[tuple[str, float, float]]:
@@ -159,7 +161,7 @@ def plane(models: Sequence[tuple[str, float, float]], single: Mapping[str, float
 
 def sum_up(reading: Reading, ledger: Ledger, file: str) -> None:
     """The rows of what is run, and Figure 9."""
-    done = ledger.found(reading.experiment)
+    done = ledger.found_or_cut(reading.experiment, redraw.SETTINGS["epochs"])
     found = reading.rows(done)
     for row, quantities in found.items():
         told = (f"{q} {v[0]:.4f} ± {v[1] or 0:.4f} ({v[2]})" for q, v in quantities.items())
