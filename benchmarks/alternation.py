@@ -192,7 +192,7 @@ def phase(
 ) -> Step:
     """A step of the training loop; nothing is evaluated."""
     run = training(problem, optimizer, moves, lasts, memory)
-    return lambda: run._step(EpochStatistics())
+    return lambda: run.steps.take(EpochStatistics())
 
 
 def fill(problem: Problem, optimizer: Factory) -> Step:

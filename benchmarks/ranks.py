@@ -1,61 +1,278 @@
 """Every method, slot and place on several processes against one: what `make ranks` runs.
 
-    python benchmarks/ranks.py [--worlds 2 3] [--every 1] [--methods mgda upgrad]
+    python benchmarks/ranks.py [--worlds 2 3] [--methods mgda upgrad] [--jobs 1] [--minutes 5]
+                               [--out FILE]
+    python benchmarks/ranks.py --summary    # of the file, into benchmarks/results/ranks.txt
 
 Each is trained for three steps in float64, with every way to share out a batch and every route, and
 must agree with one process to 1e-10, and all ranks with each other bit for bit.
+
+A line of FILE is one method, slot and place on so many ranks: how many of its 48 trainings agree,
+and what is wrong with the others. The order is shuffled, once for all, so that a part of the lines
+is a fair sample. Called again, it goes on: lines without a fault are not made again. Several groups
+of ranks are at work at a time with --jobs; after --minutes, what is not finished is dropped.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
+import json
+import os
+import random
+import socket
 import sys
+import tempfile
 import time
 import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-sys.path[0] = str(Path(__file__).parents[1] / "tests")  # this file has the other's name
+ROOT = Path(__file__).parents[1]
+sys.path[0] = str(ROOT / "tests")  # this file has the other's name
 
-from ranks import ROUTES, SHARES, Variation, differences, spawned, train, variations  # noqa: E402 - it lies in another folder
+from ranks import ROUTES, SHARES, Variation, differences, train, variations  # noqa: E402 - it lies in another folder
+
+RESULTS = ROOT / "benchmarks" / "results"
+DEADLINE = datetime.timedelta(seconds=30)
+"""Of every collective."""
+SLICE = 12
+"""Lines that one group of processes makes before it ends and another is started."""
+EXPECTED = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
+"""What a training may raise; it is told in the line."""
 
 
-def crossed(methods: list[str] | None) -> list[Variation]:
-    return [
-        Variation(v.method, v.slot, v.at, share, route)
+@dataclass(frozen=True)
+class Round:
+    """What makes a line: a method, slot and place on a number of ranks."""
+
+    method: str
+    slot: str
+    at: str
+    world: int
+
+    def trainings(self) -> list[Variation]:
+        v = Variation(self.method, self.slot, self.at, "", "")
+        return [replace(v, share=share, route=route) for share in SHARES for route in ROUTES]
+
+
+@dataclass
+class Line:
+    """What came of a round."""
+
+    method: str
+    slot: str
+    at: str
+    world: int
+    agree: int
+    wrong: dict[str, str]
+    seconds: float  # of the processors, of all ranks together
+    torch: str
+    source: str
+
+    @property
+    def round(self) -> Round:
+        return Round(self.method, self.slot, self.at, self.world)
+
+
+def rounds(worlds: Sequence[int], methods: Sequence[str] | None) -> list[Round]:
+    found = [
+        Round(v.method, v.slot, v.at, world)
         for v in variations()
         if methods is None or v.method in methods
-        for share in SHARES
-        for route in ROUTES
+        for world in worlds
     ]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def source() -> str:
+    """A checksum of what is under test and of what tests it."""
+    files = [
+        *sorted((ROOT / "src").rglob("*.py")),
+        ROOT / "tests/ranks.py",
+        ROOT / "tests/cases.py",
+    ]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def lines(file: Path) -> dict[Round, Line]:
+    """The last line of each round; one that was cut off by a kill is passed over."""
+    found = {}
+    for text in file.read_text().splitlines() if file.exists() else ():
+        if text.endswith("}"):
+            line = Line(**json.loads(text))
+            found[line.round] = line
+    return found
+
+
+def write(file: Path, line: Line) -> None:
+    with file.open("a") as out:
+        out.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+
+
+# One group of ranks -----------------------------------------------------------------------------
+
+
+def work(rank: int, world: int, folder: str, todo: list[Round], until: float, out: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    code = source()
+    for number, chosen in enumerate(todo):
+        begun = time.process_time()
+        alone = list(dict.fromkeys(v.alone for v in chosen.trainings()))
+        mine = {v: train(v, 0, 1) for v in alone[rank::world]}  # no group yet: one process
+        store = f"file://{folder}/{number}"
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=world, timeout=DEADLINE
+        )
+        wrong = dict(_outcomes(chosen, mine, rank, world, until))
+        spent = _told(time.process_time() - begun, rank, world)
+        dist.destroy_process_group()
+        if LATE in wrong:
+            return
+        if rank == 0:
+            wrong = {name: "; ".join(told[:3])[:400] for name, told in wrong.items() if told}
+            agree = len(chosen.trainings()) - len(wrong)
+            seconds = round(sum(spent), 1)
+            parts = (chosen.method, chosen.slot, chosen.at, world, agree, wrong, seconds)
+            write(Path(out), Line(*parts, torch.__version__, code))
+
+
+LATE = "the time is over"
+
+
+def _outcomes(
+    chosen: Round, mine: dict[Variation, Any], rank: int, world: int, until: float
+) -> Iterator[tuple[str, list[str]]]:
+    """What each training's ranks differ in, on the first rank."""
+    alone = {v: found for there in _told(mine, rank, world) for v, found in there.items()}
+    for variation in chosen.trainings():
+        name = f"{variation.share}, {variation.route}"
+        found: Any
+        try:
+            found = train(variation, rank, world)
+        except EXPECTED as error:
+            found = f"{type(error).__name__}: {error}"
+        outcomes = _told((found, time.time() > until), rank, world)
+        if not outcomes:  # the ranks are out of step, or one is gone
+            yield name, [f"the ranks lost each other: {found if isinstance(found, str) else ''}"]
+            return
+        if rank == 0:
+            yield name, differences([f for f, _ in outcomes], alone[variation.alone])
+        if any(late for _, late in outcomes):
+            yield LATE, []
+            return
+
+
+def _told(what: Any, rank: int, world: int) -> list[Any]:
+    """What every rank tells; nothing, if that fails."""
+    found: list[Any] = [None] * world
+    try:
+        dist.all_gather_object(found, what)
+    except RuntimeError:
+        return []
+    return found
+
+
+# All groups -------------------------------------------------------------------------------------
+
+
+def run(todo: list[Round], jobs: int, until: float, out: Path) -> None:
+    """Groups of processes, `jobs` at a time, of a few rounds each, until there is no more."""
+    running: list[tuple[Any, list[Round], Any]] = []
+    while (todo and time.time() < until) or running:
+        while todo and len(running) < jobs and time.time() < until:
+            chosen = [r for r in todo if r.world == todo[0].world][:SLICE]
+            todo = [r for r in todo if r not in chosen]
+            folder = tempfile.TemporaryDirectory()
+            arguments = (chosen[0].world, folder.name, chosen, until, str(out))
+            context = mp.start_processes(
+                work, arguments, nprocs=chosen[0].world, join=False, start_method="spawn"
+            )
+            running.append((context, chosen, folder))
+        for entry in list(running):
+            context, chosen, folder = entry
+            try:
+                ended = context.join(timeout=0.3)
+            except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+                ended = True
+                todo = [*todo, *_after(error, chosen, out)]
+            if ended:
+                running.remove(entry)
+                folder.cleanup()
+
+
+def _after(error: Exception, chosen: list[Round], out: Path) -> list[Round]:
+    """A line for the round in which ranks ended, and the rounds that are left."""
+    known = lines(out)
+    left = [r for r in chosen if r not in known]
+    if left:
+        first, told = left.pop(0), str(error).strip().splitlines()[-1]
+        parts = (first.method, first.slot, first.at, first.world, 0, {"all": told[:400]}, 0.0)
+        write(out, Line(*parts, torch.__version__, source()))
+        print(f"  {first}: {told}", flush=True)
+    return left
+
+
+def summary(file: Path) -> str:
+    """What the file's lines come to."""
+    found, every = lines(file), rounds((2, 3), None)
+    versions = ", ".join(sorted({line.torch for line in found.values()}))
+    told = [
+        f"python benchmarks/ranks.py   (gloo, float64, 1e-10; torch {versions}; "
+        f"{len({line.source for line in found.values()})} state(s) of the source)"
+    ]
+    for world in (2, 3):
+        there = [line for line in found.values() if line.world == world]
+        agree, of = sum(line.agree for line in there), len(there) * len(SHARES) * len(ROUTES)
+        whole = sum(r.world == world for r in every)
+        hours = sum(line.seconds for line in there) / 3600
+        told.append(
+            f"{world} ranks: {agree} of {of} trainings agree with one process; {len(there)} of "
+            f"{whole} methods, slots and places; {hours:.2f} processor hours"
+            + (f", {hours * whole / len(there):.2f} for all" if there else "")
+        )
+        told += [
+            f"  {line.method}, {line.slot}, {line.at or 'own'}, {name}: {what}"
+            for line in there
+            for name, what in line.wrong.items()
+        ]
+    return "\n".join(told)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--every", type=int, default=1, help="take every nth variation")
     parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--jobs", type=int, default=1, help="groups of ranks at a time")
+    parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--out", type=Path, default=RESULTS / "ranks.jsonl")
+    parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    chosen = crossed(options.methods)[:: options.every]
-    alone = {v: train(v, 0, 1) for v in dict.fromkeys(v.alone for v in chosen)}
-    bad = 0
-    for world in options.worlds:
-        begun = time.perf_counter()
-        found = spawned(world, [(train, variation) for variation in chosen])
-        seconds = time.perf_counter() - begun
-        wrong = 0
-        for k, variation in enumerate(chosen):
-            told = differences(found[k], alone[variation.alone])
-            if told:
-                wrong += 1
-                print(f"  {variation}: {'; '.join(told[:3])[:400]}", flush=True)
-        right = len(chosen) - wrong
-        print(f"{world} ranks: {right} of {len(chosen)} agree with one ({seconds:.0f} s)")
-        bad += wrong
-    return min(bad, 1)
+    until = time.time() + 60 * options.minutes
+    if not options.summary:
+        if "lo" in [name for _, name in socket.if_nameindex()]:  # the host may have no name
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what it was asked for
+        known = lines(options.out)
+        todo = [
+            r for r in rounds(options.worlds, options.methods) if r not in known or known[r].wrong
+        ]
+        print(f"{len(todo)} lines to make", flush=True)
+        run(todo, options.jobs, until, options.out)
+    told = summary(options.out)
+    print(told)
+    if options.summary:
+        (RESULTS / "ranks.txt").write_text(told + "\n")
+    return int(any(line.wrong for line in lines(options.out).values()))
 
 
 if __name__ == "__main__":

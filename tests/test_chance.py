@@ -207,7 +207,7 @@ def test_a_member_has_the_chance_of_its_own_seed_at_any_place(recipe: str) -> No
     """Seeds in no order: every member's weights are those of its run alone."""
     seeds = (7, 0, 3)
     stack = StackedTraining(members(recipe, seeds))
-    assert stack._steps.seeds == seeds
+    assert stack._stepper.seeds == seeds
     found: dict[int, list[Record]] = {k: [] for k in range(3)}
     for k, event in stack.run():
         if isinstance(event, Record):
@@ -225,4 +225,4 @@ def test_a_member_has_the_chance_of_its_own_seed_at_any_place(recipe: str) -> No
 def test_a_stack_takes_gradients_as_its_members_do() -> None:
     for jacobian in ("looped", "batched", 2):
         stack = StackedTraining(members("mgda", (0, 1), jacobian=jacobian))
-        assert stack._steps.balancer.chunking.wanted == jacobian
+        assert stack._stepper._together.balancer.chunking.wanted == jacobian

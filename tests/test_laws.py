@@ -39,10 +39,12 @@ from evenhand.comparison.job import Job
 from evenhand.comparison.plan import training
 from evenhand.comparison.request import Settings
 from evenhand.recipes import RECIPES
-from evenhand.training import checkpoint
+from evenhand.training import checkpoint, loop
+from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record
+from evenhand.training.steps import NetworkStepper, Turn
 from evenhand.training.stopping import relative, total
 from evenhand.weighting.base import Method
 from evenhand.weighting.traits import dearest
@@ -1009,7 +1011,6 @@ def trained(
     optimizer: str,
     *,
     slot: str = "aggregator",
-    kind: type[Training] = Training,
     **options: Any,
 ) -> Training:
     """Two epochs of a small problem, with the weights of the last one."""
@@ -1024,7 +1025,7 @@ def trained(
         learned=balancer.parameters(),
         groups=len(plan.groups(3)),
     )
-    run = kind(problem, network, optimizers, balancer, plan, epochs=2, **options)
+    run = Training(problem, network, optimizers, balancer, plan, epochs=2, **options)
     for _, record in zip(range(3), run.run(), strict=False):  # at its end the best would return
         assert all(math.isfinite(loss) for loss in record.validation.values())
     return run
@@ -1096,15 +1097,16 @@ def test_training_is_its_plain_twin(name, schedule, at, optimizer, slot) -> None
 # Frozen: what a phase does not move does not move -----------------------------------------------
 
 
-class Watched(Training):
-    """A training that looks, before and after each phase, at what is to rest in it."""
+class Watched(NetworkStepper):
+    """A stepper that looks, before and after each phase, at what is to rest in it."""
 
     moved = 0
 
-    def _update(self, phase: Phase, *rest: Any) -> None:
+    def update(self, turn: Turn, statistics: EpochStatistics) -> None:
+        phase = turn.phase
         before = self._resting_state(phase)
         trunk = snapshot(self.network.trunk.state_dict())
-        super()._update(phase, *rest)
+        super().update(turn, statistics)
         assert same(self._resting_state(phase), before)
         moved = not same(self.network.trunk.state_dict(), trunk)
         assert moved <= ("shared" in phase.trains)
@@ -1138,10 +1140,11 @@ RESTS = products(["eval", "train"])
 
 
 @pytest.mark.parametrize(("name", "schedule", "at", "optimizer", "mode"), RESTS, ids=named(RESTS))
-def test_rest(name, schedule, at, optimizer, mode) -> None:
+def test_rest(name, schedule, at, optimizer, mode, monkeypatch) -> None:
     """Parameters, buffers and moments, bit for bit."""
     Watched.moved = 0
-    trained(BY_NAME[name], schedule, at, optimizer, kind=Watched, frozen=mode)
+    monkeypatch.setattr(loop, "NetworkStepper", Watched)
+    trained(BY_NAME[name], schedule, at, optimizer, frozen=mode)
     assert Watched.moved
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork, TaskGradients
 from evenhand.aggregation import Aggregator
-from evenhand.autodiff.factors import Convolution, Embedding, Linear, layers
+from evenhand.autodiff.factors import Convolution, Embedding, Linear, _best_rows, _saved, layers
 from samplers import chance, flat_grad, plain_jacobian
 
 TASKS = ("a", "b", "c", "d", "e")
@@ -289,7 +289,10 @@ def test_a_hook_on_a_weight_is_heard() -> None:
     torch.testing.assert_close(flat_grad(trunk), balance.trunk_weights @ expected)
 
 
-@pytest.mark.parametrize(("batch", "width", "pays"), [(8, 64, True), (64, 64, False)])
+# In the last case they would take less arithmetic, but less than looking for them.
+@pytest.mark.parametrize(
+    ("batch", "width", "pays"), [(8, 256, True), (256, 256, False), (4, 64, False)]
+)
 def test_factors_are_kept_where_rows_are_few(batch, width, pays, monkeypatch) -> None:
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(width, width), nn.Tanh())
@@ -321,3 +324,10 @@ def test_gradients_that_cancel_over_the_batch_keep_their_gramian() -> None:
 def test_an_unknown_word_is_refused() -> None:
     with pytest.raises(ValueError, match="factored='sometimes'"):
         Balancer(factored="sometimes")
+
+
+def test_what_factors_could_save_at_best_is_where_no_number_of_rows_saves_more() -> None:
+    for shape, m, least in (((64, 48), 3, 1), ((256, 256), 3, 1), ((16, 512), 8, 4)):
+        weight = torch.zeros(shape)
+        best = _saved(weight, m, _best_rows(weight, m, least))
+        assert best >= max(_saved(weight, m, r) for r in range(least, 200))

@@ -33,6 +33,7 @@ from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import oscillation
+from evenhand.training.steps import Steps
 
 TASKS = ("a", "b", "c")
 SAMPLES, WIDTH, DEPTH = 2048, 32, 6
@@ -174,10 +175,10 @@ def _epoch(steps: int) -> int:
     """Blocks of memory that the last three quarters of an epoch's steps leave allocated."""
     taken, blocks = 0, []
 
-    class Counting(Training):
-        def _step(self, statistics: EpochStatistics) -> None:
+    class Counting(Steps):
+        def take(self, statistics: EpochStatistics) -> None:
             nonlocal taken
-            super()._step(statistics)
+            super().take(statistics)
             taken += 1
             if taken in (steps // 4, steps):
                 gc.collect()
@@ -200,7 +201,8 @@ def _epoch(steps: int) -> int:
     network, balancer = problem.network(TASKS), Balancer(aggregator=MGDA(), tasks=TASKS)
     sgd = partial(torch.optim.SGD, lr=0.01)
     optimizers = Optimizers(network.blocks(), sgd, learned=balancer.parameters())
-    run = Counting(problem, network, optimizers, balancer, epochs=1, observe_every=1)
+    run = Training(problem, network, optimizers, balancer, epochs=1)
+    run.steps = Counting(run.steps.stepper, run.phases, TASKS, 0, observe_every=1)
     list(run.run())
     first, last = blocks
     return last - first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import pickle
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,31 @@ def sharded_afterwards(rank: int, world: int) -> list[Tensor]:
     losses, _, _ = batch(model, 0, *part_of(rank, world))
     balancer.backward(losses, features=model.trunk)
     return [whole(p.grad) for p in model.parameters()]
+
+
+class Hiding(nn.Module):
+    """Its outputs are in a container that torch does not look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network(TASKS)
+
+    def forward(self, x: Tensor) -> UserDict[str, Tensor]:
+        return UserDict(self.inner(x))
+
+
+def sharded_with_hidden_outputs(rank: int, world: int) -> list[Tensor]:
+    model = Hiding()
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+    if world > 1:
+        fully_shard(model)
+    found = []
+    for step in range(2):
+        losses, _, _ = batch(model, step, *part_of(rank, world))
+        balancer.loss(losses).backward()
+        found += [whole(p.grad) for p in model.parameters()]
+        model.zero_grad()
+    return found
 
 
 def accumulated_sharded(rank: int, world: int) -> None:
@@ -259,6 +285,7 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "sharded by blocks": lambda r, w: stepped(r, w, sharded_by_blocks),
     "tensors of a mesh": lambda r, w: stepped(r, w, tensor_parallel),
     "sharded afterwards": sharded_afterwards,
+    "sharded, hidden outputs": sharded_with_hidden_outputs,
     "sharded, missing": missing_of_a_sharded_model,
     "sharded, accumulated": accumulated_sharded,
     "lazy": lambda r, w: lazy(r, w, plain, aggregator=MGDA()),

@@ -49,7 +49,7 @@ def require_kind(name: str, value: Any, hint: Any) -> None:
         TypeError: it is of another one.
         ValueError: it is NaN.
     """
-    if _fits(value, hint):
+    if (type(value) is hint and hint is not float) or _fits(value, hint):
         return
     message = f"{name}={quoted(value)}: must be {_told(hint)}"
     if isinstance(value, float) and math.isnan(value):
@@ -62,8 +62,15 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(function)
 
 
+@cache
 def _parts(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+@cache
+def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What is generic in a hint, and what it is filled with."""
+    return get_origin(hint), get_args(hint)
 
 
 def _is_word(hint: Any) -> bool:
@@ -71,14 +78,14 @@ def _is_word(hint: Any) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    parts, inner = _parts(hint), get_args(hint)
+    parts = _parts(hint)
     if len(parts) > 1:
         return any(_fits(value, part) for part in parts)
-    origin = get_origin(hint)
+    origin, inner = _taken_apart(hint)
     if hint in (int, float):
         kind = Integral if hint is int else Real
         return type(value) is not bool and isinstance(value, kind) and value == value
-    if _is_word(hint):
+    if origin is Literal:
         return isinstance(value, str) or value in inner  # which words there are, the function says
     if origin in (tuple, abc.Sequence):
         fits = isinstance(value, tuple | list if origin is tuple else abc.Sequence)
@@ -121,6 +128,12 @@ def require_fields(made: Any) -> None:
         TypeError, ValueError: as `require_kind` does.
     """
     kind: Any = type(made)
-    hints = _hints(kind)
-    for entry in fields(made):
-        require_kind(entry.name, getattr(made, entry.name), hints[entry.name])
+    for name, hint in _kinds(kind):
+        require_kind(name, getattr(made, name), hint)
+
+
+@cache
+def _kinds(made: Any) -> tuple[tuple[str, Any], ...]:
+    """The fields of a dataclass, and what they must be."""
+    hints = _hints(made)
+    return tuple((entry.name, hints[entry.name]) for entry in fields(made))

@@ -208,6 +208,7 @@ class Balancer(nn.Module):
         self._partners.watch(model)
         self._ownership.attach(model)
         self._catcher.prepare(unwrapped(model))
+        self._placed()
 
     def bind(self, tasks: Sequence[str]) -> None:
         """Fix the names of all tasks, in order. Calls with the same names change nothing.
@@ -231,6 +232,16 @@ class Balancer(nn.Module):
             self.tasks = tasks
             self.states = Held(self._slots.init(len(tasks)))
             self.states.expand(self.leading)  # learned weights: each network has its own
+            self._placed()
+
+    def _placed(self) -> None:
+        """Go to the model's device, if it is known, before an optimizer's state is loaded.
+
+        A state goes where its parameters are then, and does not follow them.
+        """
+        device = self._ownership.device
+        if device is not None and self.tasks and self.last_weights.device != device:
+            self.to(device)
 
     # What a user calls ------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import inf, prod
+from math import prod
 from typing import Any, Literal, cast
 
 import torch
@@ -49,6 +49,9 @@ Users = Mapping[Any, Sequence[tuple[Any, int]]]
 DOUBLE = {"cpu": 3, "cuda": 32}
 """What a product in double precision takes, in single ones: measured on a processor; what most
 graphics cards are built for. On other devices, which may have no such type, factors never pay."""
+NEVER = 1e30
+WORTH = 1e6
+"""Multiplications, about .1 ms, for which it is worth to go through the graph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,17 +261,44 @@ class Scattered(Filled):
 
 
 def may_pay(targets: Iterable[Tensor], m: int, least: int) -> bool:
-    """Whether any target could be a weight for which factors pay, with `least` rows or more."""
-    wide = (weight for weight in targets if weight.ndim > 1 and weight.numel())
-    return any(_product_pays(w, m, least) or _lookup_pays(w, least) for w in wide)
+    """Whether factors of some targets could save what it costs to look for them.
+
+    How often a weight was used is not known yet: what is best for factors, but `least` rows.
+    """
+    saved = 0.0
+    for weight in targets:
+        if weight.ndim > 1 and weight.numel():
+            looked_up = m * weight.numel() if _lookup_pays(weight, least) else 0
+            saved += max(_saved(weight, m, _best_rows(weight, m, least)), looked_up, 0)
+            if saved >= WORTH:
+                return True
+    return False
+
+
+def _best_rows(weight: Tensor, m: int, least: int) -> float:
+    """Where `_saved`, a parabola in r that opens downwards, is largest."""
+    o, k, double = _shape_and_cost(weight)
+    return max(((m - 1) * o * k - double * m * m * o) / (2 * double * (k + m * o)), least)
 
 
 def _product_pays(weight: Tensor, m: int, r: int) -> bool:
-    """Multiplications: the kernel, its products with δ, their Gramian, the sum; or m gradients."""
-    o, k = len(weight), weight[0].numel()
-    double = DOUBLE.get(weight.device.type, inf) if weight.dtype != torch.float64 else 1
+    return _saved(weight, m, r) > 0
+
+
+def _saved(weight: Tensor, m: int, r: float) -> float:
+    """Multiplications of m gradients, less the kernel, its products with δ, their Gramian, the sum.
+
+    With r rows: m r o k + m² o k − c (r² k + m r² o + m² r o) − r o k, where c = 3 on a processor.
+    """
+    o, k, double = _shape_and_cost(weight)
     kernel = r * r * k + m * r * r * o + m * m * r * o
-    return double * kernel + r * o * k < m * r * o * k + m * m * o * k
+    return (m - 1) * r * o * k + m * m * o * k - double * kernel
+
+
+def _shape_and_cost(weight: Tensor) -> tuple[int, int, float]:
+    """Outputs, inputs, and what a product in double precision takes."""
+    double = DOUBLE.get(weight.device.type, NEVER) if weight.dtype != torch.float64 else 1
+    return len(weight), weight.numel() // len(weight), double
 
 
 def _lookup_pays(weight: Tensor, count: int) -> bool:

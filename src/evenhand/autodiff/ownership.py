@@ -20,6 +20,7 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
@@ -80,6 +81,13 @@ class Ownership:
         """The network whose structure is known."""
         self._settled()
         return None if self._structure is None else self._structure.network
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model's first parameter is; None where there is no model, or it is nowhere."""
+        model = None if self._structure is None else self._structure.model
+        first = None if model is None else next(model.parameters(), None)
+        return None if first is None or first.is_meta else first.device
 
     def name(
         self, shared: Iterable[Tensor] | None, own: Mapping[str, Iterable[Tensor]] | None

@@ -418,8 +418,10 @@ class Passes:
             self._alone = [list(islice(gradients, len(mine))) for mine in alone]
         (z,), m = features, len(self.tasks)
         weights = [reading.weight for reading in self._readings]
-        deltas = [d.to(z.dtype) for d in heads if d is not None]
-        matrices = [w.detach().to(z.dtype) for w in weights if w is not None]
+        kind = z.dtype
+        deltas = [d if d.dtype == kind else d.to(kind) for d in heads if d is not None]
+        matrices = [w.detach() for w in weights if w is not None]
+        matrices = [w if w.dtype == kind else w.to(kind) for w in matrices]
         if len(deltas) == len(matrices) == m:
             columns: list[Column] = [Heads(deltas, matrices, z)]
             return Rows(columns, features, self._leading, m, self.call.stacked)

@@ -29,6 +29,8 @@ from evenhand.autodiff.gradients import Row
 FEW = 3
 """Up to so many tasks tensors are kept as they come: the inner products of pairs cost less than
 copies of the rows."""
+SMALL = 2048
+"""Numbers of a gradient whose copy costs less than a call."""
 
 
 class Column(ABC):
@@ -101,9 +103,22 @@ class Few(Filled):
     def gramian(self) -> Tensor | None:
         return _gramian(self.stack(), self.leading)
 
+    @property
+    def some(self) -> Tensor | None:
+        """An entry; None if no task reaches."""
+        return next((entry for entry in self.entries if entry is not None), None)
+
+    def flat(self, i: int) -> Tensor:
+        """Entry i as real numbers in a row; zeros where the task does not reach."""
+        entry = self.entries[i]
+        if entry is None:
+            assert self.some is not None
+            return torch.zeros_like(real(self.some)).reshape(-1)
+        return real(entry).reshape(-1)
+
     def products(self) -> list[Tensor]:
         """⟨g_i, g_j⟩ for i ≤ j of a single network, scalars; none if no task reaches."""
-        some = next((entry for entry in self.entries if entry is not None), None)
+        some = self.some
         if some is None:
             return []
         flat = [None if g is None else real(g).reshape(-1) for g in self.entries]
@@ -405,8 +420,12 @@ class Rows:
         """⟨g_i, g_j⟩, [..., m, m], in single precision at least."""
         dtype = torch.promote_types(self._dtype, torch.float32)
         gramian = torch.zeros(*self.leading, self.m, self.m, dtype=dtype, device=self._device)
+        small, others = self._small()
+        if small:
+            flat = torch.stack([torch.cat([c.flat(i) for c in small]) for i in range(self.m)])
+            gramian += (flat @ flat.mT).to(gramian.device)
         pairs = []
-        for column in self.columns[: self.looked_at]:
+        for column in others:
             if isinstance(column, Few) and not self.leading:
                 pairs += column.products()
             elif (block := column.gramian()) is not None:
@@ -421,6 +440,19 @@ class Rows:
             block[columns, rows] = upper
             gramian += block
         return gramian
+
+    def _small(self) -> tuple[list[Few], Sequence[Column]]:
+        """The columns whose rows side by side cost less than the products of each, and the rest."""
+        columns = self.columns[: self.looked_at]
+        small, devices = [], set()
+        for column in () if self.leading else columns:
+            some = column.some if isinstance(column, Few) else None
+            if isinstance(column, Few) and some is not None and some.numel() <= SMALL:
+                small.append(column)
+                devices.add(some.device)
+        if len(small) < 2 or len(devices) > 1:
+            return [], columns
+        return small, [c for c in columns if c not in small]
 
     def combined(self, weights: Tensor) -> Row:
         """Σ_i weights_i g_i, weights [..., m]; None where every row is."""

@@ -35,6 +35,7 @@ from evenhand.autodiff.passes import Update
 from evenhand.autodiff.rows import Rows, beside, fill, plain_column, real
 from evenhand.autodiff.sharing import Sharing
 from evenhand.distributed.reducing import RanksReducer
+from evenhand.distributed.wrappers import groups_of
 
 
 class FullySharded:
@@ -48,10 +49,11 @@ class FullySharded:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._root: Any = model
         self._parts: list[Any] = []
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                for group in module._get_fsdp_state()._fsdp_param_groups:
+                for group in groups_of(module):
                     self._parts += [part for part in group.fsdp_params if part not in self._parts]
         meshes = {part.sharded_param.device_mesh for part in self._parts}
         if len(meshes) != 1 or next(iter(meshes)).ndim > 1:
@@ -78,6 +80,18 @@ class FullySharded:
         """The passes of a call."""
         assert isinstance(reducer, RanksReducer)
         return ShardedPasses(self, call, sharing, reducer, coordinates, names)
+
+    def wake(self, terms: Sequence[Tensor]) -> None:
+        """Let a backward pass from each of these gather and reduce, whatever the model's output is.
+
+        torch hooks that to the tensors of the root's output. In versions up to 2.11 it looks for
+        them in plain containers alone, not in a dict that is a class of its own, and would leave
+        gradients unreduced without a word. Where it has found them, a second hook does nothing.
+        """
+        begin = self._root._get_fsdp_state()._pre_backward
+        for term in terms:
+            hooked: Any = term.register_hook
+            hooked(begin)
 
     @contextmanager
     def as_in_the_graph(self) -> Iterator[None]:
@@ -160,6 +174,7 @@ class ShardedPasses:
         self._each = [loss if scale is None else loss * scale for loss in call.losses]
         self._plus = plus if plus is None or scale is None else plus * scale
         self._scale = scale
+        model.wake(self._each if self._plus is None else [*self._each, self._plus])
         self._by_task: list[dict[int, Tensor]] | None = None
         self._heads: Rows | None = None
         self._gramians: dict[Place, Tensor] = {}

@@ -247,6 +247,16 @@ def is_fully_sharded(model: nn.Module) -> bool:
     return any(type(module).__module__.startswith(FULLY_SHARD) for module in model.modules())
 
 
+def groups_of(module: Any) -> list[Any]:
+    """The groups of parameters that `fully_shard` keeps for a module."""
+    state = module._get_fsdp_state()
+    several = getattr(state, "_fsdp_param_groups", None)
+    if several is not None:
+        return list(several)
+    one = state._fsdp_param_group  # torch 2.11 and before: at most one
+    return [] if one is None else [one]
+
+
 def _is_root_of(other: Any, wanted: Mapping[int, Tensor]) -> bool:
     """Whether an object is the root module, under `fully_shard`, of one of these parameters."""
     from torch.distributed.fsdp import FSDPModule
@@ -254,8 +264,7 @@ def _is_root_of(other: Any, wanted: Mapping[int, Tensor]) -> bool:
     if not isinstance(other, FSDPModule) or not other._get_fsdp_state()._is_root:
         return False
     modules = other.modules() if isinstance(other, nn.Module) else ()
-    states = [m._get_fsdp_state() for m in modules if isinstance(m, FSDPModule)]
-    groups = [group for state in states for group in state._fsdp_param_groups]
+    groups = [group for m in modules if isinstance(m, FSDPModule) for group in groups_of(m)]
     wholes = (getattr(part, "_unsharded_param", None) for g in groups for part in g.fsdp_params)
     return any(id(whole) in wanted for whole in wholes)
 

@@ -41,36 +41,25 @@ wins on two or three cores, and where there are many, several recipes fill them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from copy import copy, deepcopy
-from dataclasses import fields, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from evenhand.autodiff.gradients import NonFiniteError
-from evenhand.balancer import Balancer
-from evenhand.data.problem import Batch, Problem, Split, Stream
+from evenhand.data.problem import Split
 from evenhand.ensemble.network import Stack
-from evenhand.ensemble.optimizers import StackedOptimizer, stacked
-from evenhand.network import Outputs
-from evenhand.schedules import Clock, Phase, in_step
+from evenhand.ensemble.stepper import EnsembleStepper, Streams, alike, optimizers_of
+from evenhand.schedules import in_step
 from evenhand.training import checkpoint
 from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.flops import Meter
-from evenhand.training.loop import Forward, Training, kind_of
-from evenhand.training.optimizers import Factory, Optimizers, Scheduled
+from evenhand.training.loop import Training
 from evenhand.training.records import Mark, Record, RecordFile
-from evenhand.training.stopping import EarlyStopping
+from evenhand.training.steps import Steps
 
 FINISHED = "finished"
-TIMED = 50
-"""In how many epochs the steps of one network by itself are timed, three of each kind."""
 FEWEST = 3
 """Fewer members are not worth a stack."""
 LARGEST = 4_000_000
@@ -103,7 +92,7 @@ def obstacle(members: Sequence[Training]) -> str:
         return "its rates are reduced on a plateau"
     try:
         stack = Stack([member.network for member in members[:2]])
-        _optimizers(members[:2], stack, first.balancer.parameters())
+        optimizers_of(members[:2], stack, first.balancer.parameters())
     except ValueError as error:
         return str(error)
     return _obstacle_of_trial(members[:2], stack)
@@ -122,12 +111,12 @@ def _kept_alike(member: Training) -> tuple[Any, ...]:
 def _obstacle_of_trial(members: Sequence[Training], stack: Stack) -> str:
     """Whether the stack of two members says what they say, on their first batch."""
     tasks, problem = members[0].tasks, members[0].problem
-    inputs, targets = _Streams([member.stream for member in members]).batch(0)
+    inputs, targets = Streams([member.stream for member in members]).batch(0)
     for network in (stack, *(member.network for member in members)):
         network.train()
     try:
         outputs = stack(inputs, tasks=problem.heads(tasks))
-        losses = _alike(problem).losses(outputs, targets, tasks)
+        losses = alike(problem).losses(outputs, targets, tasks)
     except (RuntimeError, ValueError) as error:
         first_line, *_ = str(error).splitlines() or [""]
         return f"torch.func.vmap cannot evaluate its network or losses: {first_line}"
@@ -195,7 +184,16 @@ class StackedTraining:
         self.alive = list(range(len(members)))
         self.ended: dict[int, str] = {}
         self._told: set[int] = set()
-        self._steps = _Lockstep.of(members)
+        self._stepper = EnsembleStepper.of(members)
+        first = members[0]
+        self._steps = Steps(
+            self._stepper,
+            first.phases,
+            first.tasks,
+            first.seed,
+            further=self._stepper.further,
+            observe_every=first.observe_every,
+        )
         self._show()
 
     def run(
@@ -243,10 +241,10 @@ class StackedTraining:
         """The steps of an epoch, for each member that lives through it; the others leave."""
         number = len(self.alive)
         try:
-            statistics = self._steps.train_epoch().members(number)
+            statistics = self._steps.train_epoch(self.members[0].count_flops).members(number)
         except NonFiniteError:  # of every member
             statistics = [EpochStatistics()] * number
-        fallen = self._steps.fallen
+        fallen = self._stepper.fallen
         self.ended.update({self.alive[at]: f"diverged: {why}" for at, why in fallen.items()})
         lasting = [at for at in range(number) if at not in fallen]
         if fallen:
@@ -256,12 +254,11 @@ class StackedTraining:
 
     def _judged(self, statistics: Sequence[EpochStatistics]) -> list[tuple[int, Record]]:
         """Each member's record of the epoch."""
-        steps = self._steps
-        held = sum(steps.optimizers.state_bytes().values()) // max(len(self.alive), 1)
+        held = sum(self._stepper.optimizers.state_bytes().values()) // max(len(self.alive), 1)
         records = []
         for k, mine in zip(self.alive, statistics, strict=True):
             member = self.members[k]
-            member.epoch, member.step, member.drawn = steps.epoch, steps.step, steps.drawn
+            member.steps.load_state_dict(self._steps.state_dict())
             mine.rates = member.optimizers.rates() if mine.rates else {}
             records.append((k, member.judged(mine, held)))
         return records
@@ -282,12 +279,12 @@ class StackedTraining:
     def _keep(self, at: Sequence[int]) -> None:
         """Go on with the members at these positions among those alive."""
         self.alive = [self.alive[position] for position in at]
-        self._steps.select(torch.tensor(at, dtype=torch.int64))
+        self._stepper.select(torch.tensor(at, dtype=torch.int64))
         self._show()
 
     def _show(self) -> None:
         """Let the members' parameters be views of the stack's."""
-        values = self._steps.stack.named_values()
+        values = self._stepper.stack.named_values()
         for at, k in enumerate(self.alive):
             for name, parameter in self.members[k].network.named_parameters():
                 parameter.data = values[name].data[at]
@@ -303,7 +300,7 @@ class StackedTraining:
         """Everything that the rest of the training depends on."""
         states = [member.state_dict() for member in self.members]
         return {
-            "steps": self._steps.state_dict(),
+            "steps": {**self._steps.state_dict(), **self._stepper.state_dict()},
             "alive": self.alive,
             "ended": self.ended,
             "members": [{name: state[name] for name in OWN} for state in states],
@@ -315,6 +312,7 @@ class StackedTraining:
         self.ended = state["ended"]
         self._told = set(self.ended)
         self._steps.load_state_dict(state["steps"])
+        self._stepper.load_state_dict(state["steps"])
         for k, own in enumerate(state["members"]):
             member = self.members[k]
             member.load_state_dict(
@@ -374,251 +372,3 @@ class _Logs:
             if self._waiting.get(k):
                 self._files[k].append(*self._waiting[k])
                 self._waiting[k].clear()
-
-
-# The steps --------------------------------------------------------------------------------------
-
-
-class _Lockstep(Training):
-    """A training of the stack: its steps alone, for what lies between epochs is the members'.
-
-    Attributes:
-        seeds: the members'.
-        fallen: position -> why a member's step failed in this epoch. Another's copy goes on in its
-            place until it is dropped.
-    """
-
-    seeds: tuple[int, ...]
-    fallen: dict[int, str]
-    _twin: Training
-    _alone: dict[str, dict[int, float]]
-    _looked = False
-
-    @classmethod
-    def of(cls, members: Sequence[Training]) -> _Lockstep:
-        """The steps of `members`."""
-        first = members[0]
-        stack = Stack([member.network for member in members])
-        balancer = Balancer(
-            first.balancer.weighting,
-            first.balancer.aggregator,
-            tasks=first.tasks,
-            leading=(len(members),),
-            jacobian=first.balancer.chunking.wanted,
-        )
-        given = {entry.name: getattr(first, entry.name) for entry in fields(first)}
-        given |= {"network": stack, "balancer": balancer, "problem": _alike(first.problem)}
-        given |= {"optimizers": _optimizers(members, stack, balancer.parameters())}
-        steps = cls(**{**given, "stopping": EarlyStopping(), "feature_memory": 0})
-        steps.seeds = tuple(member.seed for member in members)
-        steps.stream = _Streams([member.stream for member in members])
-        steps.fallen, steps._alone = {}, {}
-        network, optimizers, alone = deepcopy((first.network, first.optimizers, first.balancer))
-        twin = replace(first, network=network, optimizers=optimizers, balancer=alone)
-        steps._twin = replace(twin, feature_memory=0, observe_every=0)
-        optimizers.scale_rates(0.0)
-        return steps
-
-    @property
-    def stack(self) -> Stack:
-        """The network, which is one."""
-        return cast(Stack, self.network)
-
-    def select(self, index: Tensor) -> None:
-        """Go on with the members at `index` alone, in this order."""
-        self.stack.select(index)
-        self.balancer.select(index)
-        for optimizer in self.optimizers.named().values():
-            cast(StackedOptimizer, optimizer).select(index)
-        self.stream = cast(_Streams, self.stream).kept(index)
-        self.seeds = _taken(self.seeds, index)
-
-    def clock(self) -> Clock:
-        """Now, with every member's seed."""
-        return replace(super().clock(), seeds=self.seeds)
-
-    def _counted(self, kind: str, action: Callable[[], None], statistics: EpochStatistics) -> None:
-        action()
-
-    def _update(
-        self,
-        phase: Phase,
-        number: int,
-        draw: Callable[[int], Batch],
-        clock: Clock,
-        statistics: EpochStatistics,
-    ) -> None:
-        so_far = statistics.seconds
-        super()._update(phase, number, draw, clock, statistics)
-        kind, twin = kind_of(phase, phase.tasks), self._twin  # every label is there
-        seconds = self._alone.setdefault(kind, {})
-        if self.epoch not in seconds and len(seconds) < TIMED:
-            alone = [EpochStatistics(counts_flops=self.count_flops) for _ in range(3)]
-            with suppress(NonFiniteError):
-                for each in alone:
-                    twin._update(phase, 0, twin.stream.batch, twin.clock(), each)
-            seconds[self.epoch] = median(each.seconds for each in alone)
-        statistics.seconds = so_far + median(seconds.values())
-        if statistics.flops is not None:
-            statistics.flops += twin._flops.get(kind, 0)
-
-    def _observe(
-        self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, statistics: EpochStatistics
-    ) -> None:
-        if not self._looked:
-            super()._observe(outputs, losses, phase, statistics)
-            self._looked = True
-
-    # A member that fails ----------------------------------------------------------------------
-
-    def _balanced_step(
-        self,
-        forward: Forward,
-        batch: Batch,
-        samples: Sequence[Batch],
-        phase: Phase,
-        clock: Clock,
-        statistics: EpochStatistics,
-    ) -> None:
-        self._looked = False
-        try:
-            super()._balanced_step(forward, batch, samples, phase, clock, statistics)
-            return
-        except NonFiniteError:
-            pass  # what failed has left no trace; its graph is gone when this block is left
-        attempt = partial(self._attempt, batch, samples, phase, clock)
-        found = _failing(list(range(len(self.stack))), attempt)
-        for at, why in found.items():
-            self.fallen.setdefault(at, why)
-        lasting = [at for at in range(len(self.stack)) if not {at} & (found.keys() | self.fallen)]
-        if not lasting:
-            raise NonFiniteError("step of every member", phase.tasks)
-        index = torch.arange(len(self.stack))
-        index[list(found)] = lasting[0]
-        self.select(index)
-        batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
-        clock = replace(clock, seeds=_taken(clock.seeds, index))
-        super()._balanced_step(self.network, batch, samples, phase, clock, statistics)
-
-    def _attempt(
-        self, batch: Batch, samples: Sequence[Batch], phase: Phase, clock: Clock, at: Sequence[int]
-    ) -> str:
-        """What goes wrong in this step with these members alone, tried on a copy; or ""."""
-        trial, index = copy(self), torch.tensor(at)
-        trial.network, trial.optimizers, trial.balancer = deepcopy(
-            (self.network, self.optimizers, self.balancer)
-        )
-        trial._blocks, trial._rests, trial._looked = trial.network.blocks(), {}, False
-        trial.select(index)
-        batch, samples = _rows(batch, index), [_rows(sample, index) for sample in samples]
-        clock = replace(clock, seeds=_taken(clock.seeds, index))
-        try:
-            Training._balanced_step(
-                trial, trial.network, batch, samples, phase, clock, EpochStatistics()
-            )
-        except NonFiniteError as error:
-            return str(error).partition(";")[0]
-        return ""
-
-
-def _failing(at: Sequence[int], attempt: Callable[[Sequence[int]], str]) -> dict[int, str]:
-    """Which of the members at these positions fail, and how, found by halving."""
-    why = attempt(at)
-    if not why or len(at) == 1:
-        return {at[0]: why} if why else {}
-    half = len(at) // 2
-    return {**_failing(at[:half], attempt), **_failing(at[half:], attempt)}
-
-
-def _taken(seeds: tuple[int, ...], index: Tensor) -> tuple[int, ...]:
-    return tuple(seeds[at] for at in index.tolist())
-
-
-def _rows(batch: Batch, index: Tensor) -> Batch:
-    inputs, targets = batch
-    return inputs[index], {task: target[index] for task, target in targets.items()}
-
-
-# What the steps are made with -------------------------------------------------------------------
-
-
-class _StackedProblem(Problem):
-    """A problem whose outputs and targets begin with the members, and so do its losses."""
-
-    def losses(
-        self,
-        outputs: Mapping[str, Any],
-        targets: Mapping[str, Tensor],
-        tasks: Iterable[str] | None = None,
-    ) -> dict[str, Tensor]:
-        """Each task's loss of each member, [E]; every sample has a label."""
-        names = tuple(self.readable(outputs) if tasks is None else tasks)
-
-        def one(outputs: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {
-                name: self.tasks[name].loss(
-                    *self.tasks[name].labels.arranged(self.read(name, outputs), targets[name])
-                )
-                for name in names
-            }
-
-        found: dict[str, Tensor] = torch.func.vmap(one, randomness="error")(
-            dict(outputs), {name: targets[name] for name in names}
-        )
-        return found
-
-
-def _alike(problem: Problem) -> _StackedProblem:
-    return _StackedProblem(
-        **{entry.name: getattr(problem, entry.name) for entry in fields(problem)}
-    )
-
-
-class _Streams(Stream):
-    """The members' streams in step: batches [E, b, ...]. Members may share a stream."""
-
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        first = streams[0]
-        super().__init__(
-            first.source, first.batch_size, first.seed, first.replacement, first.drop_last
-        )
-        self._streams = streams
-        by_seed = {stream.seed: stream for stream in streams}
-        self._different = list(by_seed.values())
-        self._which = torch.tensor([list(by_seed).index(stream.seed) for stream in streams])
-
-    def index(self, number: int) -> Tensor:
-        """Which samples each member's batch `number` has, [E, b]."""
-        return torch.stack([stream.index(number) for stream in self._different])[self._which]
-
-    def kept(self, index: Tensor) -> _Streams:
-        """Those of the members at `index`; if there is none, all of them."""
-        return _Streams([self._streams[at] for at in index.tolist()] or self._streams)
-
-
-def _optimizers(members: Sequence[Training], stack: Stack, learned: Iterable[Tensor]) -> Optimizers:
-    """One for the stack where each member has its own."""
-    each = [member.optimizers for member in members]
-    own: Factory | dict[str, Factory]
-    if isinstance(each[0].own, Mapping):
-        own = {t: _factory([_of(o.own, t) for o in each]) for t in each[0].own}
-    else:
-        own = _factory([o.own for o in each])
-    return Optimizers(
-        stack.blocks(),
-        _factory([o.shared for o in each]),
-        own,
-        weights=_factory([o.weights for o in each]),
-        learned=learned,
-        groups=each[0].groups,
-    )
-
-
-def _of(own: Any, task: str) -> Any:
-    return own[task] if isinstance(own, Mapping) else own
-
-
-def _factory(each: Sequence[Any]) -> Factory:
-    if any(isinstance(make, Scheduled) for make in each):
-        raise ValueError("its rates follow a schedule")
-    return stacked(each)

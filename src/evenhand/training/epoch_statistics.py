@@ -92,6 +92,7 @@ class EpochStatistics:
         seconds: wall time of the steps.
         flops: floating-point operations of the steps, None if they are not counted.
         reused: samples whose features came from memory.
+        looks: how often gradients were looked at.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class EpochStatistics:
         self.rates = rates or {}
         self.seconds = 0.0
         self.flops: float | None = 0.0 if counts_flops else None
-        self.reused = 0
+        self.reused = self.looks = 0
         self._steps = self._watched = 0
         self._path: list[Tensor] = []
         self._trains: dict[str, None] = {}
@@ -130,6 +131,7 @@ class EpochStatistics:
         names = [f"{g.tasks[i]}|{g.tasks[j]}" for i, j in pairs]
         i, j = [i for i, _ in pairs], [j for _, j in pairs]
         self._gather("cosines", names, g.cosines[..., i, j])
+        self.looks += 1
 
     def watch(self, mover: str, changes: Mapping[str, Tensor], length: Tensor) -> None:
         """What one observed phase did to each task's loss, and how far it moved the trunk.

@@ -1,34 +1,28 @@
-"""One step, and the loop as a generator of Records.
+"""The loop: epochs of steps, and what lies between them, as a generator of Records.
 
-The loop carries out phases; it knows no schedule, no method and no optimizer by name. It supplies
-what a method declares it needs beyond one batch: further independent batches, and the losses after
-the update. Where a phase lets the trunk rest for epochs, it reads features from memory.
+What a step is, `steps.py` says. Here epochs are judged, the best weights kept, and all of it saved,
+so that a run that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evenhand.arguments import require_fields, require_kind
 from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.balancer import Balancer
-from evenhand.data.problem import Batch, Problem, Samples, Stream
+from evenhand.data.problem import Problem, Samples, Stream
 from evenhand.files import held, sweep
-from evenhand.network import Frozen, FrozenMode, MultiTaskNetwork, Outputs, leaves
+from evenhand.network import FrozenMode, MultiTaskNetwork, Outputs
 from evenhand.schedules import (
-    Clock,
-    Phase,
     Phases,
     Schedule,
     as_schedule,
@@ -39,9 +33,9 @@ from evenhand.text import steady, unknown
 from evenhand.training import checkpoint
 from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.feature_cache import GIBIBYTE, FeatureMemory
-from evenhand.training.flops import Meter
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record, RecordFile
+from evenhand.training.steps import NetworkStepper, Steps, in_eval_mode
 from evenhand.training.stopping import EarlyStopping, Monitor, Plateau, relative
 from evenhand.training.unmoved import require_moving
 
@@ -118,26 +112,33 @@ class Training:
             self.replacement,
             self.drop_last,
         )
-        self._blocks = self.network.blocks()
         self._require_heads()
         self.balancer.attach(self.network)
         self.balancer.bind(self.tasks)
-        self._further = max((m.traits.batches for m in self.balancer.methods), default=1) - 1
-        self._after = any(method.traits.after for method in self.balancer.methods)
-        self._features = FeatureMemory(
+        self._stepper = NetworkStepper(
+            self.problem,
             self.network,
+            self.optimizers,
+            self.balancer,
             self.stream,
-            budget=self.feature_memory,
-            stable_loader=self.stable_loader,
-            mode=self.frozen,
+            self.tasks,
+            features=FeatureMemory(
+                self.network,
+                self.stream,
+                budget=self.feature_memory,
+                stable_loader=self.stable_loader,
+                mode=self.frozen,
+            ),
+            frozen=self.frozen,
         )
-        self._refill = False
-        self._rests: dict[tuple[Any, ...], Frozen] = {}
-        self._meter = Meter()
-        self._flops: dict[str, int] = {}
-        self.drawn = 0
-        self.step = 0
-        self.epoch = 0
+        self.steps = Steps(
+            self._stepper,
+            self.phases,
+            self.tasks,
+            self.seed,
+            further=self._stepper.further,
+            observe_every=self.observe_every,
+        )
         self.first: Record | None = None
         self.best_weights: dict[str, Tensor] = {}
 
@@ -183,7 +184,7 @@ class Training:
 
     def _run(self, kept: _Kept | None) -> Iterator[Record]:
         if self.first is None:
-            require_moving(self)
+            require_moving(self.steps, self._stepper)
             self.problem.check_labels(self.tasks, parts=("train",))
             self.problem.check_finite(self.tasks, parts=("train", "validation"))
             record = self._finish(EpochStatistics())
@@ -217,198 +218,17 @@ class Training:
 
     def train_epoch(self) -> EpochStatistics:
         """The steps of one epoch, and no more."""
-        self.network.train()
-        self._rests.clear()  # between epochs the user may freeze, or let move again
-        statistics = EpochStatistics(self.optimizers.rates(), self.count_flops)
-        with _seeded(self.seed, self.epoch):
-            while self.drawn < (self.epoch + 1) * len(self.stream):
-                self._step(statistics)
-        self.epoch += 1
-        self.optimizers.end_epoch()
-        return statistics
-
-    def clock(self) -> Clock:
-        """Now."""
-        return Clock(self.drawn // len(self.stream), self.step, self.seed)
-
-    def _step(self, statistics: EpochStatistics) -> None:
-        """One call of the schedule: its phases, in order."""
-        clock = self.clock()
-        phases = self.phases(clock, self.tasks)
-        loaded: dict[int, Batch] = {}  # a batch that several phases see is loaded once
-
-        def draw(number: int) -> Batch:
-            if number not in loaded:
-                loaded[number] = self.stream.batch(number)
-            return loaded[number]
-
-        apart = 1 + self._further
-        statistics.step(self._observed)
-        for phase in phases:
-            self._update(phase, self.drawn + phase.batch * apart, draw, clock, statistics)
-        self.drawn += apart * (1 + max(phase.batch for phase in phases))
-        self.step += 1
-
-    def _update(
-        self,
-        phase: Phase,
-        number: int,
-        draw: Callable[[int], Batch],
-        clock: Clock,
-        statistics: EpochStatistics,
-    ) -> None:
-        """One phase on batch `number`: forward, backward, step."""
-        stored = self._stored(phase, statistics)
-        batch = self._features.batch(number) if stored else draw(number)
-        forward: Forward = self._features.heads if stored else self.network
-        samples = [draw(number + 1 + k) for k in range(self._further) if "shared" in phase.trains]
-        step = partial(self._balanced_step, forward, batch, samples, phase, clock, statistics)
-        with self._watched(forward, batch, phase, statistics):
-            start = time.perf_counter()
-            kind = kind_of(phase, self.problem.active(phase.tasks, batch[1]))
-            self._counted(f"{kind}{' from features' if stored else ''}", step, statistics)
-            statistics.seconds += time.perf_counter() - start
-        statistics.reused += len(leaves(batch[0])[0]) if stored else 0
-
-    def _balanced_step(
-        self,
-        forward: Forward,
-        batch: Batch,
-        samples: Sequence[Batch],
-        phase: Phase,
-        clock: Clock,
-        statistics: EpochStatistics,
-    ) -> None:
-        """What a phase costs: forward, backward, step, and what its method needs beyond that."""
-        self.optimizers.zero_grad()
-        part = self.network if forward is self.network else self.network.heads
-        rest = self._rest(phase, part)
-        with rest.held(self.frozen):
-            outputs, losses = self._forward(forward, batch, phase)
-            sampled = [self._forward(forward, sample, phase)[1] for sample in samples]
-        # A method that looks at several batches hears the tasks that have labels in all of them.
-        losses = {task: losses[task] for task in losses if all(task in s for s in sampled)}
-        if not losses:
-            return
-        self._observe(outputs, losses, phase, statistics)
-        balance = self.balancer.backward(
-            losses,
-            features=outputs,
-            plus=self.problem.penalty(self.network) if self.problem.penalty else None,
-            samples=sampled,
-            phase=phase,
-            clock=clock,
-        )
-        self.optimizers.step(self._by_head(phase))
-        if self._after:
-            unwritten = Frozen((), tuple(part.modules()))  # looking back changes no statistics
-            with torch.no_grad(), rest.held(self.frozen), unwritten.held("train"):
-                losses = self._forward(forward, batch, phase)[1]
-            self.balancer.updated(losses, clock)
-        statistics.add(balance, phase)
-
-    def _rest(self, phase: Phase, part: nn.Module) -> Frozen:
-        """What of a part of the network is frozen in `phase`."""
-        kind = part, phase.trains, phase.tasks
-        if kind not in self._rests:
-            self._rests[kind] = Frozen.of(part, self._by_head(phase), self._blocks)
-        return self._rests[kind]
-
-    def _by_head(self, phase: Phase) -> Phase:
-        """A phase in the words of the network and the optimizers, which know heads, not tasks."""
-        return replace(phase, tasks=self.problem.heads(phase.tasks))
-
-    def _forward(
-        self, forward: Forward, batch: Batch, phase: Phase
-    ) -> tuple[Outputs, dict[str, Tensor]]:
-        """Outputs and losses of the tasks of `phase` that `batch` has labels of."""
-        inputs, targets = batch
-        tasks = [task for task in phase.tasks if task in targets]
-        outputs = forward(inputs, tasks=self.problem.heads(tasks))
-        return outputs, self.problem.losses(outputs, targets, tasks)
-
-    def _stored(self, phase: Phase, statistics: EpochStatistics) -> bool:
-        """Whether the features for `phase` are in memory; they are put there where that pays."""
-        if "shared" in phase.trains:
-            self._features.drop()
-            self._refill = False
-        if not self._features.wanted(phase):
-            return False
-        if not self._features.filled:
-            start = time.perf_counter()
-            fill = partial(self._features.fill, self._by_head(phase))
-            if self._refill:  # the run that was killed had paid for them
-                fill()
-            else:
-                self._counted("features", fill, statistics)
-            statistics.seconds += time.perf_counter() - start
-        return self._features.filled
-
-    def _counted(self, kind: str, action: Callable[[], None], statistics: EpochStatistics) -> None:
-        """Do it, and add the work that an action of this kind takes."""
-        if statistics.flops is None:
-            action()
-            return
-        if kind in self._flops:
-            action()
-        else:
-            before = self._meter.total
-            with self._meter:
-                action()
-            self._flops[kind] = self._meter.total - before
-        statistics.flops += self._flops[kind]
-
-    # Looking on -------------------------------------------------------------------------------
+        return self.steps.train_epoch(self.count_flops)
 
     @property
-    def _observed(self) -> bool:
-        return self.observe_every > 0 and self.step % self.observe_every == 0
+    def epoch(self) -> int:
+        """Epochs trained so far."""
+        return self.steps.epoch
 
-    def _observe(
-        self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, statistics: EpochStatistics
-    ) -> None:
-        """Look at the raw task gradients in a training trunk; neither timed nor counted as work."""
-        if not self._observed or "shared" not in phase.trains:
-            return
-        start = time.perf_counter()
-        look = Phase(tuple(losses), trains=("shared",))
-        with self._meter.paused():
-            g = self.balancer.gradients(losses, features=outputs, phase=look)
-            statistics.observe(g)
-        statistics.seconds -= time.perf_counter() - start
-
-    @contextmanager
-    def _watched(
-        self, forward: Forward, batch: Batch, phase: Phase, statistics: EpochStatistics
-    ) -> Iterator[None]:
-        """Look at what a phase does to each task's loss on its batch, and how far θ goes."""
-        if not self._observed:
-            yield
-            return
-        trunk = self._blocks.shared if "shared" in phase.trains else ()
-        there = [parameter.detach().clone() for parameter in trunk]
-        before = self._losses_at_rest(forward, batch)
-        yield
-        after = self._losses_at_rest(forward, batch)
-        leading = self.balancer.leading  # () but for a stack
-        steps = [
-            (p.detach() - q).reshape(*leading, -1).norm(dim=-1)
-            for p, q in zip(trunk, there, strict=True)
-        ]
-        length = torch.stack(steps).norm(dim=0) if steps else torch.zeros(leading)
-        mover = "+".join(phase.trains)
-        if len(phase.tasks) < len(self.tasks):
-            mover += f" of {'+'.join(phase.tasks)}"
-        statistics.watch(mover, {task: after[task] - before[task] for task in before}, length)
-
-    @torch.no_grad()
-    def _losses_at_rest(self, forward: Forward, batch: Batch) -> dict[str, Tensor]:
-        """Each task's loss on `batch` in eval mode."""
-        inputs, targets = batch
-        tasks = [task for task in self.tasks if task in targets]
-        with _in_eval_mode(self.network):
-            outputs = forward(inputs, tasks=self.problem.heads(tasks))
-        return self.problem.losses(outputs, targets, tasks)
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self.steps.step
 
     # Between epochs ---------------------------------------------------------------------------
 
@@ -475,12 +295,9 @@ class Training:
             "schedule": self.phases.state_dict(),
             "stopping": self.stopping.state_dict(),
             "plateau": None if self.plateau is None else self.plateau.state_dict(),
-            "drawn": self.drawn,
-            "step": self.step,
-            "epoch": self.epoch,
+            **self.steps.state_dict(),
             "first": None if self.first is None else self.first.to_json(),
-            "filled": self._features.filled,
-            "flops": self._flops,
+            **self._stepper.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -493,10 +310,9 @@ class Training:
         self.stopping.load_state_dict(state["stopping"])
         if self.plateau is not None:
             self.plateau.load_state_dict(state["plateau"])
-        self.drawn, self.step, self.epoch = state["drawn"], state["step"], state["epoch"]
+        self.steps.load_state_dict(state)
         self.first = None if state["first"] is None else Record.from_json(state["first"])
-        self._features.drop()
-        self._refill, self._flops = state["filled"], dict(state["flops"])
+        self._stepper.load_state_dict(state)
 
 
 class _Kept:
@@ -551,7 +367,7 @@ def evaluate(
     sums: dict[str, float] = dict.fromkeys(tasks, 0.0)
     counts: dict[str, int] = dict.fromkeys(tasks, 0)
     metrics = {task: problem.tasks[task].metric() for task in tasks}
-    with _in_eval_mode(network):
+    with in_eval_mode(network):
         for inputs, targets in split.in_order(batch_size):
             present = [task for task in tasks if task in targets]
             if not present:
@@ -571,32 +387,3 @@ def evaluate(
         {task: sums[task] / counts[task] for task in seen},
         {task: float(metrics[task].compute()) for task in seen},
     )
-
-
-def kind_of(phase: Phase, active: Sequence[str]) -> str:
-    """What a phase's work depends on: what trains, and the tasks that have labels in its batch.
-
-    Larger groups of equal size are taken to cost the same.
-    """
-    tasks = active[0] if len(active) == 1 else f"{len(active)} tasks"
-    return f"{'+'.join(phase.trains)} of {tasks}"
-
-
-@contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """All modules in eval mode, and afterwards each in the mode it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, was in modes:
-            module.training = was
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int) -> Iterator[None]:
-    """Torch's global stream (dropout) as (seed, epoch) determine it, and as it was afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(mixed_seed(seed, epoch, *b"epoch"))
-        yield

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import Clock, Phase, Schedule, Stateless
 from evenhand.text import NAME, plain
-
-if TYPE_CHECKING:
-    from evenhand.training.loop import Training
+from evenhand.training.steps import NetworkStepper, Steps
 
 LOOKED_AT = 200
 """How many epochs, and how many steps of the first, a schedule is asked about."""
 
 
-def require_moving(training: Training) -> None:
+def require_moving(steps: Steps, stepper: NetworkStepper) -> None:
     """See that every parameter that requires a gradient has an optimizer and a phase.
 
     A schedule that learns from records is not asked: what it will do is not known. Nor is one that
@@ -30,14 +28,14 @@ def require_moving(training: Training) -> None:
     """
     stepped = {
         id(parameter)
-        for optimizer in training.optimizers.named().values()
+        for optimizer in stepper.optimizers.named().values()
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    learned = list(training.balancer.parameters())
-    own = {n: p for n, p in training.network.named_parameters() if p.requires_grad}
+    learned = list(stepper.balancer.parameters())
+    own = {n: p for n, p in stepper.network.named_parameters() if p.requires_grad}
     if any(id(weight) not in stepped for weight in learned):
-        names = [type(m).__name__ for m in training.balancer.methods if m.traits.learned]
+        names = [type(m).__name__ for m in stepper.balancer.methods if m.traits.learned]
         raise ValueError(
             f"no optimizer has the learned weights of {' and '.join(names)}: make the optimizers "
             "with learned=balancer.parameters() of this training's balancer"
@@ -52,45 +50,45 @@ def require_moving(training: Training) -> None:
             f"no optimizer has {_several(lost)}: make the optimizers of network.blocks(), or call "
             "requires_grad_(False) on what is to rest"
         )
-    _require_phases(training)
+    _require_phases(steps, stepper.network)
 
 
-def _require_phases(training: Training) -> None:
-    schedule = training.phases
+def _require_phases(steps: Steps, network: MultiTaskNetwork) -> None:
+    schedule = steps.schedule
     learns = type(schedule).observe is not Schedule.observe
     counted = isinstance(schedule, Stateless) and schedule.counted
     if learns or counted or schedule.state_dict():
         return
-    phases = list(_phases(training))
-    blocks = training.network.blocks()
+    phases = list(_phases(steps))
+    blocks = network.blocks()
     if _trainable(blocks.shared) and not any("shared" in phase.trains for phase in phases):
         raise ValueError(
-            f"no phase of {training.phases!r} trains the shared parameters: let one move "
+            f"no phase of {schedule!r} trains the shared parameters: let one move "
             "'shared', or call requires_grad_(False) on them"
         )
     spoken = {task for phase in phases for task in phase.tasks}
-    if silent := [task for task in training.tasks if task not in spoken]:
+    if silent := [task for task in steps.tasks if task not in spoken]:
         raise ValueError(
-            f"no phase of {training.phases!r} has a loss of {_several(silent)}: name the task in "
+            f"no phase of {schedule!r} has a loss of {_several(silent)}: name the task in "
             "a phase, or leave it out of tasks="
         )
     moved = {task for phase in phases if "own" in phase.trains for task in phase.tasks}
-    frozen = [t for t in training.tasks if t not in moved and _trainable(blocks.own.get(t, ()))]
+    frozen = [t for t in steps.tasks if t not in moved and _trainable(blocks.own.get(t, ()))]
     if frozen:
         raise ValueError(
-            f"no phase of {training.phases!r} trains the own parameters of {_several(frozen)}: "
+            f"no phase of {schedule!r} trains the own parameters of {_several(frozen)}: "
             "let one move 'own', or call requires_grad_(False) on them"
         )
 
 
-def _phases(training: Training) -> Iterator[Phase]:
+def _phases(steps: Steps) -> Iterator[Phase]:
     """The phases of the first steps, and of the first step of the first epochs."""
-    each = len(training.stream)
+    each = len(steps.stepper.stream)
     epochs = range(LOOKED_AT)
-    clocks = [Clock(epoch, epoch * each, training.seed) for epoch in epochs]
-    clocks += [Clock(0, step, training.seed) for step in range(1, min(each, LOOKED_AT))]
+    clocks = [Clock(epoch, epoch * each, steps.seed) for epoch in epochs]
+    clocks += [Clock(0, step, steps.seed) for step in range(1, min(each, LOOKED_AT))]
     for clock in clocks:
-        yield from training.phases(clock, training.tasks)
+        yield from steps.schedule(clock, steps.tasks)
 
 
 def _trainable(parameters: tuple[Tensor, ...] | list[Tensor]) -> bool:
