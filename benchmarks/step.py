@@ -2,7 +2,8 @@
 
     python benchmarks/step.py [--cases a,b,c,d,e,f] [--peers] [--rounds 7] [--threads 1] [--quick]
                               [--variants PART,…] [--without PART,…] [--device cuda] [--out FILE]
-    python benchmarks/step.py --table    # the README's, from benchmarks/results/step.json
+    python benchmarks/step.py --table    # the README's, and that of docs/which.md, from
+                                         # benchmarks/results/step.json and step-device.json
 
 A step is: forward, the gradients and the min-norm weights, SGD. All is relative to `sg`, the loop
 that everybody writes (the sum of the losses, one backward pass). `by hand` are loops that do the
@@ -53,6 +54,7 @@ from evenhand.linalg import min_norm
 from evenhand.training.records import write_atomically
 
 OUT = Path(__file__).parent / "results" / "step.json"
+OUT_GPU = Path(__file__).parent / "results" / "step-device.json"
 README = Path(__file__).parent.parent / "README.md"
 SECONDS = 0.3  # of each variant in each round, at least, where --seconds does not say otherwise
 Step = Callable[[], None]
@@ -441,10 +443,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"a round's [{SECONDS}]")
     parser.add_argument("--quick", action="store_true", help="small networks, one round")
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
-    parser.add_argument("--table", action="store_true", help="fill the README's, and nothing else")
+    parser.add_argument("--table", action="store_true", help="fill the pages' tables, no more")
     options = parser.parse_args()
     if options.table:
-        return fill_readme()
+        return fill_pages()
     torch.set_num_threads(options.threads)
     if options.quick:
         options = argparse.Namespace(**{**vars(options), "rounds": 1})
@@ -499,30 +501,59 @@ SHOWN = {
 }
 
 
+SHOWN_OF_A_GPU = {
+    "exact": "MGDA",
+    "exact, batched": 'MGDA, `jacobian="batched"`',
+    "features": "MGDA at the features",
+    "online": "MGDA online",
+    "TorchJD, chunk 1": "TorchJD",
+    "TorchJD, chunk None": "TorchJD, batched",
+}
+
+
 def table(written: Mapping[str, Any]) -> str:
     """The times as Markdown, a line per case; fused heads where there are such."""
+    return _table(written, SHOWN, "{}, fused heads")
+
+
+def gpu_table(written: Mapping[str, Any]) -> str:
+    """That of docs/which.md; no heads are fused."""
+    return _table(written, SHOWN_OF_A_GPU, "{}")
+
+
+def _table(written: Mapping[str, Any], shown: Mapping[str, str], preferred: str) -> str:
     lines = [
-        "| " + " | ".join(["one step, relative to `sg`", *SHOWN.values()]) + " |",
-        "|---" * (1 + len(SHOWN)) + "|",
+        "| " + " | ".join(["one step, relative to `sg`", *shown.values()]) + " |",
+        "|---" * (1 + len(shown)) + "|",
     ]
     for case in written["cases"].values():
         cells = [case["about"]]
-        for name in SHOWN:
-            entry = case["variants"].get(f"{name}, fused heads") or case["variants"].get(name)
+        for name in shown:
+            entry = case["variants"].get(preferred.format(name)) or case["variants"].get(name)
             cells.append("–" if entry is None else f"{entry['time']['median']:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def fill_readme() -> None:
-    """Write the committed results' table between the README's markers."""
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"README.md has no markers {BEGIN} and {END}")
-    lines = table(json.loads(OUT.read_text()))
-    README.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
+def fill_pages() -> None:
+    """Write the committed results' tables between the pages' markers."""
+    for page, results, made, begin, end in PAGES:
+        text = page.read_text()
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"{page} has no markers {begin} and {end}")
+        lines = made(json.loads(results.read_text()))
+        page.write_text(f"{before}{begin}\n{lines}\n{end}{after}")
+
+
+PAGES = (
+    (README, OUT, table, BEGIN, END),
+    (
+        *(README.parent / "docs" / "which.md", OUT_GPU, gpu_table),
+        *("<!-- times on a GPU -->", "<!-- end of the times on a GPU -->"),
+    ),
+)
 
 
 if __name__ == "__main__":

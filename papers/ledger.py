@@ -71,6 +71,22 @@ class Ledger:
             if line["experiment"] == experiment
         }
 
+    def found_or_cut(self, experiment: str, epochs: int) -> dict[str, dict[str, Any]]:
+        """The runs of at most so many epochs, and for want of one the longest that was cut short.
+
+        The time that there was on some machine cuts runs, which then stand in the ledger as runs of
+        fewer epochs. They are under the key that the whole run would have, and "cut" says so.
+        """
+        lines = [line for line in self.lines if line["experiment"] == experiment]
+        lines.sort(key=lambda line: line["cell"]["epochs"])
+        return {
+            key({**line["cell"], "epochs": epochs}): {
+                **line["values"],
+                "cut": line["cell"]["epochs"] < epochs,
+            }
+            for line in lines
+        }
+
     def cpu_seconds(self, experiment: str, **entries: Any) -> float:
         """What the finished runs of an experiment took, those whose cells have these entries."""
         return math.fsum(

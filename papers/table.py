@@ -29,8 +29,8 @@ Each folder has the experiment's details, our deviations and what comes out (`RE
 command (`reproduce.py`), what the paper prints (`expected.json`), every run of ours (`runs.jsonl`)
 and what they come to (`result.json`). This page is written by `python papers/table.py`.
 
-What wants a GPU is in `papers/gpu.py`, in parts that fit the minutes there are. A test tries it on
-the CPU; nobody has run it on a GPU.
+What wants a GPU is in `papers/gpu.py`, in parts that fit the minutes there are. What it made is
+told by its note; a run of it keeps the card's name. The time is then that of the card.
 
 How a printed number and ours are compared:
 

@@ -30,6 +30,15 @@ def test_tables_are_those_of_the_results(name, table, page, monkeypatch) -> None
     assert block in (ROOT / page).read_text()
 
 
+def test_times_on_a_gpu_are_those_of_the_results(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "step.py"))
+    page, file, table, begin, end = script["PAGES"][-1]
+    results = json.loads(file.read_text())
+    assert all(case["card"] for case in results["cases"].values())
+    assert f"{begin}\n{table(results)}\n{end}" in page.read_text()
+
+
 def test_intervals_cover_and_words_are_not_said_of_nothing() -> None:
     """What is promised of the verdict, in the committed results of the simulation."""
     results = json.loads((ROOT / "benchmarks" / "results" / "intervals.json").read_text())

@@ -38,12 +38,13 @@ def on_the_way(losses: Sequence[float], above: float, below: float) -> float | N
 def draw(name: str, runs: Runs, folder: Path) -> None:
     """All figures of one experiment."""
     folder.mkdir(parents=True, exist_ok=True)
+    file = name.replace(", ", "-").replace(",", "").replace(" ", "-")
     with figures.style():
         if name == "quadrants":
             figures.save(data(), folder / "figure2-data.png")
         for rate in sorted({cell["rate"] for cell, _ in runs}):
-            figures.save(losses(runs, rate), folder / f"{name}-loss-{rate:g}.png")
-        figures.save(rates(runs), folder / f"{name}-rate.png")
+            figures.save(losses(runs, rate), folder / f"{file}-loss-{rate:g}.png")
+        figures.save(rates(runs), folder / f"{file}-rate.png")
 
 
 def data() -> Figure:
@@ -73,9 +74,10 @@ def losses(runs: Runs, rate: float) -> Figure:
     for line, quantity in zip(axes, ("training", "validation"), strict=True):
         for ax, method in zip(line, lengths, strict=True):
             for drawn in ("SG", method):
-                curves = [v[quantity] for c, v in runs if (c["rate"], c["method"]) == (rate, drawn)]
-                if curves:
-                    _band(ax, curves, drawn, start=int(quantity == "training"))
+                mine = [v for c, v in runs if (c["rate"], c["method"]) == (rate, drawn)]
+                if mine:
+                    start, every = int(quantity == "training"), mine[0].get("every", 1)
+                    _band(ax, [v[quantity] for v in mine], drawn, start, every)
             ax.set(yscale="log")
         line[0].set_ylabel(f"{quantity} loss")
     for ax, method in zip(axes[0], lengths, strict=True):
@@ -98,7 +100,8 @@ def rates(runs: Runs) -> Figure:
         for ax, method in zip(line, METHODS, strict=True):
             for cell, values in runs:
                 if (cell["rate"], cell["method"]) == (start, method):
-                    epochs = range(1, len(values["rate"]) + 1)
+                    every = values.get("every", 1)
+                    epochs = range(1, every * len(values["rate"]) + 1, every)
                     ax.plot(epochs, values["rate"], color=LOOKS[method][0], lw=0.8, alpha=0.7)
         line[0].set_ylabel(f"rate, from {start:g}")
         line[0].set_ylim(0, 1.1 * start)
@@ -109,11 +112,11 @@ def rates(runs: Runs) -> Figure:
     return figure
 
 
-def _band(ax: Axes, curves: Sequence[Sequence[float]], method: str, start: int) -> None:
-    """Median and extremes of `curves`, whose first value is of epoch `start`, while all go on."""
+def _band(ax: Axes, curves: Sequence[Sequence[float]], method: str, start: int, every: int) -> None:
+    """Median and extremes of `curves`, of epoch `start` and each `every` on, while all go on."""
     length = min(map(len, curves))
     columns = list(zip(*(curve[:length] for curve in curves), strict=True))
-    epochs = range(start, start + length)
+    epochs = range(start, start + every * length, every)
     color, _ = LOOKS[method]
     medians = [statistics.median(c) for c in columns]
     ax.plot(epochs, medians, color=color, lw=1.0, label=method)

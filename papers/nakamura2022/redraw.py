@@ -107,7 +107,8 @@ def run(cell: dict[str, Any]) -> dict[str, Any]:
     built = network(tasks, cell["dropout"], cell["decoder"])
     built = built.to(device(), memory_format=torch.channels_last)
     if cell.get("fresh"):
-        made = replace(made, train=Fresh(cell["batch"], cell["resize"], cell["scaled"], device()))
+        how = cell["resize"], cell["scaled"], device(), cell["placed"]
+        made = replace(made, train=Fresh(cell["batch"], *how))
     training = Training(
         replace(made, batch_size=cell["batch"]),
         built,
@@ -161,11 +162,17 @@ class Fresh:
     """Batches of the training pictures in a fresh order, each with a partner drawn anew."""
 
     def __init__(
-        self, size: int, resize: multimnist.Resize, scaled: bool, device: str = "cpu"
+        self,
+        size: int,
+        resize: multimnist.Resize,
+        scaled: bool,
+        device: str = "cpu",
+        placed: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(mixed_seed(0, *b"multimnist"))
         self.images, self.labels = multimnist.parts(mnist.load(), generator)[0]
         self.size, self.resize, self.scaled, self.device = size, resize, scaled, device
+        self.placed = placed
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.size)
@@ -181,6 +188,8 @@ class Fresh:
             other = self.images[partner[index]]
             made = multimnist.compose(self.images[index], other, 4, self.resize).float() / 255
             inputs = (made - multimnist.MEAN) / multimnist.DEVIATION if self.scaled else made
+            if self.placed:
+                other = multimnist.compose(torch.zeros_like(other), other, 4, self.resize)
             lower = other.flatten(1).float() / 255
             targets = {"upper": self.labels[index], "lower": lower}
             yield (

@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import redraw
 import torch
 from captured import Repeated
+from ledger import key
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,6 +27,8 @@ from evenhand.data.problem import Split
 from evenhand.schedules import mixed_seed
 
 ALPHA, PERIOD = 0.3, 10
+SHRINK = 0.75
+"""A stack goes on without the members that have ended when no larger share of it is left."""
 KINDS = ("equal", "min-norm", "central")
 Layer = tuple[Tensor, Tensor]
 """Weight [members, inputs, outputs] and bias [members, 1, outputs]."""
@@ -55,9 +59,10 @@ class Members:
         self.batch, self.cap, self.patience = first["batch"], first["epochs"], first["patience"]
         self.momentum = first["momentum"]
         self.problem = redraw.problem(first["resize"], first["placed"], first["scaled"], device)
-        self.data = (
+        self.data: _Fixed | _Fresh = (
             _Fresh(cells, self.device) if first.get("fresh") else _Fixed(cells, self.problem.train)
         )
+        self.ended: dict[str, dict[str, Any]] = {}
         self._make_parameters()
         number = len(cells)
         where = {"device": self.device}
@@ -71,26 +76,30 @@ class Members:
         self.waited = torch.zeros(number, dtype=torch.int64, **where)
         self.best_epoch = torch.zeros(number, dtype=torch.int64, **where)
         self.kept = [p.detach().clone() for p in self.parameters]
-        self._moving = torch.zeros_like(self.rates)
-        self._position = torch.zeros((), dtype=torch.int64, **where)
-        self._weights_seen = torch.zeros(number, 2, dtype=torch.float64, **where)
-        whole, rest = divmod(len(self.data), self.batch)
-        sizes = [self.batch] * whole + [rest] * bool(rest)
-        self._steps = {
-            size: Repeated(lambda size=size: self._step(size), self.device, self._still)
-            for size in set(sizes)
-        }
-        self._sizes = sizes
-        self._measured = torch.zeros(4, number, dtype=torch.float64, **where)
-        self._validate = Repeated(
-            lambda: self._measure(self.problem.validation), self.device, lambda: lambda: None
-        )
+        self._make_room()
         self.epoch = 0
         self.curves: dict[str, list[list[float]]] = {
             f"{what} {task}": [] for what in ("metric", "loss") for task in redraw.BOTH
         }
         self.curves |= {f"weight {task}": [] for task in redraw.BOTH}
         self.first = self._validated()
+
+    def _make_room(self) -> None:
+        """What the steps and the validation read and write, for as many members as there are."""
+        number, where = len(self.cells), {"device": self.device}
+        self._moving = torch.zeros_like(self.rates)
+        self._position = torch.zeros((), dtype=torch.int64, **where)
+        self._weights_seen = torch.zeros(number, 2, dtype=torch.float64, **where)
+        self._measured = torch.zeros(4, number, dtype=torch.float64, **where)
+        whole, rest = divmod(len(self.data), self.batch)
+        self._sizes = [self.batch] * whole + [rest] * bool(rest)
+        self._steps = {
+            size: Repeated(partial(self._step, size), self.device, self._still)
+            for size in set(self._sizes)
+        }
+        self._validate = Repeated(
+            partial(self._measure, self.problem.validation), self.device, lambda: lambda: None
+        )
 
     def _make_parameters(self) -> None:
         """The members' parameters, a head that a member does not have being 0."""
@@ -160,7 +169,40 @@ class Members:
             if time.time() >= until:
                 return False
             self._epoch()
+            left = int(self.going.sum())
+            if left and left <= SHRINK * len(self.cells):
+                self._shrink()
         return True
+
+    def _shrink(self) -> None:
+        """Go on without the members that have ended."""
+        values = self._all_values()
+        going = self.going.tolist()
+        self.ended |= {
+            key(cell): value
+            for cell, value, goes in zip(self.cells, values, going, strict=True)
+            if not goes
+        }
+        at = self.going.nonzero().flatten()
+        chosen = at.tolist()
+        self.cells = [self.cells[k] for k in chosen]
+        self.curves = {
+            name: [[row[k] for k in chosen] for row in rows] for name, rows in self.curves.items()
+        }
+        for name in ("rates", "has", "going", "sound", "best", "waited", "best_epoch"):
+            setattr(self, name, getattr(self, name)[at].clone())
+        self.first = self.first[:, at]
+        self.weighing.select(at)
+        self.data.which = self.data.which[at]
+        parameters = iter([p.detach()[at].clone().requires_grad_() for p in self.parameters])
+        self.layers = {
+            part: [(next(parameters), next(parameters)) for _ in layers]
+            for part, layers in self.layers.items()
+        }
+        self.parameters = [p for of in self.layers.values() for layer in of for p in layer]
+        self.buffers = [v[at].clone() for v in self.buffers]
+        self.kept = [p[at].clone() for p in self.kept]
+        self._make_room()
 
     def _epoch(self) -> None:
         self.data.draw(self.epoch)
@@ -272,8 +314,12 @@ class Members:
         ended = int(self.best_epoch[k]) + self.patience
         return self.epoch if bool(self.going[k]) else min(self.epoch, ended)
 
-    def values(self) -> list[dict[str, Any]]:
-        """What `redraw.run` returns, for each member."""
+    def values(self) -> dict[str, dict[str, Any]]:
+        """What `redraw.run` returns for each member, by its cell's key."""
+        now = zip(map(key, self.cells), self._all_values(), strict=True)
+        return {**self.ended, **dict(now)}
+
+    def _all_values(self) -> list[dict[str, Any]]:
         now = [p.detach().clone() for p in self.parameters]
         with torch.no_grad():
             for parameter, kept in zip(self.parameters, self.kept, strict=True):
@@ -329,7 +375,17 @@ class Weighing:
         self.pulled = torch.tensor([k[2] for k in kinds], **where).unsqueeze(-1)
         self.window = torch.zeros(len(rows), PERIOD, 2, dtype=torch.float64, **where)
         self.count = torch.zeros((), dtype=torch.float64, **where)
-        self.state = self.window, self.count
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """What a call writes to."""
+        return self.window, self.count
+
+    def select(self, at: Tensor) -> None:
+        """Go on with the members at these positions."""
+        self.which = {name: chosen[at] for name, chosen in self.which.items()}
+        for name in ("has", "released", "pulled", "window"):
+            setattr(self, name, getattr(self, name)[at].clone())
 
     def __call__(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Weights [members, 2] from G [members, 2, 2] and losses [members, 2]."""
@@ -456,6 +512,7 @@ class _Fresh:
     def __init__(self, cells: Sequence[Mapping[str, Any]], device: torch.device) -> None:
         if cells[0]["resize"] != "bilinear" or not cells[0]["scaled"]:
             raise ValueError("fresh pairs are made here bilinearly and standardised alone")
+        self.placed = cells[0]["placed"]
         generator = torch.Generator().manual_seed(mixed_seed(0, *b"multimnist"))
         images, labels = multimnist.parts(mnist.load(), generator)[0]
         self.images, self.labels = images.to(device), labels.to(device)
@@ -486,12 +543,18 @@ class _Fresh:
         at = position + torch.arange(size, device=position.device)
         index, partner = self.orders[:, at], self.partners[:, at]
         first, other = self.images[index], self.images[partner]  # [seeds, size, 28, 28]
-        both = torch.maximum(
-            functional.pad(first, (0, 4, 0, 4)), functional.pad(other, (4, 0, 4, 0))
-        )
-        # In bytes, as the CPU makes them, but for the rounding of its weights.
-        smaller = functional.interpolate(both.float(), (28, 28), mode="bilinear", antialias=True)
-        inputs = (smaller.round() / 255 - multimnist.MEAN) / multimnist.DEVIATION
-        lower = other.flatten(2).float() / 255
+        beside = functional.pad(other, (4, 0, 4, 0))
+        inputs = _smaller(torch.maximum(functional.pad(first, (0, 4, 0, 4)), beside))
+        lower = _smaller(beside) if self.placed else other.float()
         chosen = self.which
-        return inputs[chosen], self.labels[index][chosen], lower[chosen]
+        return (
+            ((inputs / 255 - multimnist.MEAN) / multimnist.DEVIATION)[chosen],
+            self.labels[index][chosen],
+            (lower.flatten(2) / 255)[chosen],
+        )
+
+
+def _smaller(pictures: Tensor) -> Tensor:
+    """To 28×28, in bytes as the CPU makes them, but for the rounding of its weights."""
+    made = functional.interpolate(pictures.float(), (28, 28), mode="bilinear", antialias=True)
+    return made.round()

@@ -3,6 +3,7 @@
     python papers/nakamura2022/table3.py                          makes the missing runs
     python papers/nakamura2022/table3.py --only Min-norm Central  those of two rows
     python papers/nakamura2022/table3.py --reading fresh          pictures paired anew, bilinear
+    python papers/nakamura2022/table3.py --reading placed         and redrawn where they stand
     python papers/nakamura2022/table3.py --sum-up                 result.json and the figure alone
 
 First seed 0 at every rate; the rate with the best validation is a row's; then the other seeds at
@@ -103,6 +104,8 @@ class Reading:
             tried = sum(key(cell) in done for cell in self.cells(row, RATES, [0]))
             quantities[f"rate ({told})"] = [self.chosen(row, RATES, done), None, tried]
             quantities[f"epochs ({told})"] = summary(float(run["epochs"]) for run in runs)
+            if cut := sum(run.get("cut", False) for run in runs):
+                quantities[f"runs that the clock cut ({told})"] = [cut, None, len(runs)]
         return found
 
     def models(self, done: Done) -> list[tuple[str, float, float]]:
@@ -122,6 +125,12 @@ RULE = (
 )
 READINGS = {
     "fixed": Reading("MultiMNIST, the paper's rule", RULE),
+    "placed": Reading(
+        "MultiMNIST, the paper's rule, fresh pairs, digits redrawn in place",
+        "Training pictures paired anew in every epoch, made smaller bilinearly; the digit is "
+        f"redrawn where it stands on the input, and as small. {RULE}",
+        {"fresh": True, "resize": "bilinear", "placed": True},
+    ),
     "fresh": Reading(
         "MultiMNIST, the paper's rule, fresh pairs",
         f"Training pictures paired anew in every epoch, made smaller bilinearly. {RULE}",
@@ -152,7 +161,7 @@ def plane(models: Sequence[tuple[str, float, float]], single: Mapping[str, float
 
 def sum_up(reading: Reading, ledger: Ledger, file: str) -> None:
     """The rows of what is run, and Figure 9."""
-    done = ledger.found(reading.experiment)
+    done = ledger.found_or_cut(reading.experiment, redraw.SETTINGS["epochs"])
     found = reading.rows(done)
     for row, quantities in found.items():
         told = (f"{q} {v[0]:.4f} ± {v[1] or 0:.4f} ({v[2]})" for q, v in quantities.items())

@@ -49,11 +49,12 @@ VARIED: tuple[tuple[tuple[str, float], dict[str, Any]], ...] = (
     (CLASS, {"watched": "loss"}),
     (CLASS, {"batch": 256, "rate": 5e-2}),
     (PICTURE, {**SHORT, "decoder": "400, sigmoid"}),
-    (PICTURE, {**SHORT, "batch": 16}),
+    (PICTURE, {**SHORT, "fresh": True, "resize": "bilinear", "placed": True}),
     (CLASS, {"momentum": 0.5}),
     (CLASS, {"scaled": False}),
     (PICTURE, {**SHORT, "decoder": "linear"}),
     (PICTURE, {**SHORT, "dropout": True}),
+    (PICTURE, {**SHORT, "batch": 16}),
 )
 """What is trained, at which rate, and in which it differs from `redraw.SETTINGS`; the order is that
 in which the runs are made."""
