@@ -43,8 +43,8 @@ from evenhand.comparison.compare import Comparison, finished
 from evenhand.comparison.folder import RESULT
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.plan import training
-from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings, forget, load_problem
+from evenhand.comparison.running import run_jobs
 from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import joined
 from evenhand.data import LabelCount, Problem, Source, Split, Task

@@ -16,6 +16,7 @@ from evenhand import sources
 from evenhand.app import completing
 from evenhand.app.options import Option, settings_of, words_of_settings
 from evenhand.app.source_options import SourceOptions, words_of
+from evenhand.comparison.executors import LOCAL, require_executor
 from evenhand.comparison.folder import begun
 from evenhand.comparison.request import MOST, Settings, require_few
 from evenhand.files import read_text, require_writable
@@ -178,6 +179,14 @@ class Config(SourceOptions):
             "process, with all. [default: one per core, at most 8]",
         ),
     ] = None
+    executor: Annotated[
+        str,
+        Option(
+            "WHERE",
+            "Who trains the runs: local (this machine), ray or slurm, or with options: "
+            "slurm(slurm_partition=short). [default: local]",
+        ),
+    ] = LOCAL
     delta: Annotated[bool, Option("", "Show Δm as well, as the literature has it.")] = False
     plan: Annotated[bool, Option("", "Show columns, labels and cost, and train nothing.")] = False
     budget: Annotated[
@@ -192,6 +201,11 @@ class Config(SourceOptions):
     @classmethod
     def _known_recipes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return known(names)
+
+    @field_validator("executor")
+    @classmethod
+    def _known_executor(cls, spelled: str) -> str:
+        return str(require_executor(spelled))
 
     def settings(self) -> Settings:
         """What the library is told. The data set is loaded for what it suggests."""
@@ -228,6 +242,12 @@ class Config(SourceOptions):
         from evenhand.comparison.door import new_folder
 
         return new_folder(sources.called(self.source))
+
+
+def at(workers: int, executor: str) -> str:
+    """The words of a command line that say how many runs are trained at a time, and where."""
+    where = "" if executor == LOCAL else f" --executor {for_shell(executor)}"
+    return f"--workers {workers}{where}"
 
 
 def processes(workers: int | None) -> int:

@@ -11,6 +11,7 @@ from evenhand.arguments import require_kind
 
 if TYPE_CHECKING:
     from evenhand.comparison.compare import Comparison
+    from evenhand.comparison.executors.base import Executor
     from evenhand.comparison.request import Maker
     from evenhand.data.problem import Problem
     from evenhand.recipes import Recipe
@@ -28,6 +29,7 @@ def compare(
     out: str | Path | None = None,
     workers: int = 1,
     resume: bool = False,
+    executor: str | Executor = "local",
     **settings: Any,
 ) -> Comparison:
     """Train tasks together and apart, and see which serves them; printing it gives the verdict.
@@ -39,8 +41,10 @@ def compare(
         targets: of a table, the columns to predict.
         table: of a table, what else is known of it, by the names of `tables.question.Question`.
         out: an empty or new folder; by default one that does not exist yet, named after the data.
-        workers: processes; what is given as an object must then be fit to be pickled.
+        workers: runs at a time; what is given as an object must then be fit to be pickled.
         resume: go on with what was begun in `out`.
+        executor: where runs are trained: "local" (processes of this machine), "ray",
+            "slurm(slurm_partition=…)", or an object such as `comparison.executors.ray.Ray(cpus=2)`.
         settings: as `Settings` has them: splits, seeds (as numbers), rates, epochs, …
 
     Raises:
@@ -76,7 +80,9 @@ def compare(
         raise TypeError(f"there is no setting {unknown[0]!r}")
     made = Settings.suggested(source, options=options, **settings)
     folder = Path(out) if out is not None else new_folder(sources.called(made.source))
-    return comparing.compare(made, recipes, folder, workers=workers, resume=resume)
+    return comparing.compare(
+        made, recipes, folder, workers=workers, resume=resume, executor=executor
+    )
 
 
 def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker, dict[str, Any]]:

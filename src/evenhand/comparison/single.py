@@ -13,8 +13,8 @@ from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.comparison.compare import finished, prepare
 from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.plan import jobs, training
-from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings
+from evenhand.comparison.running import run_jobs
 from evenhand.comparison.weights import BEST, PREPARED
 from evenhand.files import read_bytes, write_atomically
 from evenhand.network import MultiTaskNetwork
