@@ -305,7 +305,7 @@ def test_results_that_are_damaged_or_anothers_are_refused(done) -> None:
     kept = one.read_text()
     for spoilt in (kept[:-9], "", "[]", kept.replace('"finished"', "3")):
         one.write_text(spoilt)
-        with pytest.raises(ValueError, match=rf"{one} is damaged \(delete it, and --resume"):
+        with pytest.raises(ValueError, match=rf"{one} is damaged \(delete it, and resume=True"):
             _again(done)
     one.write_text(other.read_text())
     with pytest.raises(ValueError, match=r"is the result of another run \(sg/split0/seed1"):

@@ -23,6 +23,8 @@ import typer
 from typer.core import TyperGroup
 
 from evenhand import theirs
+from evenhand.app.spelled import OnCommandLine
+from evenhand.asking import asked_as
 from evenhand.comparison.job import WorkerEndedError
 from evenhand.signals import ENDING
 from evenhand.text import plain
@@ -71,7 +73,7 @@ class Door(TyperGroup):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            with _short_usage():
+            with _short_usage(), asked_as(OnCommandLine()):
                 found = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenhand.asking import option
 from evenhand.comparison.assessment import assess
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
@@ -70,7 +71,7 @@ class Comparison:
         if not any(record.epoch == result.epoch for record in found):
             raise ValueError(
                 f"{file} has no record of the run's best epoch, {result.epoch}: delete its folder, "
-                "and --resume makes the run again, to the same numbers"
+                f"and {option('resume', True)} makes the run again, to the same numbers"
             )
         return found
 

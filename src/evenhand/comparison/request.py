@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from evenhand.asking import option
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.comparison.job import APART
 from evenhand.recipes import RECIPES, Recipe, recipe
@@ -79,7 +80,7 @@ def optimizer(spelled: str) -> Callable[..., Optimizer]:
     if unknown := [option for option in asked.options if option not in known]:
         raise ValueError(
             f"optimizer={spelled}: {asked.name} has no option {unknown[0]!r}; there are "
-            f"{', '.join(known)}, and the rate is --lr"
+            f"{', '.join(known)}, and the rate is {option('rates')}"
         )
     make = partial(OPTIMIZERS.get(name, kind), **asked.options)
     try:

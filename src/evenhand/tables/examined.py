@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.asking import of_table, option
 from evenhand.tables import kinds, targets
 from evenhand.tables.kinds import Reading, as_text, present
 from evenhand.tables.preparation import MOST
@@ -123,27 +124,26 @@ def _require_columns(table: Table, question: Question) -> None:
     names = list(table.columns)
     if not question.targets:
         raise ValueError(
-            f"{table.name}: name the columns to predict (--target COLUMN, once for each); "
-            f"{nearest('', names)}"
+            f"{table.name}: name the columns to predict ({option('targets')}); {nearest('', names)}"
         )
     wanted: dict[str, Sequence[str | None]] = {
         "target": question.targets,
-        "--input": question.inputs,
-        "--drop": question.drop,
-        "--kind": list(question.kinds),
-        "--metric": list(question.metrics),
-        "--group": (question.group,),
-        "--time": (question.time,),
-        "--weight": (question.weight,),
+        of_table("inputs"): question.inputs,
+        of_table("drop"): question.drop,
+        of_table("kinds"): list(question.kinds),
+        of_table("metrics"): list(question.metrics),
+        of_table("group"): (question.group,),
+        of_table("time"): (question.time,),
+        of_table("weight"): (question.weight,),
     }
-    for option, columns in wanted.items():
+    for asked, columns in wanted.items():
         for name in columns:
             if name is not None and name not in names:
                 raise ValueError(
-                    f"{option}: {table.name} has no column {shown(name)}; {nearest(name, names)}"
+                    f"{asked}: {table.name} has no column {shown(name)}; {nearest(name, names)}"
                 )
     if aside := [name for name in question.metrics if name not in question.targets]:
-        raise ValueError(f"--metric: {shown(aside[0])} is no target")
+        raise ValueError(f"{of_table('metrics')}: {shown(aside[0])} is no target")
 
 
 def _joined(table: Table, test: Table) -> Table:
@@ -175,7 +175,7 @@ def _target(
         values = sorted({text for text in reading.values if text is not None}, key=float)
         notes.append(
             f"target {shown(name)} has {len(values)} whole numbers ({', '.join(values)}): they are "
-            f"taken for classes; --kind '{name}=numeric' takes them for numbers"
+            f"taken for classes; {of_table('kinds', {name: 'numeric'})} takes them for numbers"
         )
     made = targets.asked(name, reading, "")
     metric = question.metrics.get(name, USUAL[made.kind])
@@ -211,10 +211,11 @@ def _imbalance(target: Target, reading: Reading, question: Question) -> Iterator
         weighed = (
             "classes are weighted to count equally"
             if question.balance
-            else "--balance lets classes count equally in the loss"
+            else f"{of_table('balance', True)} lets classes count equally in the loss"
         )
         other = {"boolean": "ap", "category": "balanced-accuracy"}[target.kind]
-        metric = "" if target.metric == other else f", --metric '{target.name}={other}' scores it"
+        asked = of_table("metrics", {target.name: other})
+        metric = "" if target.metric == other else f", {asked} scores it"
         yield (
             f"target {shown(target.name)}: {rarest!r} is rare ({counts[rarest]:,} of {total:,} "
             f"labels, {share:.1%}); {weighed}{metric}"
@@ -225,12 +226,14 @@ def _groups(name: str, cells: Cells) -> npt.NDArray[np.int64]:
     there = present(cells)
     if not there.all():
         row = int((~there).argmax()) + 1
-        raise ValueError(f"--group {name}: row {row} is blank ({int((~there).sum())} in all)")
+        raise ValueError(
+            f"{of_table('group', name)}: row {row} is blank ({int((~there).sum())} in all)"
+        )
     names, codes = np.unique(as_text(cells).astype(str), return_inverse=True)
     if len(names) < 3:
         raise ValueError(
-            f"--group {name}: there are {len(names)} groups; training, validation and test need "
-            "one each at least"
+            f"{of_table('group', name)}: there are {len(names)} groups; training, validation and "
+            "test need one each at least"
         )
     return codes.astype(np.int64)
 
@@ -240,37 +243,39 @@ def _require_apart(name: str, cells: Cells, groups: npt.NDArray[np.int64], offic
     if len(both):
         one = as_text(cells)[int((groups == both[0]).argmax())]
         raise ValueError(
-            f"--group {name}: {len(both)} groups, such as {shown(str(one))}, stand both in the "
-            "table and in the test set"
+            f"{of_table('group', name)}: {len(both)} groups, such as {shown(str(one))}, stand both "
+            "in the table and in the test set"
         )
 
 
 def _times(name: str, cells: Cells, question: Question) -> npt.NDArray[np.float64]:
     kind = question.kinds.get(name)
     reading = kinds.read_as(kind, name, cells) if kind else kinds.found(name, cells)
+    asked = of_table("time", name)
     if reading.kind not in ("date", "numeric", "boolean"):
-        raise ValueError(f"--time {name}: it must be dates or numbers, and is {reading.kind}")
+        raise ValueError(f"{asked}: it must be dates or numbers, and is {reading.kind}")
     blank = np.isnan(reading.values)
     if blank.any():
         row = int(blank.argmax()) + 1
-        raise ValueError(f"--time {name}: row {row} is blank ({int(blank.sum())} in all)")
+        raise ValueError(f"{asked}: row {row} is blank ({int(blank.sum())} in all)")
     if len(np.unique(reading.values)) < FEW:
-        raise ValueError(f"--time {name}: fewer than {FEW} different times cannot be divided")
+        raise ValueError(f"{asked}: fewer than {FEW} different times cannot be divided")
     values: npt.NDArray[np.float64] = reading.values
     return values
 
 
 def _weights(name: str, cells: Cells) -> npt.NDArray[np.float64]:
+    asked = of_table("weight", name)
     reading = kinds.read_as("numeric", name, cells)
     if reading.kind == "empty":
-        raise ValueError(f"--weight {name}: every cell is blank")
+        raise ValueError(f"{asked}: every cell is blank")
     values = reading.values
     wrong = ~(values >= 0)  # blank ones too
     if wrong.any():
         row = int(wrong.argmax()) + 1
-        raise ValueError(f"--weight {name}: row {row} is blank or below 0")
+        raise ValueError(f"{asked}: row {row} is blank or below 0")
     if not (values > 0).any():
-        raise ValueError(f"--weight {name}: every row weighs nothing")
+        raise ValueError(f"{asked}: every row weighs nothing")
     made: npt.NDArray[np.float64] = values
     return made
 
@@ -339,7 +344,7 @@ def _useless(name: str, cells: Cells, reading: Reading) -> str:
     distinct = len(set(values.tolist()))
     if distinct == 1 and there.all():
         return "every cell is the same"
-    keep = f"--kind '{name}={reading.kind}' keeps it"
+    keep = f"{of_table('kinds', {name: reading.kind})} keeps it"
     if distinct < len(values) or len(values) < IDENTIFYING:
         return ""
     if reading.kind == "category":
@@ -372,8 +377,8 @@ def _grouping(name: str, cells: Cells) -> str:
     if not 2 < distinct < 0.9 * len(cells):
         return ""
     return (
-        f"column {shown(name)} repeats: if rows of one {name} resemble each other, --group "
-        f"'{name}' keeps them on one side of every split"
+        f"column {shown(name)} repeats: if rows of one {name} resemble each other, "
+        f"{of_table('group', name)} keeps them on one side of every split"
     )
 
 
@@ -382,8 +387,9 @@ def _copies(name: str, reading: Reading, asked: Mapping[str, tuple[Target, Readi
     for target, (_, labels) in asked.items():
         if _same(reading, labels):
             return (
-                f"it copies the target {shown(target)} (--kind '{name}={reading.kind}' keeps it, "
-                "if it is known before the target is)"
+                f"it copies the target {shown(target)} "
+                f"({of_table('kinds', {name: reading.kind})} keeps it, if it is known before the "
+                "target is)"
             )
     return ""
 
@@ -447,7 +453,7 @@ def _repeated(
     elif repeats and groups is None:
         yield (
             f"rows whose inputs are those of another row: {repeats:,} of {rows:,}; if they are one "
-            "thing measured again, name a column that says so by --group"
+            f"thing measured again, name a column that says so by {of_table('group')}"
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from evenhand.asking import of_table
 from evenhand.sources import KINDS
 from evenhand.tables.shape import Shape
 
@@ -68,20 +69,23 @@ class Question:
         if len(targets) < len(self.targets):
             twice = Counter(self.targets).most_common(1)[0][0]
             raise ValueError(f"the target {twice!r} is named twice")
-        taken: dict[str, tuple[str | None, ...]] = {"--drop": self.drop, "--input": self.inputs}
-        taken |= {"--group": (self.group,), "--time": (self.time,), "--weight": (self.weight,)}
+        taken: dict[str, tuple[str | None, ...]] = {"drop": self.drop, "inputs": self.inputs}
+        taken |= {"group": (self.group,), "time": (self.time,), "weight": (self.weight,)}
         for option, names in taken.items():
             if both := [name for name in names if name in targets]:
-                raise ValueError(f"{both[0]!r} is a target: it cannot be {option} too")
+                raise ValueError(f"{both[0]!r} is a target: it cannot be in {of_table(option)} too")
         if both := [name for name in self.inputs if name in drop]:
-            raise ValueError(f"{both[0]!r} is both --input and --drop")
+            raise ValueError(f"{both[0]!r} is in both {of_table('inputs')} and {of_table('drop')}")
         if self.group is not None and self.time is not None:
             raise ValueError(
-                "--group and --time: a group may reach over the time at which past and future are "
-                "divided; have one of the two"
+                f"{of_table('group')} and {of_table('time')}: a group may reach over the time at "
+                "which past and future are divided; have one of the two"
             )
         if self.test is not None and self.time is not None:
-            raise ValueError("--test and --time: the test set is fixed, so no time divides")
+            raise ValueError(
+                f"{of_table('test')} and {of_table('time')}: the test set is fixed, so no time "
+                "divides"
+            )
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch={self.batch}: must be at least 1")
         for name, kind in self.kinds.items():
