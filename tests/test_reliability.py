@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -669,6 +670,17 @@ def test_where_nothing_can_be_written_is_told(name, tmp_path, monkeypatch) -> No
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
     assert str(out)[:100] in line
+
+
+def test_a_warning_is_a_line(tmp_path, monkeypatch) -> None:
+    shown = "warnings.formatwarning('odd\\nthing \\x1b[2J', UserWarning, 'x.py', 1)"
+    code = f"import sys, warnings\nsys.stderr.write({shown})\n"  # pytest has its own way to show
+    (tmp_path / "mine.py").write_text(code)
+    before = warnings.formatwarning
+    result = _run("compare", f"{tmp_path}/mine.py:problem")
+    assert result.stderr.splitlines()[0] == r"evenhand: odd thing \x1b[2J"
+    assert len(result.stderr.splitlines()) == 2
+    assert warnings.formatwarning is before
 
 
 def test_debug_shows_the_trace() -> None:

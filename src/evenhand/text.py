@@ -49,6 +49,11 @@ def steady(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
+def warned(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as a line, without a place in our code; fits `warnings.formatwarning`."""
+    return f"evenhand: {plain(' '.join(str(message).split()))}\n"
+
+
 def _prints(character: str) -> bool:
     return character.isprintable() or unicodedata.category(character) == "Zs"
 

@@ -89,8 +89,8 @@ class Asked(SourceOptions):
                 holds something else.
         """
         self.seconds()
-        self.options()
         self.folder()
+        super().check()
 
     def given(self) -> dict[str, Any]:
         """What `Settings.suggested` is told besides the source."""

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -27,7 +28,7 @@ from evenhand.app.spelled import OnCommandLine
 from evenhand.asking import asked_as
 from evenhand.comparison.job import WorkerEndedError
 from evenhand.signals import ENDING
-from evenhand.text import plain
+from evenhand.text import plain, warned
 
 FAULTS = (OSError, MemoryError, ValueError, TypeError, ArithmeticError, ImportError)
 """What a user, a machine or a file can be the cause of; anything else is a defect of ours."""
@@ -73,7 +74,7 @@ class Door(TyperGroup):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            with _short_usage(), asked_as(OnCommandLine()):
+            with _short_usage(), _warnings_in_a_line(), asked_as(OnCommandLine()):
                 found = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt as error:
@@ -185,6 +186,17 @@ def _short_usage() -> Iterator[None]:
     except USAGE as error:
         error.message = plain(error.message, 200)
         raise
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """What the library warns of is a line on stderr, like everything else that a command says."""
+    before = warnings.formatwarning
+    warnings.formatwarning = warned
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +24,7 @@ from evenhand.comparison.job import Job, Listener, Result, Unit, WorkerEndedErro
 from evenhand.comparison.plan import units
 from evenhand.comparison.request import Settings
 from evenhand.signals import ENDING
+from evenhand.text import warned
 from evenhand.training.records import Record
 
 
@@ -105,6 +107,7 @@ def _in_worker(reports: Reports, settings: Settings) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _reports, _settings = reports, settings
     torch.set_num_threads(1)
+    warnings.formatwarning = warned
 
 
 def _end_with_parent() -> None:

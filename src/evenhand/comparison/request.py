@@ -38,6 +38,32 @@ BASELINE = "sg"
 
 STACK = ("auto", "never", "always")
 LEVELS = ("none", "cheap", "all")
+"""Which reference rows there are beside the recipes."""
+ROWS = (
+    "constant",
+    "linear",
+    "trees",
+    "single-task-narrow",
+    "sg-wide",
+    "sg-own-epochs",
+    "sg-tuned",
+)
+"""The names of all reference rows, see `references`."""
+
+
+def known_recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ValueError: there is none: the message names the nearest ones, or says how one gets the
+            reference row of that name.
+    """
+    if name in ROWS:
+        raise ValueError(
+            f"{name} is a reference row and no recipe: a comparison with "
+            f"{option('references', 'all')} has it, and keeps its weights"
+        )
+    return recipe(name)
 
 
 def sgd(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
@@ -313,7 +339,7 @@ class Settings:
             ValueError: there is none; the message names the nearest ones.
         """
         own = self.given.recipes
-        return own[name] if name in own else recipe(name)
+        return own[name] if name in own else known_recipe(name)
 
     def taking(self, recipes: Sequence[str | Recipe]) -> tuple[Settings, tuple[str, ...]]:
         """The settings that know these recipes, and the recipes' names.

@@ -6,7 +6,7 @@ given has been looked at by its reader: it is neither left out nor refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evenhand.asking import of_table, option
+from evenhand.asking import of_table
 from evenhand.tables import kinds, targets
 from evenhand.tables.kinds import Reading, as_text, present
 from evenhand.tables.preparation import MOST
@@ -71,7 +71,7 @@ def examined(table: Table, question: Question, test: Table | None = None) -> Exa
         ValueError: a column is not there (the message names the nearest), cannot be what it is
             asked to be, or cannot be told; there are too few rows; nothing is left to predict from.
     """
-    _require_columns(table, question)
+    question.require_columns(table)
     official = 0
     if test is not None:
         official = len(test)
@@ -117,33 +117,7 @@ def opened(file: str, question: Question) -> Examined:
     return examined(table, question, test)
 
 
-# Names ------------------------------------------------------------------------------------------
-
-
-def _require_columns(table: Table, question: Question) -> None:
-    names = list(table.columns)
-    if not question.targets:
-        raise ValueError(
-            f"{table.name}: name the columns to predict ({option('targets')}); {nearest('', names)}"
-        )
-    wanted: dict[str, Sequence[str | None]] = {
-        "target": question.targets,
-        of_table("inputs"): question.inputs,
-        of_table("drop"): question.drop,
-        of_table("kinds"): list(question.kinds),
-        of_table("metrics"): list(question.metrics),
-        of_table("group"): (question.group,),
-        of_table("time"): (question.time,),
-        of_table("weight"): (question.weight,),
-    }
-    for asked, columns in wanted.items():
-        for name in columns:
-            if name is not None and name not in names:
-                raise ValueError(
-                    f"{asked}: {table.name} has no column {shown(name)}; {nearest(name, names)}"
-                )
-    if aside := [name for name in question.metrics if name not in question.targets]:
-        raise ValueError(f"{of_table('metrics')}: {shown(aside[0])} is no target")
+# Rows -------------------------------------------------------------------------------------------
 
 
 def _joined(table: Table, test: Table) -> Table:

@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evenhand.asking import of_table
+from evenhand.asking import of_table, option
 from evenhand.sources import KINDS
 from evenhand.tables.shape import Shape
+from evenhand.text import plain
+
+if TYPE_CHECKING:
+    from evenhand.tables.reading import Table
 
 MOST_COLUMNS = 10_000
 """That can be named."""
@@ -71,9 +75,9 @@ class Question:
             raise ValueError(f"the target {twice!r} is named twice")
         taken: dict[str, tuple[str | None, ...]] = {"drop": self.drop, "inputs": self.inputs}
         taken |= {"group": (self.group,), "time": (self.time,), "weight": (self.weight,)}
-        for option, names in taken.items():
+        for asked, names in taken.items():
             if both := [name for name in names if name in targets]:
-                raise ValueError(f"{both[0]!r} is a target: it cannot be in {of_table(option)} too")
+                raise ValueError(f"{both[0]!r} is a target: it cannot be in {of_table(asked)} too")
         if both := [name for name in self.inputs if name in drop]:
             raise ValueError(f"{both[0]!r} is in both {of_table('inputs')} and {of_table('drop')}")
         if self.group is not None and self.time is not None:
@@ -96,6 +100,36 @@ class Question:
                     f"kind of {name!r}: {kind!r} must be one of {', '.join(KINDS)}{hint}"
                 )
         Shape.of(self.network)
+
+    def require_columns(self, table: Table) -> None:
+        """Refuse names that no column of the table has.
+
+        Raises:
+            ValueError: there is one, or no target; the message names the nearest.
+        """
+        names = list(table.columns)
+        if not self.targets:
+            raise ValueError(
+                f"{table.name}: name the columns to predict ({option('targets')}); "
+                f"{nearest('', names)}"
+            )
+        wanted: dict[str, Sequence[str | None]] = {
+            "target": self.targets,
+            of_table("inputs"): self.inputs,
+            of_table("drop"): self.drop,
+            of_table("kinds"): list(self.kinds),
+            of_table("metrics"): list(self.metrics),
+            of_table("group"): (self.group,),
+            of_table("time"): (self.time,),
+            of_table("weight"): (self.weight,),
+        }
+        for asked, columns in wanted.items():
+            for name in columns:
+                if name is not None and name not in names:
+                    lacking = f"{table.name} has no column {_shown(name)}"
+                    raise ValueError(f"{asked}: {lacking}; {nearest(name, names)}")
+        if aside := [name for name in self.metrics if name not in self.targets]:
+            raise ValueError(f"{of_table('metrics')}: {_shown(aside[0])} is no target")
 
     def written(self) -> dict[str, Any]:
         """What a manifest keeps: what differs from the defaults, in JSON's types."""
@@ -131,10 +165,13 @@ def absolute(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """What may have been meant by the name of a column that is not there."""
-    from evenhand.tables.reading import shown
-
     lower = {other.lower(): other for other in names}
     near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     told = near or list(names)[:20]
     more = "" if near or len(names) <= 20 else f", … ({len(names)} in all)"
-    return ("did you mean " if near else "there are ") + ", ".join(map(shown, told)) + more
+    return ("did you mean " if near else "there are ") + ", ".join(map(_shown, told)) + more
+
+
+def _shown(name: str) -> str:
+    """As `reading.shown`, which loads numpy."""
+    return f"'{plain(name)}'"
