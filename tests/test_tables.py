@@ -616,6 +616,39 @@ def test_a_data_frames_columns_are_told_as_pandas_has_them() -> None:
         read_alike("numeric", "m", frame["m"].to_numpy(object))
 
 
+def test_letters_composed_otherwise_are_the_same_name(tmp_path) -> None:
+    apart, whole = "gro\u0308\u00dfe", "gr\u00f6\u00dfe"
+    columns = {apart: base()["x"], "y": base()["y"]}
+    assert list(read(write(tmp_path / "t.csv", columns)).columns) == [whole, "y"]
+    for name in (apart, whole):
+        asked = Question.of({"targets": [name], "kinds": {name: "numeric"}})
+        assert list(examined(held(columns), asked).targets) == [whole]
+    with pytest.raises(ValueError, match="two columns are called"):
+        held(columns | {whole: base()["x"]})
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table({"x": [1.5] * 99, "y": [2.5] * 99})
+    file = tmp_path / "t.parquet"
+    parquet.write_table(table, file)
+    content = file.read_bytes()
+    file.write_bytes(content[:10] + b"\xff" * 40 + content[50:])
+    with pytest.raises(ValueError, match=r"^t\.parquet is no Parquet file"):
+        read(file)
+    twice = table.rename_columns(["x", "x"])
+    parquet.write_table(twice, file)
+    with pytest.raises(ValueError, match="two columns are called 'x'"):
+        read(file)
+
+
+def test_many_columns_that_say_the_same_are_counted() -> None:
+    columns = base() | {f"again{k}": [k * x for x in base()["x"]] for k in range(2, 8)}
+    notes = [note for note in look(columns).notes if "say the same" in note]
+    assert len(notes) == 11
+    assert notes[-1] == "11 more pairs of columns say the same"
+
+
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="9 rows: at least 10"):
         look(base(9))

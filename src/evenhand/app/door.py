@@ -16,9 +16,9 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
@@ -67,7 +67,10 @@ class Door(TyperGroup):
             for word in args:
                 if len(word) > LONGEST:
                     raise typer.BadParameter(f"{plain(word, 40)}: at most {LONGEST} characters")
-            return super().parse_args(ctx, args)
+            try:
+                return super().parse_args(ctx, args)  # it prints help and version
+            except OSError as error:
+                _end(error, 1, ctx.meta[DEBUG])
 
     def invoke(self, ctx: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -115,8 +118,9 @@ def at_work(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def complain(message: str) -> None:
-    """Say a line about what is wrong."""
-    typer.echo(f"evenhand: {message}", err=True)
+    """Say a line about what is wrong; where it cannot be said, the exit code says it alone."""
+    with suppress(OSError):
+        typer.echo(f"evenhand: {message}", err=True)
 
 
 def told(error: BaseException) -> str:
@@ -154,7 +158,7 @@ def unforeseen(
     complain(_with_notes(line, error))
 
 
-def _end(error: BaseException, code: int, debug: bool) -> None:
+def _end(error: BaseException, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno == errno.EPIPE:

@@ -33,6 +33,8 @@ COMPARED = 10_000
 """Rows by which columns of numbers are held against each other."""
 IDENTIFYING = 20
 """Rows from which on a column without repetition is taken for an identifier."""
+PAIRS = 10
+"""Columns that say the same are named up to so many pairs."""
 RARE = 0.05
 """A class of a smaller share is worth a word."""
 
@@ -403,8 +405,11 @@ def _duplicates(inputs: Mapping[str, Reading], question: Question) -> Iterator[s
         filled.append(scaled / (np.linalg.norm(scaled) or 1.0))
     if len(filled) > 1:
         matrix = np.abs(np.stack(filled) @ np.stack(filled).T)
-        for i, j in zip(*np.where(np.triu(matrix, 1) > COPIED), strict=True):
+        pairs = np.argwhere(np.triu(matrix, 1) > COPIED).tolist()
+        for i, j in pairs[:PAIRS]:
             yield f"columns {shown(numeric[i])} and {shown(numeric[j])} say the same"
+        if len(pairs) > PAIRS:
+            yield f"{len(pairs) - PAIRS:,} more pairs of columns say the same"
 
 
 def _repeated(

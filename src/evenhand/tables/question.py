@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from evenhand.asking import of_table, option
 from evenhand.sources import KINDS
 from evenhand.tables.shape import Shape
-from evenhand.text import plain
+from evenhand.text import composed, plain
 
 if TYPE_CHECKING:
     from evenhand.tables.reading import Table
 
 MOST_COLUMNS = 10_000
 """That can be named."""
+COLUMNS = ("targets", "inputs", "drop", "kinds", "metrics", "group", "time", "weight")
+"""What names columns."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,19 @@ class Question:
             raise ValueError(f"a table has no option {unknown[0]!r}; there are {', '.join(known)}")
         lists = {"targets", "inputs", "drop", "missing"}
         made: dict[str, Any] = {k: _listed(v) if k in lists else v for k, v in said.items()}
-        return cls(**made)
+        return cls(**made | {key: _composed(made[key]) for key in COLUMNS if key in made})
+
+
+def _composed(value: Any) -> Any:
+    """The same with the names of columns as tables have them, see `text.composed`."""
+    match value:
+        case str():
+            return composed(value)
+        case tuple():
+            return tuple(map(_composed, value))
+        case Mapping():
+            return {_composed(key): item for key, item in value.items()}
+    return value
 
 
 def _listed(value: Any) -> tuple[str, ...]:

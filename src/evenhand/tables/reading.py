@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.files import LARGE, read_bytes, require_file
-from evenhand.text import quoted
+from evenhand.text import composed, quoted
 
 Cells = npt.NDArray[Any]
 """One column: text (objects, None where blank), float64 (NaN where blank), or datetime64."""
@@ -195,12 +195,12 @@ def _separator(text: str) -> str:
 
 
 def _checked(name: str, header: Sequence[str]) -> list[str]:
-    """The names of the columns; one without a name, such as a data frame's index, is numbered.
+    """The names of the columns, see `composed`; one without a name (an index) is numbered.
 
     Raises:
         ValueError: one stands twice.
     """
-    titles = [title.strip() or f"column {k + 1}" for k, title in enumerate(header)]
+    titles = [composed(title.strip()) or f"column {k + 1}" for k, title in enumerate(header)]
     if len(set(titles)) < len(titles):
         twice = Counter(titles).most_common(1)[0][0]
         raise ValueError(f"{name}: two columns are called {shown(twice)}")
@@ -232,8 +232,8 @@ def _parquet(name: str, content: bytes, blank: frozenset[str], encoding: str) ->
     except ImportError as error:
         raise ValueError("reading Parquet needs pyarrow: pip install 'evenhand[tables]'") from error
     try:
-        found = parquet.read_table(pyarrow.BufferReader(content))
-    except pyarrow.ArrowException as error:
+        found = parquet.ParquetFile(pyarrow.BufferReader(content)).read()
+    except (pyarrow.ArrowException, OSError) as error:  # damaged pages are OSErrors
         raise ValueError(f"{name} is no Parquet file: {error}") from error
     names = _checked(name, found.column_names)
     columns = [column.to_pylist() for column in found.columns]
@@ -246,11 +246,13 @@ def _arff(name: str, content: bytes, blank: frozenset[str], encoding: str) -> Ta
     text = _decoded(name, content, encoding)
     try:
         values, about = arff.loadarff(io.StringIO(text))
-    except (arff.ArffError, ValueError, StopIteration, NotImplementedError, IndexError) as error:
+    except (StopIteration, IndexError) as error:
+        raise ValueError(f"{name} is no ARFF file: it, or a line of it, ends early") from error
+    except (arff.ArffError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{name} is no ARFF file that can be read: {error}") from error
     columns = {}
-    for title in _checked(name, about.names()):
-        cells = values[title]
+    for own, title in zip(about.names(), _checked(name, about.names()), strict=True):
+        cells = values[own]
         if cells.dtype.kind == "S":
             said = [cell.decode(encoding) for cell in cells.tolist()]
             cells = _text_cells(said, blank | {"?"})
