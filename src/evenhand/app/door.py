@@ -109,7 +109,7 @@ def before_work() -> Iterator[None]:
 @contextmanager
 def at_work(kept: Callable[[], str]) -> Iterator[None]:
     """Inside, signals that ask for an end raise `Stopped`; a fault is told with what is kept."""
-    with _stoppable():
+    with stoppable():
         try:
             yield
         except BaseException as error:
@@ -204,7 +204,8 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
+    """Inside, signals that ask for an end raise `Stopped`, so that what is held is let go."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from evenhand.arguments import require_fields
 from evenhand.asking import option
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.comparison.job import APART
@@ -268,6 +269,7 @@ class Settings:
         return cls(problem.name if not isinstance(source, str) else source, **own | wanted)
 
     def __post_init__(self) -> None:
+        require_fields(self)
         seeds, rates = quoted(self.seeds), quoted(self.rates)
         if not all(isinstance(seed, int) and 0 <= seed < APART for seed in self.seeds):
             raise ValueError(f"seeds={seeds}: must be integers from 0 to {APART - 1:,}")

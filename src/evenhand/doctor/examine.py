@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evenhand.asking import option
+from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.comparison.budget import duration
 from evenhand.comparison.request import Maker, Settings, optimizer
 from evenhand.data.problem import Batch, Problem, Split, Stream
@@ -376,7 +377,7 @@ class _Looking:
                 if asked.steps
                 else Diagnosis((look(self.network, self.losses, seen),))
             )
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             return None, str(error), None
         return found, "", asked
 

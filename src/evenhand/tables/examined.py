@@ -113,10 +113,18 @@ def opened(file: str, question: Question) -> Examined:
         ValueError: as `read` and `examined`.
     """
     table = read(Path(file), question.missing, question.encoding)
-    test = None
-    if question.test is not None:
-        test = read(Path(question.test), question.missing, question.encoding)
-    return examined(table, question, test)
+    return examined(table, question, tested(question))
+
+
+def tested(question: Question) -> Table | None:
+    """The official test set, if there is one.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    if question.test is None:
+        return None
+    return read(Path(question.test), question.missing, question.encoding)
 
 
 # Rows -------------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evenhand.arguments import require_fields
 from evenhand.asking import of_table, option
 from evenhand.sources import KINDS
 from evenhand.tables.shape import Shape
@@ -64,6 +65,7 @@ class Question:
     batch: int | None = None
 
     def __post_init__(self) -> None:
+        require_fields(self)
         for what, given in (
             ("targets", self.targets),
             ("inputs", self.inputs),
@@ -167,8 +169,10 @@ def _composed(value: Any) -> Any:
     return value
 
 
-def _listed(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, Iterable) else value  # told with the others
 
 
 def absolute(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,4 +192,4 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def _shown(name: str) -> str:
     """As `reading.shown`, which loads numpy."""
-    return f"'{plain(name)}'"
+    return f"'{plain(str(name))}'"

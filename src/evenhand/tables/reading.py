@@ -317,6 +317,8 @@ def typed(values: Iterable[Any], name: str, blank: frozenset[str] = BLANK) -> Ce
         ValueError: it has more than one dimension.
         TypeError: a value is neither number, text, date nor blank.
     """
+    if isinstance(values, np.ma.MaskedArray) and values.ndim == 1:
+        values = values.tolist()  # None where masked
     cells = np.asarray(values) if isinstance(values, np.ndarray) else None
     if cells is not None and cells.ndim != 1:
         raise ValueError(f"column {shown(name)} has {cells.ndim} dimensions, not one")
@@ -324,11 +326,17 @@ def typed(values: Iterable[Any], name: str, blank: frozenset[str] = BLANK) -> Ce
         return cells.astype(np.float64) if cells.dtype.kind != "b" else _truths(cells.tolist())
     if cells is not None and cells.dtype.kind == "M":
         return cells.astype("datetime64[s]")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"column {shown(name)} is a {type(values).__name__}: give a list of cells")
     return _of_objects(list(values), name, blank)
 
 
 def _truths(values: Sequence[Any]) -> Cells:
     return _objects([None if value is None else str(bool(value)).lower() for value in values])
+
+
+NUMBERS = int | float | np.integer | np.floating
+"""Real ones."""
 
 
 def _of_objects(values: list[Any], name: str, blank: frozenset[str]) -> Cells:
@@ -338,13 +346,16 @@ def _of_objects(values: list[Any], name: str, blank: frozenset[str]) -> Cells:
     present = [value for value in plain if value is not None]
     if all(isinstance(value, bool | np.bool_) for value in present):
         return _truths(plain)
-    if all(isinstance(value, int | float | np.number) for value in present):
-        return np.array([np.nan if v is None else float(v) for v in plain], dtype=np.float64)
+    if all(isinstance(value, NUMBERS) for value in present):
+        try:
+            return np.array([np.nan if v is None else float(v) for v in plain], dtype=np.float64)
+        except OverflowError as error:
+            raise ValueError(f"column {shown(name)} holds a whole number above 1e308") from error
     if all(isinstance(value, datetime.date | np.datetime64) for value in present):
         # A moment with a zone is told in UTC; numpy knows no zones.
         utc = [_utc(value) for value in plain]
         return np.array(utc, dtype="datetime64[s]")
-    wrong = [v for v in present if not isinstance(v, str | int | float | np.number | bool)]
+    wrong = [v for v in present if not isinstance(v, str | NUMBERS | bool)]
     if wrong:
         raise TypeError(
             f"column {shown(name)} holds a {type(wrong[0]).__name__}: cells must be numbers, text, "
