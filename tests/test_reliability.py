@@ -672,6 +672,35 @@ def test_where_nothing_can_be_written_is_told(name, tmp_path, monkeypatch) -> No
     assert str(out)[:100] in line
 
 
+STREAMS = """
+import os, sys
+os.close(int(sys.argv[1]))
+setattr(sys, sys.argv[2], None)  # as Python begins where a shell closed it
+from evenhand.app import start
+start.stand_in()
+print(os.fstat(int(sys.argv[1])).st_rdev == os.stat(os.devnull).st_rdev, file=sys.__stderr__)
+assert getattr(sys, sys.argv[2]) is not None
+"""
+
+
+def test_a_closed_stream_has_the_null_device_in_its_place() -> None:
+    for number, name in enumerate(("stdin", "stdout")):
+        words = [sys.executable, "-c", STREAMS, str(number), name]
+        run = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert run.stderr == "True\n"
+
+
+def test_a_lock_that_cannot_be_written_is_gone_and_named(tmp_path, monkeypatch) -> None:
+    def full(descriptor: int, content: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    folder = tmp_path / "new"
+    with pytest.raises(OSError, match=str(folder / files.LOCK)), files.held(folder):
+        pass
+    assert not folder.exists()
+
+
 def test_a_warning_is_a_line(tmp_path, monkeypatch) -> None:
     shown = "warnings.formatwarning('odd\\nthing \\x1b[2J', UserWarning, 'x.py', 1)"
     code = f"import sys, warnings\nsys.stderr.write({shown})\n"  # pytest has its own way to show

@@ -642,6 +642,33 @@ def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path) -> None:
         read(file)
 
 
+def test_cells_that_are_masked_are_blank_and_imaginary_ones_refused() -> None:
+    masked = np.ma.masked_array([1.5, 2.5], [False, True])
+    assert np.isnan(held({"x": masked}).columns["x"]).tolist() == [False, True]
+    with pytest.raises(TypeError, match="'x' holds a complex"):
+        held({"x": np.array([1j, 2.0])})
+    with pytest.raises(ValueError, match="'x' holds a whole number above"):
+        held({"x": [10**400, 1]})
+    for wrong in (3, "abc"):
+        with pytest.raises(TypeError, match=r"'x' is a \w+: give a list"):
+            held({"x": wrong})
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"kinds": ["x"]}, r"kinds=\['x'\]: must be a mapping"),
+        ({"group": 3}, "group=3: must be a str or None"),
+        ({"drop": 3}, "drop=3: must be several"),
+        ({"balance": "no"}, "balance='no': must be True or False"),
+        ({"batch": 1.5}, r"batch=1\.5: must be an integer or None"),
+    ],
+)
+def test_what_a_table_is_told_is_of_the_right_kind(said, told) -> None:
+    with pytest.raises(TypeError, match=told):
+        Question.of({"targets": ["y"], **said})
+
+
 def test_many_columns_that_say_the_same_are_counted() -> None:
     columns = base() | {f"again{k}": [k * x for x in base()["x"]] for k in range(2, 8)}
     notes = [note for note in look(columns).notes if "say the same" in note]
