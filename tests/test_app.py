@@ -278,6 +278,8 @@ def test_several_workers_give_the_same_numbers(tmp_path) -> None:
     [
         ("compare tiny --recipes mgd", "no recipe is called 'mgd'; did you mean mgda"),
         ("compare tiny --recipes sg,sg", "different names"),
+        ("compare tiny --recipes sg-tuned", "no recipe: a comparison with --references all has"),
+        ("train tiny --recipe sg-own-epochs", "sg-own-epochs is a reference row and no recipe"),
         ("compare digit", "no data set is called 'digit'; did you mean digits?"),
         ("compare", "name a data set: one of digits"),
         ("compare tiny --seeds 0", "seeds=0: must be greater than or equal to 1"),

@@ -18,9 +18,9 @@ from evenhand.app.options import Option, settings_of, words_of_settings
 from evenhand.app.source_options import SourceOptions, words_of
 from evenhand.comparison.executors import LOCAL, require_executor
 from evenhand.comparison.folder import begun
-from evenhand.comparison.request import MOST, Settings, require_few
+from evenhand.comparison.request import MOST, Settings, known_recipe, require_few
 from evenhand.files import read_text, require_writable
-from evenhand.recipes import RECIPES, recipe
+from evenhand.recipes import RECIPES
 from evenhand.spelling import split_list
 from evenhand.text import LINE, plain, quoted
 
@@ -212,10 +212,11 @@ class Config(SourceOptions):
         return Settings.suggested(self.source, **self._given())
 
     def check(self) -> None:
-        """Refuse what no data set could suggest away, and load none.
+        """Refuse what no data set could suggest away.
 
         Raises:
-            ValueError: a setting is out of range, or `out` holds something else.
+            ValueError: a setting is out of range, or `out` holds something else; or as
+                `SourceOptions.check`.
         """
         if self.budget is not None:
             read_duration(self.budget)
@@ -227,6 +228,7 @@ class Config(SourceOptions):
             raise ValueError("--resume goes on in a folder: name it with --out")
         require_few(self.seeds or 1, self.splits or 1, len(self.lr or (1,)), len(self.recipes))
         Settings(self.source, **{k: v for k, v in self._given().items() if v is not None})
+        super().check()
 
     def _given(self) -> dict[str, Any]:
         return {"options": self.options()} | settings_of(self)
@@ -277,7 +279,7 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such recipe; the message names the nearest ones.
     """
-    found = tuple(recipe(name).name for name in names if name != EVERYTHING)
+    found = tuple(known_recipe(name).name for name in names if name != EVERYTHING)
     return tuple(entry.name for entry in RECIPES) if EVERYTHING in names else found
 
 

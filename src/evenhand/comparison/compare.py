@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenhand.asking import option
 from evenhand.comparison.assessment import assess
 from evenhand.comparison.executors import LOCAL, executor_of
 from evenhand.comparison.executors.base import Executor
@@ -72,7 +73,7 @@ class Comparison:
         if not any(record.epoch == result.epoch for record in found):
             raise ValueError(
                 f"{file} has no record of the run's best epoch, {result.epoch}: delete its folder, "
-                "and --resume makes the run again, to the same numbers"
+                f"and {option('resume', True)} makes the run again, to the same numbers"
             )
         return found
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from evenhand import sources
 from evenhand.arguments import require_kind
+from evenhand.recipes import Recipe
 
 if TYPE_CHECKING:
     from evenhand.comparison.compare import Comparison
     from evenhand.comparison.executors.base import Executor
     from evenhand.comparison.request import Maker
     from evenhand.data.problem import Problem
-    from evenhand.recipes import Recipe
 
 RECIPES = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
 """What is compared where nothing is said."""
@@ -65,7 +65,7 @@ def compare(
     from evenhand.comparison.request import Settings
 
     for name, value, kind in (
-        ("recipes", recipes, Sequence[object]),
+        ("recipes", recipes, Sequence[str | Recipe]),
         ("targets", targets, str | Sequence[str]),
         ("table", table, Mapping[str, object] | None),
         ("out", out, str | Path | None),
@@ -73,6 +73,8 @@ def compare(
         ("resume", resume, bool),
     ):
         require_kind(name, value, kind)
+    if workers < 1:
+        raise ValueError(f"workers={workers}: must be at least 1")
     said = {**({"targets": targets} if len(targets) else {}), **(table or {})}
     source, options = _source(asked, said)
     unknown = [name for name in settings if name not in Settings.__dataclass_fields__]
@@ -88,7 +90,7 @@ def compare(
 def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker, dict[str, Any]]:
     """What settings take, and the options that it is told."""
     from evenhand.data.problem import Problem
-    from evenhand.tables.examined import examined
+    from evenhand.tables.examined import examined, tested
     from evenhand.tables.problem import TableProblem
     from evenhand.tables.question import Question, absolute
     from evenhand.tables.reading import columns_of, held
@@ -100,7 +102,8 @@ def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker,
     columns = columns_of(asked)
     if columns is not None:
         question = Question.of(said)
-        return TableProblem("", question, examined(held(columns), question)), {}
+        seen = examined(held(columns), question, tested(question))
+        return TableProblem("", question, seen), {}
     if said:
         raise ValueError(f"{', '.join(said)}: only a table has columns")
     if not isinstance(asked, Problem) and not callable(asked):

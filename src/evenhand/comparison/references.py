@@ -17,7 +17,7 @@ import torch
 
 from evenhand.comparison.constant import constant_network, constants
 from evenhand.comparison.job import Job
-from evenhand.comparison.request import BASELINE, REFERENCE, Settings
+from evenhand.comparison.request import BASELINE, REFERENCE, ROWS, Settings
 from evenhand.data.problem import Problem, Split
 from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import Composition, recipe, single_task
@@ -26,10 +26,7 @@ from evenhand.text import NAME, plain
 from evenhand.training.loop import evaluate
 from evenhand.weighting import Fixed
 
-CONSTANT = "constant"
-LINEAR, TREES = "linear", "trees"
-NARROW, WIDE = "single-task-narrow", "sg-wide"
-OWN_EPOCHS, TUNED = "sg-own-epochs", "sg-tuned"
+CONSTANT, LINEAR, TREES, NARROW, WIDE, OWN_EPOCHS, TUNED = ROWS
 
 LEAST = 5
 """The fewest configurations of tuned weights."""

@@ -114,6 +114,8 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     from safetensors import SafetensorError, safe_open
 
     file = folder / BEST
+    if not folder.exists():
+        raise ValueError(f"there is no folder {folder}")
     if not file.exists():
         if inside := sorted(folder.glob(f"{EPOCH}*/{BEST}")):
             served = {f.parent: read_weights(f.parent)[1]["serves"] for f in inside}

@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from evenhand.asking import option
 from evenhand.comparison.constant import constant_network, lowest_losses
 from evenhand.comparison.inference import Estimate, over_splits, over_trainings
 from evenhand.comparison.references import parameters, width_for
@@ -269,7 +270,7 @@ def climbed(
     rungs, untested = dict(ladder.rungs), {}
     for name, why in experiments.stages():
         if not why and experiments.seconds(name) > left():
-            why = "there is no time left for it (--budget)"
+            why = f"there is no time left for it ({option('budget')})"
         if why:
             untested[name] = why
             continue

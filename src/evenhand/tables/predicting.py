@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evenhand.asking import NoSettings, asked_as
 from evenhand.files import MEBIBYTE, read_text
 from evenhand.network import MultiTaskNetwork
 from evenhand.tables import kinds
@@ -141,7 +142,8 @@ def read_alike(kind: str, name: str, cells: Cells) -> Reading:
     Raises:
         ValueError: a cell is not of that kind.
     """
-    reading = kinds.read_as(kind, name, cells)
+    with asked_as(NoSettings()):
+        reading = kinds.read_as(kind, name, cells)
     if reading.kind != "empty":
         return reading
     if kind == "category":

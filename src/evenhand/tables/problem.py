@@ -296,7 +296,7 @@ def _relative(weights: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> 
     """
     mean = weights[rows].mean()
     if not mean > 0:
-        raise ValueError("--weight: every row of a training part weighs nothing")
+        raise ValueError("every row of a training part weighs nothing")
     return weights / mean
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ from evenhand.comparison.executors.base import supervise
 from evenhand.comparison.job import Listener, Unit, WorkerEndedError
 from evenhand.comparison.request import Settings
 from evenhand.signals import ENDING
+from evenhand.text import warned
 
 
 class Local:
@@ -116,6 +118,7 @@ def _in_worker(settings: Settings) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _settings = settings
     torch.set_num_threads(1)
+    warnings.formatwarning = warned
 
 
 def _end_with_parent() -> None:
