@@ -10,7 +10,7 @@ import torch
 
 from evenhand.balancer import Balancer
 from evenhand.comparison.job import Job, Unit
-from evenhand.comparison.references import REFERENCES, Variant
+from evenhand.comparison.references import REFERENCES
 from evenhand.comparison.request import OPTIMIZERS, Settings, optimizer, require_few
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
@@ -89,7 +89,7 @@ def _why_single(group: Sequence[Job], settings: Settings) -> str:
     return why
 
 
-def variant(job: Job, problem: Problem, settings: Settings) -> Variant:
+def composed(job: Job, problem: Problem, settings: Settings) -> Composition:
     """What `job` trains, made afresh.
 
     Raises:
@@ -97,21 +97,19 @@ def variant(job: Job, problem: Problem, settings: Settings) -> Variant:
     """
     reference = REFERENCES.get(job.recipe)
     if reference is None:
-        composed = settings.recipe(job.recipe).compose(tuple(problem.tasks))
-        return Variant(composed[job.label], problem.network)
-    if reference.variant is None:
+        return settings.recipe(job.recipe).compose(tuple(problem.tasks))[job.label]
+    if reference.composed is None:
         raise ValueError(f"{job.recipe} is computed, not trained")
-    return reference.variant(job, problem)
+    return reference.composed(job, problem)
 
 
 def training(
     job: Job, problem: Problem, settings: Settings, parts: Composition | None = None
 ) -> Training:
     """The training that `job` stands for; with other `parts` than its recipe's, if given."""
-    made = variant(job, problem, settings)
-    parts = parts or made.composition
+    parts = parts or composed(job, problem, settings)
     torch.manual_seed(job.run_seed)
-    network = made.network(parts.tasks)
+    network = parts.network.network(problem, parts.tasks)
     balancer = Balancer(
         parts.weighting, parts.aggregator, tasks=parts.tasks, jacobian=settings.jacobian
     )

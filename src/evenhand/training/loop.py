@@ -43,7 +43,7 @@ from evenhand.training.flops import Meter
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.records import Record, RecordFile
 from evenhand.training.stopping import EarlyStopping, Monitor, Plateau, relative
-from evenhand.training.unmoved import require_moving
+from evenhand.training.unmoved import require_moving, require_trunk, shares
 
 Forward = Callable[..., Outputs]
 """(inputs, tasks=) -> outputs: the network's, or the heads' where the features are in memory."""
@@ -119,6 +119,7 @@ class Training:
             self.drop_last,
         )
         self._blocks = self.network.blocks()
+        self._shares = shares(self)
         self._require_heads()
         self.balancer.attach(self.network)
         self.balancer.bind(self.tasks)
@@ -258,6 +259,7 @@ class Training:
         statistics: EpochStatistics,
     ) -> None:
         """One phase on batch `number`: forward, backward, step."""
+        require_trunk(phase, self._blocks, self)
         stored = self._stored(phase, statistics)
         batch = self._features.batch(number) if stored else draw(number)
         forward: Forward = self._features.heads if stored else self.network
@@ -294,7 +296,7 @@ class Training:
         balance = self.balancer.backward(
             losses,
             features=outputs,
-            plus=self.problem.penalty(self.network) if self.problem.penalty else None,
+            plus=self._plus(),
             samples=sampled,
             phase=phase,
             clock=clock,
@@ -306,6 +308,13 @@ class Training:
                 losses = self._forward(forward, batch, phase)[1]
             self.balancer.updated(losses, clock)
         statistics.add(balance, phase)
+
+    def _plus(self) -> Tensor | None:
+        """What is nobody's task: the penalties of the problem and of the network."""
+        penalty = self.problem.penalty
+        terms = (None if penalty is None else penalty(self.network), self.network.penalty())
+        there = [term for term in terms if term is not None]
+        return sum(there[1:], start=there[0]) if there else None
 
     def _rest(self, phase: Phase, part: nn.Module) -> Frozen:
         """What of a part of the network is frozen in `phase`."""
@@ -368,7 +377,7 @@ class Training:
         self, outputs: Outputs, losses: dict[str, Tensor], phase: Phase, statistics: EpochStatistics
     ) -> None:
         """Look at the raw task gradients in a training trunk; neither timed nor counted as work."""
-        if not self._observed or "shared" not in phase.trains:
+        if not self._observed or "shared" not in phase.trains or not self._shares:
             return
         start = time.perf_counter()
         look = Phase(tuple(losses), trains=("shared",))
@@ -448,10 +457,12 @@ class Training:
         """What tells this run from others, by name: what a checkpoint of it is held against."""
         shapes = [(n, tuple(p.shape), str(p.dtype)) for n, p in self.network.named_parameters()]
         drawing = (self.stream.batch_size, self.replacement, self.drop_last)
+        beside = self.network.extra_repr()
         return {
             "problem": self.problem.name,
             "tasks": ", ".join(self.tasks),
             "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:12],
+            **({"network's penalty": beside} if beside else {}),
             "weighting": steady(self.balancer.weighting),
             "aggregator": steady(self.balancer.aggregator),
             "schedule": steady(self.phases),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from evenhand.network import Blocks
 from evenhand.schedules import Clock, Phase, Schedule, Stateless
 from evenhand.text import NAME, plain
 
@@ -52,7 +53,53 @@ def require_moving(training: Training) -> None:
             f"no optimizer has {_several(lost)}: make the optimizers of network.blocks(), or call "
             "requires_grad_(False) on what is to rest"
         )
+    _require_shared(training)
     _require_phases(training)
+
+
+def shares(training: Training) -> bool:
+    """Whether a parameter can be reached by several of the tasks: by the network's structure, or
+    because they read one head.
+    """
+    if training.network.blocks().shared:
+        return True
+    read = [head for task in training.tasks for head in training.problem.heads([task])]
+    return len(set(read)) < len(read)
+
+
+def _require_shared(training: Training) -> None:
+    """See that what wants shared parameters has some.
+
+    Raises:
+        ValueError: the network has none, and a method merges gradients of shared parameters, or
+            looks at them.
+    """
+    if len(training.tasks) == 1 or shares(training):
+        return
+    aggregator = training.balancer.aggregator
+    looking = [m for m in training.balancer.methods if m.traits.reads_gradients]
+    if aggregator is not None or looking:
+        name = type(looking[0] if aggregator is None else aggregator).__name__
+        raise ValueError(
+            f"{name} balances the gradients of shared parameters, and no parameter of this network "
+            f"({type(training.network).__name__}) is reached by two tasks: the tasks' gradients "
+            "never meet. Weightings that look at losses alone can be used: they weigh each loss "
+            "against the penalty"
+        )
+
+
+def require_trunk(phase: Phase, blocks: Blocks, training: Training) -> None:
+    """See that a phase that trains the trunk alone has one.
+
+    Raises:
+        ValueError: the network has no shared parameters.
+    """
+    if "own" not in phase.trains and not blocks.shared:
+        raise ValueError(
+            f"a phase of {training.phases!r} trains the shared parameters alone, and this network "
+            f"({type(training.network).__name__}) has none: all of it is its tasks' own. Let tasks "
+            "take turns instead (one_by_one, in_groups), or train jointly"
+        )
 
 
 def _require_phases(training: Training) -> None:
