@@ -24,7 +24,7 @@ from evenhand import (
 )
 from evenhand.comparison.compare import compare
 from evenhand.comparison.job import Job
-from evenhand.comparison.plan import training
+from evenhand.comparison.plan import Size, sizes, training
 from evenhand.comparison.request import Settings
 from evenhand.comparison.weights import load_network
 from evenhand.data import digits
@@ -325,7 +325,7 @@ def line(task: str, first: float, second: float, head: float) -> MultiTaskNetwor
 
 
 def test_two_stitched_columns_by_hand() -> None:
-    """Row i of a unit is what column i takes: a wrong way round gives 129 and 74.25 instead.
+    """Row i of a unit is what column i takes: the wrong way round gives 65 and 156 instead.
 
     x = 1: stage one says 1 and 2. Column a goes on with ½·1 + 1·2 = 2.5, b with ¼·1 + 2·2 = 4.25.
     Stage two says 2.5·3 = 7.5 and 4.25·4 = 17. The heads read 1·7.5 + ½·17 = 16 and 2·7.5 + 1·17
@@ -418,6 +418,20 @@ def test_equal_size_takes_a_width_and_draws_nothing() -> None:
     torch.manual_seed(3)
     expected = problem.network(("left",)).state_dict()["trunk.1.weight"]
     assert torch.equal(one["trunk.columns.0.1.weight"], expected)
+
+
+def test_sizes_are_known_before_training() -> None:
+    """A trunk of 94 numbers, heads of 7; SGD keeps one more for each, and four bytes are a number.
+
+    A unit of two tasks has four numbers, and there are two.
+    """
+    names = ("single-task", "sg", "grid", "soft", "cross-stitch")
+    found = sizes(names, two_scales(), SETTINGS)
+    numbers = {"single-task": 202, "sg": 108, "grid": 108, "soft": 202, "cross-stitch": 210}
+    networks = {"single-task": 2, "grid": 3}
+    for name in names:
+        one = 101 if name == "single-task" else numbers[name]
+        assert found[name] == Size(networks.get(name, 1), numbers[name], 4 * one, 12 * one), name
 
 
 # What cannot be -------------------------------------------------------------------------------

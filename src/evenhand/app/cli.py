@@ -144,7 +144,7 @@ def _compared(
     """Train what was prepared in a folder, and tell what came of it."""
     from evenhand.app import planning
     from evenhand.comparison.compare import finished
-    from evenhand.comparison.plan import state_bytes
+    from evenhand.comparison.plan import sizes
     from evenhand.comparison.pool import run_jobs
 
     say = progress.saying(console)
@@ -160,7 +160,8 @@ def _compared(
             f"kept in {folder}"
         )
         say(progress.told_labels(problem.label_counts()))
-        say(progress.told_memory(state_bytes(recipes, problem, settings)))
+        held = sizes(recipes, problem, settings)
+        say(progress.told_memory({name: size.state_bytes for name, size in held.items()}))
         if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
             say(stacks)
         with progress.shown(console, jobs, most) as listener:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
 from evenhand.recipes import Composition
 from evenhand.schedules import as_schedule
+from evenhand.sharing.base import parameters
 from evenhand.text import LINE, plain
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
@@ -140,11 +142,42 @@ def training(
     )
 
 
-def state_bytes(recipes: Sequence[str], problem: Problem, settings: Settings) -> dict[str, int]:
-    """The memory that the optimizers of a network of each recipe will keep, known beforehand."""
-    found = {}
-    for name in recipes:
-        labels = settings.recipe(name).compose(tuple(problem.tasks))
-        runs = (training(Job(name, label, 0, 1e-3), problem, settings) for label in labels)
-        found[name] = max(sum(run.optimizers.planned_state_bytes().values()) for run in runs)
-    return found
+@dataclass(frozen=True)
+class Size:
+    """How large a recipe's networks are.
+
+    Attributes:
+        networks: how many are trained for each split, seed and rate.
+        parameters: of the network for all tasks, or of the networks that complete each other.
+        state_bytes: what the optimizers of one network will keep, the most of any.
+        training_bytes: parameters, gradients and that state of one network, the most of any. What
+            a forward pass leaves for the backward one, and what a method keeps, is not counted.
+    """
+
+    networks: int
+    parameters: int
+    state_bytes: int
+    training_bytes: int
+
+
+def sizes(recipes: Sequence[str], problem: Problem, settings: Settings) -> dict[str, Size]:
+    """The size of each recipe's networks, known before anything is trained.
+
+    Raises:
+        ValueError: a recipe is unknown, or cannot serve the problem's tasks.
+    """
+    return {name: _size(name, problem, settings) for name in recipes}
+
+
+def _size(name: str, problem: Problem, settings: Settings) -> Size:
+    labels = settings.recipe(name).compose(tuple(problem.tasks))
+    counts: dict[tuple[str, ...], int] = {}  # networks of the same tasks are alternatives
+    state = training_bytes = 0
+    with torch.random.fork_rng(devices=[]):
+        for label in labels:
+            run = training(Job(name, label, 0, 1e-3), problem, settings)
+            kept = sum(run.optimizers.planned_state_bytes().values())
+            held = 2 * sum(p.nbytes for p in run.network.parameters())
+            counts[run.tasks] = max(counts.get(run.tasks, 0), parameters(run.network))
+            state, training_bytes = max(state, kept), max(training_bytes, held + kept)
+    return Size(len(labels), sum(counts.values()), state, training_bytes)
