@@ -28,11 +28,16 @@ from evenhand.comparison.plan import Size, sizes, training
 from evenhand.comparison.request import Settings
 from evenhand.comparison.weights import load_network
 from evenhand.data import digits
-from evenhand.recipes import Composition, Recipe
+from evenhand.data.toy import recipe_names
+from evenhand.recipes import Composition, Recipe, sharing_of
 from evenhand.sharing import cross_stitch, soft_sharing, trace_norm_sharing
 from evenhand.sharing.base import parameters
 from evenhand.sharing.stitched import stages
 from evenhand.sharing.ties import FLATTENED
+from evenhand.tables.examined import examined
+from evenhand.tables.problem import Prepared, TableProblem
+from evenhand.tables.question import Question
+from evenhand.tables.reading import held
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from samplers import plain_jacobian, two_scales
@@ -432,6 +437,24 @@ def test_sizes_are_known_before_training() -> None:
     for name in names:
         one = 101 if name == "single-task" else numbers[name]
         assert found[name] == Size(networks.get(name, 1), numbers[name], 4 * one, 12 * one), name
+
+
+@pytest.mark.parametrize("name", ["soft(size=equal)", "cross-stitch", "sg"])
+def test_what_predicts_rows_of_a_table_makes_the_network_that_was_trained(name) -> None:
+    columns = {key: drawn(60, seed=k).numpy() for k, key in enumerate("xyz")}
+    question = Question(targets=("y", "z"), network="mlp(width=8,depth=2)")
+    problem = TableProblem("", question, examined(held(columns), question))(0)
+    kept = Prepared.from_json(problem.preparation.to_json())
+    one, other = (
+        sharing_of(name, "", ("y", "z")).network(made, ("y", "z")) for made in (problem, kept)
+    )
+    shapes = [{n: v.shape for n, v in network.state_dict().items()} for network in (one, other)]
+    assert shapes[0] == shapes[1]
+
+
+def test_what_is_no_way_of_balancing_is_not_drawn_on_the_landscape() -> None:
+    assert {"soft", "soft-trace", "cross-stitch"}.isdisjoint(recipe_names())
+    assert "mgda" in recipe_names()
 
 
 # What cannot be -------------------------------------------------------------------------------

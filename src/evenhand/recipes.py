@@ -802,3 +802,26 @@ def recipe(name: str) -> Recipe:
         return found.varied(spelled.options) if spelled.options else found
     near = difflib.get_close_matches(spelled.name[:LINE], known, n=3, cutoff=0.4) or sorted(known)
     raise ValueError(f"no recipe is called {quoted(spelled.name)}; did you mean {', '.join(near)}?")
+
+
+def sharing_of(
+    name: str, label: str, tasks: tuple[str, ...], mine: Recipe | None = None
+) -> Sharing:
+    """What was made of a problem's network for a run that is known by name.
+
+    Args:
+        name: of its recipe.
+        label: of its network.
+        tasks: the problem's.
+        mine: the recipe itself, if it is one's own; without it, one of another name than the
+            list's is taken to share one trunk.
+
+    Raises:
+        ValueError: the recipe has no such network.
+    """
+    if mine is None and Spelled.of(name).name not in {entry.name for entry in RECIPES}:
+        return _hard()
+    made = (mine or recipe(name)).compose(tasks)
+    if label not in made:
+        raise ValueError(f"{name} has no network {quoted(label)} on these tasks")
+    return made[label].network

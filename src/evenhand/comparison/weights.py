@@ -21,10 +21,8 @@ from evenhand.comparison.references import REFERENCES
 from evenhand.data.problem import Problem
 from evenhand.files import parsed, require_file, write_atomically
 from evenhand.network import MultiTaskNetwork
-from evenhand.recipes import RECIPES, Recipe
-from evenhand.recipes import recipe as recipe_called
-from evenhand.sharing.base import HardSharing, Sharing
-from evenhand.spelling import Spelled
+from evenhand.recipes import Recipe, sharing_of
+from evenhand.sharing.base import Sharing
 from evenhand.text import quoted
 from evenhand.training.checkpoint import digest
 from evenhand.training.loop import Training
@@ -196,8 +194,4 @@ def _sharing_of(job: Job, problem: Problem, mine: Recipe | None) -> Sharing:
     reference = REFERENCES.get(job.recipe)
     if reference is not None and reference.composed is not None:  # of another width, maybe
         return reference.composed(job, problem).network
-    known = {entry.name for entry in RECIPES}
-    if mine is None and Spelled.of(job.recipe).name not in known:
-        return HardSharing()
-    made = mine or recipe_called(job.recipe)
-    return made.compose(tuple(problem.tasks))[job.label].network
+    return sharing_of(job.recipe, job.label, tuple(problem.tasks), mine)

@@ -11,24 +11,46 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar, Protocol
 
 import torch
 
 from evenhand.network import MultiTaskNetwork
 
-if TYPE_CHECKING:
-    from evenhand.data.problem import Problem
-
 Make = Callable[[Sequence[str]], MultiTaskNetwork]
 """Tasks -> a network with the heads that they read, its weights drawn from the global stream."""
 
 
+class Blueprint(Protocol):
+    """What makes networks: a `Problem`, or the preparation of a table.
+
+    Attributes:
+        name: what messages call it.
+        network: makes the network for some tasks.
+        scaled: the same, its hidden layers so many times as wide; None where they cannot be.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def network(self) -> Make: ...
+
+    @property
+    def scaled(self) -> Callable[[Sequence[str], float], MultiTaskNetwork] | None: ...
+
+
 class Sharing(ABC):
-    """What a recipe makes of the problem's network."""
+    """What a recipe makes of the problem's network.
+
+    Attributes:
+        cost: what it adds to a pass through one trunk and its heads, in words.
+    """
+
+    cost: ClassVar[str] = ""
 
     @abstractmethod
-    def network(self, problem: Problem, tasks: Sequence[str]) -> MultiTaskNetwork:
+    def network(self, problem: Blueprint, tasks: Sequence[str]) -> MultiTaskNetwork:
         """The network to train for `tasks`, its weights drawn from torch's global stream.
 
         Raises:
@@ -46,11 +68,11 @@ class HardSharing(Sharing):
 
     width: float = 1.0
 
-    def network(self, problem: Problem, tasks: Sequence[str]) -> MultiTaskNetwork:
+    def network(self, problem: Blueprint, tasks: Sequence[str]) -> MultiTaskNetwork:
         return of_width(problem, self.width)(tasks)
 
 
-def of_width(problem: Problem, width: float) -> Make:
+def of_width(problem: Blueprint, width: float) -> Make:
     """What makes the problem's network, its hidden layers so many times as wide.
 
     Raises:
@@ -69,14 +91,14 @@ def parameters(network: MultiTaskNetwork) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def size(problem: Problem, tasks: Sequence[str]) -> int:
+def size(problem: Blueprint, tasks: Sequence[str]) -> int:
     """How many parameters the problem's own network for `tasks` has; nothing is drawn for it."""
     with torch.random.fork_rng(devices=[]):
         return parameters(problem.network(tuple(tasks)))
 
 
 def width_for(
-    problem: Problem,
+    problem: Blueprint,
     tasks: Sequence[str],
     wanted: int,
     make: Callable[[float], MultiTaskNetwork] | None = None,

@@ -5,18 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from evenhand.arguments import require_fields
 from evenhand.network import MultiTaskNetwork, Nest
-from evenhand.sharing.base import Make, Sharing, of_width, size, width_for
+from evenhand.sharing.base import Blueprint, Make, Sharing, of_width, size, width_for
 from evenhand.text import quoted
-
-if TYPE_CHECKING:
-    from evenhand.data.problem import Problem
 
 Size = Literal["full", "equal"]
 Start = Literal["same", "own"]
@@ -95,6 +92,7 @@ class Columns(Sharing):
 
     size: Size = "full"
     start: Start = "same"
+    cost: ClassVar[str] = ", a trunk for each task"
 
     def __post_init__(self) -> None:
         require_fields(self)
@@ -106,7 +104,7 @@ class Columns(Sharing):
     def joined(self, columns: Mapping[str, MultiTaskNetwork]) -> MultiTaskNetwork:
         """The columns, by task, as one network."""
 
-    def network(self, problem: Problem, tasks: Sequence[str]) -> MultiTaskNetwork:
+    def network(self, problem: Blueprint, tasks: Sequence[str]) -> MultiTaskNetwork:
         width = 1.0
         if self.size == "equal":
             width = width_for(
