@@ -1044,6 +1044,7 @@ def test_datasets_lists_every_source() -> None:
         ("uncertainty", "losses", "1", ("stateful",)),
         ("ate-sg", "nothing", "1; trunk trains 50% of the time, heads 50%", ()),
         ("ius", "nothing", "m updates a step, each 1", ()),
+        ("soft", "nothing", "1, a trunk for each task", ()),
         ("grid", "nothing", "1, in each of 3, 6, … (for m = 2, 3, …) networks", ()),
     ],
 )

@@ -848,6 +848,7 @@ def test_a_plan_shows_columns_labels_and_cost_and_trains_nothing(tmp_path, monke
         assert said in output, said
     assert re.search(r"grade +classes +accuracy", output)
     assert re.search(r"96 of 120 +\d+/\d+/\d+", output)
+    assert re.search(r"single-task +3 +[\d,]+ +[\d.]+ KiB *\nsg +1 +[\d,]+ +[\d.]+ KiB", output)
     assert "column 'nr' is left out: likely an identifier" in output
     assert re.search(r"about [\d.]+ (s|min) with 1 processes", output)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["p.csv"]

@@ -153,7 +153,7 @@ def _compared(
     """
     from evenhand.app import planning
     from evenhand.comparison.compare import finished
-    from evenhand.comparison.plan import state_bytes
+    from evenhand.comparison.plan import sizes
     from evenhand.comparison.running import run_jobs
 
     say = progress.saying(console)
@@ -169,7 +169,8 @@ def _compared(
             f"kept in {folder}"
         )
         say(progress.told_labels(problem.label_counts()))
-        say(progress.told_memory(state_bytes(recipes, problem, settings)))
+        held = sizes(recipes, problem, settings)
+        say(progress.told_memory({name: size.state_bytes for name, size in held.items()}))
         if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
             say(stacks)
         with progress.shown(console, jobs, most) as listener:

@@ -51,6 +51,7 @@ class Predictor:
             ValueError: there is none: the run is not finished, or was not on a table.
         """
         from evenhand.comparison.weights import PREPARED, read_weights
+        from evenhand.recipes import sharing_of
 
         weights, about = read_weights(folder)
         file = folder / PREPARED
@@ -70,7 +71,8 @@ class Predictor:
         if lost := [task for task in tasks if task not in prepared.targets]:
             raise ValueError(f"{file}: nothing is said of the task {quoted(lost[0])}")
         with torch.random.fork_rng(devices=[]):
-            network = prepared.network(tasks)
+            sharing = sharing_of(about["recipe"], about["label"], tuple(prepared.targets))
+            network = sharing.network(prepared, tasks)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

@@ -68,6 +68,15 @@ class Prepared:
 
     def network(self, tasks: Sequence[str], width: float = 1.0) -> MultiTaskNetwork:
         """A network for some of the tasks; its weights are drawn from torch's global stream."""
+        return self.scaled(tasks, width)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "the table"
+
+    def scaled(self, tasks: Sequence[str], width: float) -> MultiTaskNetwork:
+        """The same, its hidden layers so many times as wide."""
         outputs = {name: target.outputs for name, target in self.targets.items()}
         return network(self.shape, len(self.titles()), outputs, tasks, width)
 
