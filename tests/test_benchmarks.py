@@ -68,6 +68,22 @@ def test_every_bug_on_the_list_can_be_planted_and_has_its_test() -> None:
     assert len(script["drawn"](6, 0, list(script["ROOMS"]))) == 6
 
 
+def test_checks_on_a_gpu_are_those_that_the_page_tells() -> None:
+    about, *lines = map(
+        json.loads, (ROOT / "benchmarks/results/on_device.jsonl").read_text().splitlines()
+    )
+    assert all(line["holds"] for line in lines)
+    page = (ROOT / "docs" / "versions.md").read_text()
+    assert f"{len(lines)} of its" in page
+    assert about["card"].removesuffix(" 80GB HBM3") in page
+    waits = {line["check"]: line["waits"] for line in lines if line["part"] == "waits"}
+    assert {waits["mgda, weighting"], waits["mgda, aggregator"]} == {9, 10}
+    assert waits["min-norm+tension, aggregator"] == 18
+    (exact, bound) = (line["peak bytes"] for line in lines if line["part"] == "memory")
+    told = exact["backward"], bound["backward"], exact["sum"]
+    assert all(f"{round(peak / 1e6)} MB" in page for peak in told)
+
+
 def test_checks_on_a_device_find_what_differs_and_end(monkeypatch, tmp_path) -> None:
     """On the CPU in place of a device, few of the checks; and with a fault in a method."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

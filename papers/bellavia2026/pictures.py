@@ -78,7 +78,7 @@ def losses(runs: Runs, rate: float) -> Figure:
                 if mine:
                     start, every = int(quantity == "training"), mine[0].get("every", 1)
                     _band(ax, [v[quantity] for v in mine], drawn, start, every)
-            ax.set(yscale="log")
+            figures.logarithmic(ax, decades=1.5)
         line[0].set_ylabel(f"{quantity} loss")
     for ax, method in zip(axes[0], lengths, strict=True):
         seeds = {c["seed"] for c, _ in runs if (c["rate"], c["method"]) == (rate, method)}

@@ -166,7 +166,14 @@ def sum_up(reading: Reading, ledger: Ledger, file: str) -> None:
     for row, quantities in found.items():
         told = (f"{q} {v[0]:.4f} ± {v[1] or 0:.4f} ({v[2]})" for q, v in quantities.items())
         print(f"  {row:26}" + "  ".join(told))
-    ledger.write(reading.experiment, found, PAPER, reading.note)
+    cut = [run["epochs"] for run in done.values() if run.get("cut") and "epochs" in run]
+    note = reading.note
+    if cut:
+        note += (
+            f" The clock cut {len(cut)} runs, at {max(cut)} epochs: what is here is not the "
+            "paper's rule yet."
+        )
+    ledger.write(reading.experiment, found, PAPER, note)
     if models := reading.models(done):
         single = {q: v[0] for q, v in found.get("Single task", {}).items() if v[0] is not None}
         folder = ledger.folder / "figures"

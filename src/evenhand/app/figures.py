@@ -181,9 +181,13 @@ def scale(ax: Axes, lines: Iterable[Series]) -> None:
     values = [x for line in lines for x in line.mean if math.isfinite(x)]
     if not values or min(values) <= 0 or max(values) <= 10 * min(values):
         return
-    decades = math.log10(max(values) / min(values))
-    ax.set_yscale("log")
+    logarithmic(ax, math.log10(max(values) / min(values)))
     ax.set_ylim(min(values) / 1.5, max(values) * 1.5)
+
+
+def logarithmic(ax: Axes, decades: float) -> None:
+    """A logarithmic axis of about so many decades, its labels plain numbers."""
+    ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
