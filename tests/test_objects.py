@@ -201,6 +201,7 @@ def test_settings_of_another_kind_are_refused_by_name(wrong, message) -> None:
     ("wrong", "error", "message"),
     [
         ({"recipes": [3]}, TypeError, "recipes=[3]: must be several"),
+        ({"recipes": []}, ValueError, "one or more different names"),
         ({"workers": 0}, ValueError, "workers=0: must be at least 1"),
         ({"table": {"test": "none.csv"}}, ValueError, "cannot read none.csv"),
     ],

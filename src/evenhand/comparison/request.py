@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from evenhand.arguments import require_fields
+from evenhand.arguments import require_fields, require_kind
 from evenhand.asking import option
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.comparison.job import APART
@@ -351,6 +351,7 @@ class Settings:
         """
         own = dict(self.given.recipes)
         for entry in recipes:
+            require_kind("recipe", entry, str | Recipe)
             if isinstance(entry, str) or entry in RECIPES:
                 continue
             if own.get(entry.name, entry) != entry or any(r.name == entry.name for r in RECIPES):

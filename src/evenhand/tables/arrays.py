@@ -65,6 +65,14 @@ DTYPES = {"category": "category", "numeric": "float", "boolean": "bool", "date":
 # Inputs -----------------------------------------------------------------------------------------
 
 
+def unmasked(given: Any) -> Any:
+    """A masked array with NaN where it is masked; anything else as it is."""
+    if not isinstance(given, np.ma.MaskedArray):
+        return given
+    kind = np.float64 if given.dtype.kind in "fiub" else object
+    return np.ma.filled(given.astype(kind), np.nan)
+
+
 def input_table(given: Any, names: Sequence[str]) -> Table:
     """A matrix [n, d] or a data frame as a table whose columns have these names."""
     columns = columns_of(given) if is_frame(given) else None
