@@ -13,13 +13,21 @@ import torch
 from torch import nn
 
 import evenhand as eh
+from evenhand.sharing.ties import SquaredDistance
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
 from evenhand.training.stopping import EarlyStopping, Plateau
 from samplers import mixed
 
+
+def columns() -> dict[str, eh.MultiTaskNetwork]:
+    return {t: eh.MultiTaskNetwork(nn.Linear(2, 2), {t: nn.Linear(2, 1)}) for t in ("a", "b")}
+
+
 NEEDED: dict[str, dict[str, Any]] = {
     "MultiTaskNetwork": {"trunk": nn.Linear(2, 2), "heads": {"a": nn.Linear(2, 1)}},
+    "TiedNetwork": {"columns": columns(), "tie": SquaredDistance()},
+    "CrossStitchNetwork": {"columns": columns()},
     "Phase": {"tasks": ("a",)},
     "alternate_epochs": {"shared": 1, "own": 1},
     "in_groups": {"size": 2},

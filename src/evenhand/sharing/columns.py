@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from evenhand.arguments import require_fields
+from evenhand.arguments import require_fields, require_kind
 from evenhand.network import MultiTaskNetwork, Nest
 from evenhand.sharing.base import Blueprint, Make, Sharing, of_width, size, width_for
 from evenhand.text import quoted
@@ -39,12 +39,13 @@ def require_columns(columns: Mapping[str, MultiTaskNetwork]) -> list[dict[str, n
     """The parameters of the columns' trunks by name, column by column.
 
     Raises:
-        TypeError: a column is no `MultiTaskNetwork`.
+        TypeError: `columns` is no mapping, or a column is no `MultiTaskNetwork`.
         ValueError: there is none; one has a forward pass of its own; two have a head of the same
             name, trunks with other parameters, or a parameter in common.
     """
+    require_kind("columns", columns, Mapping[str, MultiTaskNetwork])
     if not columns:
-        raise ValueError("there must be a column for at least one task")
+        raise ValueError("columns= must have one for at least one task")
     heads: dict[str, str] = {}
     holders: dict[Tensor, str] = {}
     for task, column in columns.items():

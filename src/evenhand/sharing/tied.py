@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evenhand.arguments import require_kind
 from evenhand.network import Blocks, MultiTaskNetwork, Nest
 from evenhand.sharing.columns import Columns, Reads, require_columns
 from evenhand.sharing.ties import SquaredDistance, Tie
@@ -71,6 +72,7 @@ class TiedNetwork(MultiTaskNetwork):
 
     def __init__(self, columns: Mapping[str, MultiTaskNetwork], tie: Tie) -> None:
         named = require_columns(columns)
+        require_kind("tie", tie, Tie)
         trunk = Separate([column.trunk for column in columns.values()])
         places = {
             head: place for place, column in enumerate(columns.values()) for head in column.tasks
