@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -131,12 +132,13 @@ def told(row: Row, found: Comparison, whole: Problem, against: Row) -> dict[str,
     for result in row.chosen:
         sizes[result.job.split] = sizes.get(result.job.split, 0) + result.parameters
     every = [r for r in found.results if r.job.recipe == row.recipe]
+    spent = sum(r.processor for r in every)  # NaN where runs were gone on with
     values = {
         "parameters": round(statistics.fmean(sizes.values())),
         "test": {task: statistics.fmean(v) for task, v in row.test.items()},
         "skill": [round(v, 2) for v in mine.values.values()],
         "weights": labels if len(row.chosen) == len(sizes) else [],
-        "processor": round(sum(r.processor for r in every), 1),
+        "processor": None if math.isnan(spent) else round(spent, 1),
     }
     if row is not against:
         ratio = statistics.fmean(f.ratio for f in found.facts)
@@ -193,7 +195,7 @@ def main() -> None:
             skill = statistics.fmean(row["skill"])
             difference = (
                 "{:+.1f} ({:+.1f} to {:+.1f})".format(*row["difference"])
-                if ("difference" in row)
+                if "difference" in row
                 else "reference"
             )
             print(f"{name:10} {title:20} {row['parameters']:>8,} {skill:6.1f}  {difference}")
