@@ -5,7 +5,7 @@ PIP_FLAGS ?= --quiet --quiet
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test programs ranks trainers lint docs same-bits demo mutants clean
+.PHONY: help venv test programs ranks executors trainers lint docs same-bits demo mutants clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -36,8 +36,17 @@ trainers: .venv-trainers/.stamp  ## hold the examples for trainers against the b
 	$(PYTHON) -m venv --clear .venv-trainers
 	.venv-trainers/bin/python -m pip install $(PIP_FLAGS) -c examples/trainers/constraints.txt -e . accelerate lightning transformers
 	@touch $@
-ranks: venv  ## hold every method, slot and place on two and three processes against one (half an hour)
+ranks: venv  ## hold every method, slot and place on two and three processes against one (two processor hours; goes on where it was stopped)
 	nice -n 19 $(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/ranks.py --summary
+
+executors: .venv-executors/.stamp  ## kill workers of Ray and of submitit in mid-run (minutes, an environment of its own)
+	.venv-executors/bin/python benchmarks/executors.py
+
+.venv-executors/.stamp: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-executors
+	.venv-executors/bin/python -m pip install $(PIP_FLAGS) -e '.[app,ray,slurm]'
+	@touch $@
 
 lint: venv  ## check style, formatting and types
 	$(BIN)/ruff check
@@ -62,6 +71,6 @@ mutants: venv  ## plant bugs in a copy of the source and see which tests notice;
 	nice -n 19 $(BIN)/python benchmarks/mutants.py --planted --drawn 25
 
 clean:  ## delete .venv, caches and the demo's results
-	rm -rf .venv .venv-trainers build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-trainers .venv-executors build dist evenhand-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 	  docs/_build docs/methods docs/api docs/papers
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@
 A small comparison is trained in this process, and then by each executor. As soon as the first
 record of a run is seen, the process that trains it is killed. All results must then be those of
 this process, bit for bit; the killed run must have been sent twice, and go on from its checkpoint;
-and results that were there before the kill must not have been written again. Ray is a real one,
+and no result may have been written twice. Ray is a real one,
 started on this machine. No Slurm was at hand: submitit's own `local` cluster runs the same code
 in processes that it starts.
 """
@@ -41,12 +41,12 @@ SPELLED = {"local": "local", "ray": "ray(address=local)", "slurm": "slurm(cluste
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
 RECIPES = ("sg", "mgda")
 SETTINGS = Settings(
-    "quadrants", seeds=(0, 1), rates=(0.1,), epochs=40, references="none", stack="never"
+    "lines:problem", seeds=(0, 1), rates=(0.1,), epochs=100, references="none", stack="never"
 )
 
 
 class Killer:
-    """A listener that kills the process of a run, early, once a result is there."""
+    """A listener that kills the process of the first run that it hears of."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -55,12 +55,11 @@ class Killer:
 
     def __call__(self, job: Job, event: Record | Result) -> None:
         if isinstance(event, Result):
-            if self.killed is None:
-                file = self.out / job.folder / RESULT
-                self.finished[file] = file.stat().st_mtime_ns
+            file = self.out / job.folder / RESULT
+            self.finished[file] = file.stat().st_mtime_ns
             return
-        process = self._process_of(job) if self.killed is None and event.epoch in (1, 2, 3) else 0
-        if process and self.finished:
+        process = self._process_of(job) if self.killed is None and 0 < event.epoch < 70 else 0
+        if process:
             self.killed = job
             os.kill(process, signal.SIGKILL)
 
@@ -109,8 +108,8 @@ def check(name: str, folder: Path, expected: list[Result]) -> dict[str, Any]:
         "killed": killer.killed.folder,
         "sent more than once": again,
         "same results as one process": all(map(compared, found, expected)),
-        "finished before the kill": len(killer.finished),
-        "of these written again": sum(
+        "finished": len(killer.finished),
+        "results written again": sum(
             file.stat().st_mtime_ns != then for file, then in killer.finished.items()
         ),
         "records of the killed run": len(records.read_text().splitlines()),
@@ -128,7 +127,7 @@ def main() -> int:
             print(name, json.dumps(found[name]), flush=True)
     right = all(
         told["same results as one process"]
-        and not told["of these written again"]
+        and not told["results written again"]
         and told["killed"] in told["sent more than once"]
         for told in found.values()
     )
@@ -140,8 +139,9 @@ def main() -> int:
         "right": right,
         "executors": found,
     }
-    if sorted(names) == sorted(SPELLED):
-        OUT.write_text(json.dumps(result, indent=1) + "\n")
+    if OUT.exists():
+        result["executors"] = {**json.loads(OUT.read_text())["executors"], **found}
+    OUT.write_text(json.dumps(result, indent=1) + "\n")
     return int(not right)
 
 

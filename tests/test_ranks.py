@@ -22,6 +22,7 @@ REFUSED = {
     "sharded, alone": r"group=False.*under fully_shard .* leave group= out",
     "sharded, missing": r"every rank must run the same passes, and 'c'",
     "sharded, accumulated": r"accumulate\(\).*take larger batches",
+    "replicas of shards": r"several dimensions.*one mesh of one dimension",
     "tensors of a mesh": r"tensor parallelism.*Balancer\(model=.*backward.*group=",
     "other tasks": r"all ranks need .* the same tasks",
     "other parameters": r"'#\d' .* wrap the model .*group=False",

@@ -21,7 +21,7 @@ def run(*options: str, processes: int = 2) -> list[str]:
 
 
 def test_a_job_that_was_told_to_stop_goes_on(tmp_path) -> None:
-    """On as many processes to the same bits, on one to rounding; `make requeue` has more."""
+    """On as many processes to the same bits, on one to rounding."""
     checkpoint = ["--checkpoint", str(tmp_path / "job.pt")]
     whole = run("--steps", "6")
     before = run("--steps", "6", *checkpoint, "--terminate-at", "2")

@@ -60,6 +60,12 @@ def sharded_by_blocks(model: nn.Module) -> nn.Module:
     return fully_shard(model)
 
 
+def replicas_of_shards(model: nn.Module) -> nn.Module:
+    names = ("replicas", "shards")
+    mesh = init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=names)
+    return fully_shard(model, mesh=mesh)
+
+
 def tensor_parallel(model: nn.Module) -> nn.Module:
     return distribute_module(model, init_device_mesh("cpu", (dist.get_world_size(),)))
 
@@ -283,6 +289,7 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "sharded, known wrapped": lambda r, w: stepped(r, w, fully_shard, "wrapped"),
     "sharded, alone": lambda r, w: stepped(r, w, fully_shard, "not", group=False),
     "sharded by blocks": lambda r, w: stepped(r, w, sharded_by_blocks),
+    "replicas of shards": lambda r, w: stepped(r, w, replicas_of_shards),
     "tensors of a mesh": lambda r, w: stepped(r, w, tensor_parallel),
     "sharded afterwards": sharded_afterwards,
     "sharded, hidden outputs": sharded_with_hidden_outputs,
