@@ -129,10 +129,22 @@ Steps = list[tuple[Tensor, Tensor]]
 """For each step all gradients, one behind the other, and the weights; float64, on the CPU."""
 
 
+class Plain(nn.Module):
+    """Its outputs in a dictionary: fully_shard of torch 2.11 reduces after nothing else."""
+
+    def __init__(self, network: MultiTaskNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(self.network(x))
+
+
 def train(check: Check, device: torch.device, rank: int) -> Steps:
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
     network = MultiTaskNetwork(trunk, {task: nn.Linear(32, 1) for task in TASKS}).to(device)
+    whole_model = Plain(network) if check.route == BY_TORCH else network
     wrapper, _, call = check.route.partition(" ")
     slots = {} if call == "torch" else METHODS[check.method]()
     balancer = Balancer(**slots, tasks=TASKS, model=network).to(device)
@@ -140,7 +152,8 @@ def train(check: Check, device: torch.device, rank: int) -> Steps:
     if wrapper == "ddp":
         model = DistributedDataParallel(network)
     elif wrapper == "fsdp2":
-        fully_shard(network, mesh=init_device_mesh(device.type, (check.world,)))
+        fully_shard(whole_model, mesh=init_device_mesh(device.type, (check.world,)))
+        model = whole_model
     optimizer = torch.optim.SGD([*network.parameters(), *balancer.parameters()], lr=0.05)
     # A product of gradients (`OnlineMinNorm`) grows by the square of the scale.
     scaler = torch.amp.GradScaler(device.type, 2.0**4, enabled=check.precision == "float16")

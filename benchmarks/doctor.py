@@ -42,7 +42,7 @@ from doctor_problems import FAMILIES, FAMILY, KINDS, Draw, Numbers, draw, smooth
 from evenhand.comparison.folder import environment
 from evenhand.comparison.request import OPTIMIZERS
 from evenhand.data.problem import Problem, Stream
-from evenhand.doctor.diagnose import Diagnosis, diagnose
+from evenhand.doctor.diagnose import Diagnosis, DivergedError, diagnose
 from evenhand.doctor.examine import examine
 from evenhand.doctor.ladder import TOGETHER, Effort, Ladder, Thresholds, climb
 
@@ -146,7 +146,10 @@ def truth(kind: str, true: Ladder, cleaned: Ladder | None) -> str:
 
 
 def looked_at(problem: Problem, epochs: int) -> Diagnosis:
-    """Gradients at the beginning, in the middle and at the end of training the plain sum."""
+    """Gradients at the beginning, in the middle and at the end of training the plain sum.
+
+    At the beginning alone, where the training diverges.
+    """
     torch.manual_seed(0)
     network = problem.network(tuple(problem.tasks))
     stream = Stream(problem.train, problem.batch_size, 0)
@@ -158,7 +161,10 @@ def looked_at(problem: Problem, epochs: int) -> Diagnosis:
         return problem.losses(model(batch[0]), batch[1])
 
     train = partial(OPTIMIZERS[problem.optimizer], lr=min(problem.rates))
-    return diagnose(network, losses, full, train=train, steps=epochs * len(stream), looks=3)
+    try:
+        return diagnose(network, losses, full, train=train, steps=epochs * len(stream), looks=3)
+    except DivergedError:  # the plain sum at the lowest rate: its beginning is all there is
+        return diagnose(network, losses, full)
 
 
 def one_batch(found: Diagnosis) -> bool:

@@ -43,8 +43,8 @@ from evenhand.comparison.compare import Comparison, finished
 from evenhand.comparison.folder import RESULT
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.plan import training
-from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings, forget, load_problem
+from evenhand.comparison.running import run_jobs
 from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import joined
 from evenhand.data import LabelCount, Problem, Source, Split, Task
@@ -278,6 +278,8 @@ def test_several_workers_give_the_same_numbers(tmp_path) -> None:
     [
         ("compare tiny --recipes mgd", "no recipe is called 'mgd'; did you mean mgda"),
         ("compare tiny --recipes sg,sg", "different names"),
+        ("compare tiny --recipes sg-tuned", "no recipe: a comparison with --references all has"),
+        ("train tiny --recipe sg-own-epochs", "sg-own-epochs is a reference row and no recipe"),
         ("compare digit", "no data set is called 'digit'; did you mean digits?"),
         ("compare", "name a data set: one of digits"),
         ("compare tiny --seeds 0", "seeds=0: must be greater than or equal to 1"),
@@ -1042,6 +1044,7 @@ def test_datasets_lists_every_source() -> None:
         ("uncertainty", "losses", "1", ("stateful",)),
         ("ate-sg", "nothing", "1; trunk trains 50% of the time, heads 50%", ()),
         ("ius", "nothing", "m updates a step, each 1", ()),
+        ("soft", "nothing", "1, a trunk for each task", ()),
         ("grid", "nothing", "1, in each of 3, 6, … (for m = 2, 3, …) networks", ()),
     ],
 )

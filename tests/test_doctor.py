@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evenhand import MultiTaskNetwork, diagnose
+from evenhand import MultiTaskNetwork, NonFiniteError, diagnose
 from evenhand.comparison.inference import Estimate
+from evenhand.comparison.request import Settings
 from evenhand.data import Problem, Split, Task
 from evenhand.data.splits import Parts, Pool
 from evenhand.doctor import trials
 from evenhand.doctor.agreement import agreement
 from evenhand.doctor.costs import costs
 from evenhand.doctor.describe import describe
+from evenhand.doctor.diagnose import DivergedError
 from evenhand.doctor.examine import Examination, examine
 from evenhand.doctor.ladder import (
     ALL,
@@ -249,6 +251,25 @@ def test_diagnose_trains_a_copy_and_gives_the_metric() -> None:
     assert found.looks[2].losses["a"] < found.looks[0].losses["a"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "after 20 steps" in str(found)
+
+
+def test_a_training_that_diverges_is_told_with_its_time() -> None:
+    model, batches = two()
+    wild = partial(torch.optim.SGD, lr=1e30)
+    with pytest.raises(DivergedError, match="after 3 steps of the plain sum the gradients of 'a'"):
+        diagnose(model, two_losses, batches, train=wild, steps=6, looks=3)
+    with torch.no_grad():
+        model.a.weight.fill_(math.nan)
+    with pytest.raises(NonFiniteError):  # not the training's fault
+        diagnose(model, two_losses, batches, train=wild, steps=6, looks=3)
+
+
+def test_an_examination_goes_on_where_the_plain_sum_diverges() -> None:
+    wild = Settings.suggested(small(), optimizer="sgd", rates=(1e30,), epochs=2)
+    found = examine(wild, verify=False)
+    assert found.diagnosis is None
+    assert "take a smaller rate" in found.unseen
+    assert any("Gradients were not looked at: after" in line for line in words(found).evidence)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from evenhand import (
 )
 from evenhand.data.splits import Pool
 from evenhand.recipes import Recipe
+from evenhand.tables import arrays
 from evenhand.tables.problem import TableProblem
 
 SMALL = {
@@ -108,6 +109,15 @@ def test_scikit_learns_checks_pass(kind) -> None:
     assert by_status.pop("skipped", SKIPPED) <= SKIPPED
     assert len(by_status.pop("passed")) > 40
     assert not by_status, [r["exception"] for r in found if r["status"] == "failed"]
+
+
+def test_what_is_masked_is_blank() -> None:
+    masked = np.ma.masked_array([[1.0, 2.0]], [[False, True]])
+    assert np.isnan(arrays.unmasked(masked)).tolist() == [[False, True]]
+    texts = np.ma.masked_array(["a", "b"], [True, False])
+    assert arrays.unmasked(texts).tolist()[1] == "b"
+    assert arrays.nothing(arrays.unmasked(texts)[0])
+    assert arrays.unmasked("x") == "x"
 
 
 # By hand ----------------------------------------------------------------------------------------
@@ -518,6 +528,7 @@ WORDS = np.where(X80[:, 0] > 0, "up", "down")
         (MultiTaskRegressor, {"learning_rate": -1}, X80, X80, ValueError, "must be positive"),
         (MultiTaskRegressor, {"optimizer": "lbfgs"}, X80, X80, ValueError, "optimizer='lbfgs'"),
         (MultiTaskRegressor, {"epochs": 0}, X80, X80, ValueError, "epochs=0"),
+        (MultiTaskRegressor, {"recipe": 3}, X80, X80, TypeError, "recipe=3: must be a str or"),
         (MultiTaskRegressor, {"validation_fraction": 1}, X80, X80, ValueError, "fraction=1"),
         (MultiTaskRegressor, {"metrics": "auc"}, X80, X80, ValueError, "rmse, mae, r2"),
         (MultiTaskRegressor, {"metrics": {"z": "mae"}}, X80, X80, ValueError, "no target 'z'"),

@@ -32,6 +32,8 @@ class Part(NamedTuple):
 
 MGDA, CENTRAL = Part("MGDA"), Part("CentralDirection")
 JOINT, EPOCHS = "jointly()", "alternate_epochs(shared=1, own=1)"
+HARD = "HardSharing(width=1.0)"
+COPIES = "size='full', start='same'"
 ONE, GROUPS = "one_by_one('fixed')", "in_groups(5, redraw='never')"
 
 
@@ -53,12 +55,17 @@ class Golden(NamedTuple):
     schedule: str = JOINT
     own_moments: bool = False
     replacement: bool = False
+    network: str = HARD
 
 
 # Of ten tasks. Weightings scale heads and trunk, aggregators the trunk alone.
 TABLE: dict[str, Golden] = {
     "sg": Golden(),
     "sus": Golden(),
+    # Duong et al.; Yang & Hospedales, last axis flattening; Misra et al., alpha_S = 0.9.
+    "soft": Golden(network=f"Tied({COPIES}, tie=SquaredDistance(weight=0.001))"),
+    "soft-trace": Golden(network=f"Tied({COPIES}, tie=TraceNorm(weight=0.001, flattening='laf'))"),
+    "cross-stitch": Golden(network=f"Stitched({COPIES}, own=0.9)"),
     "uniform": Golden(None, Part("Equal", {"mean": True})),
     # Kendall et al., equation (7), for regression: ½ exp(−s) L + ½ s.
     "uncertainty": Golden(Part("Uncertainty", {"kind": "regression"})),
@@ -160,6 +167,7 @@ def assert_composed(found: Composition, tasks: tuple[str, ...], golden: Golden) 
     assert repr(found.schedule) == golden.schedule
     assert found.own_moments == golden.own_moments
     assert found.replacement == golden.replacement
+    assert repr(found.network) == golden.network
 
 
 def test_the_table_has_every_recipe() -> None:
@@ -220,6 +228,8 @@ def test_a_run_has_its_recipes_parts_and_its_requests_numbers(name: str) -> None
     expected = dict.fromkeys(run.optimizers.rates(), 0.03)
     slots = {"io": 3, "io-groups": 2}.get(name, 1)
     shared = {"shared"} if slots == 1 else {f"shared.{k}" for k in range(slots)}
+    if name in ("soft", "soft-trace"):  # all of a tied network is its tasks' own
+        shared = set()
     assert run.optimizers.rates().keys() == shared | {"own"} | ({"weights"} if learned else set())
     if learned:
         expected["weights"] = 0.007

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -137,13 +138,21 @@ print(result.output, file=sys.stderr)
 )
 def test_help_lists_and_refusals_load_nothing_heavy(command, code, tmp_path) -> None:
     (tmp_path / "file").touch()
-    run = subprocess.run(
-        [sys.executable, "-c", TOOL, *command.split()],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
-    ended, *modules = run.stdout.split()
-    assert int(ended) == code, run.stderr
-    assert not HEAVY & set(modules)
+    ended, modules = _tool(command, tmp_path)
+    assert ended == code
+    assert not HEAVY & modules
+
+
+def test_a_column_that_is_not_there_is_told_before_torch_is_loaded(tmp_path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    ended, modules = _tool("compare t.csv --target c", tmp_path)
+    assert ended == 2
+    assert "torch" not in modules
+
+
+def _tool(command: str, folder: Path) -> tuple[int, set[str]]:
+    """How a command ends, and what it has loaded."""
+    words = [sys.executable, "-c", TOOL, *command.split()]
+    run = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=True)
+    code, *modules = run.stdout.split()
+    return int(code), set(modules)

@@ -180,3 +180,33 @@ def test_settings_out_of_range_are_refused(wrong, message) -> None:
     Settings("digits", seeds=(0, 2), rates=(0.1, 0.2), epochs=1, patience=1, matters=0.0)
     with pytest.raises(ValueError, match=re.escape(message)):
         Settings("digits", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seeds": 3}, "seeds=3: must be several"),
+        ({"rates": 0.1}, "rates=0.1: must be several"),
+        ({"epochs": "3"}, "epochs='3': must be an integer or None"),
+        ({"splits": True}, "splits=True: must be an integer"),
+        ({"optimizer": torch.optim.SGD}, "must be a str"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_by_name(wrong, message) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Settings("digits", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"recipes": [3]}, TypeError, "recipes=[3]: must be several"),
+        ({"recipes": []}, ValueError, "one or more different names"),
+        ({"workers": 0}, ValueError, "workers=0: must be at least 1"),
+        ({"table": {"test": "none.csv"}}, ValueError, "cannot read none.csv"),
+    ],
+)
+def test_what_no_comparison_can_be_asked_is_told_by_name(wrong, error, message) -> None:
+    columns = {"x": [k * 1.5 + k % 3 for k in range(30)], "y": [k % 5 * 1.5 for k in range(30)]}
+    with pytest.raises(error, match=re.escape(message)):
+        eh.compare(columns, **{"targets": ["y"], **wrong})

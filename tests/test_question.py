@@ -497,6 +497,7 @@ def test_a_plan_is_told_as_json(table) -> None:
     beside = said["processor_seconds"].keys() - {"single-task", "sg"}
     assert said["runs"] == 5 * (3 + 1 + len(beside))
     assert said["seconds"] > 0
+    assert [said["sizes"][name]["networks"] for name in said["recipes"]] == [3, 1]
     assert [p.name for p in Path().iterdir()] == ["p.csv"]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from evenhand import Balancer
+from evenhand.distributed.fully_sharded import require_reducing
 from ranks import ROUTES, SHARES, Job, Variation, differences, spawned, train, variations
 from traffic import MODES, sent, table
 from wrapped import CASES, named
@@ -94,3 +95,11 @@ TESTS: Mapping[Any, Any] = {
 def test_what_is_no_group(group) -> None:
     with pytest.raises(TypeError, match="must be a process group, a device mesh"):
         Balancer(group=group)
+
+
+def test_parts_on_a_gpu_are_not_summed_by_gloo() -> None:
+    for config in ("cpu:gloo,cuda:gloo", "gloo"):
+        with pytest.raises(ValueError, match="make the group with nccl"):
+            require_reducing("cuda", config)
+        require_reducing("cpu", config)
+    require_reducing("cuda", "cpu:gloo,cuda:nccl")

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -305,7 +306,7 @@ def test_results_that_are_damaged_or_anothers_are_refused(done) -> None:
     kept = one.read_text()
     for spoilt in (kept[:-9], "", "[]", kept.replace('"finished"', "3")):
         one.write_text(spoilt)
-        with pytest.raises(ValueError, match=rf"{one} is damaged \(delete it, and --resume"):
+        with pytest.raises(ValueError, match=rf"{one} is damaged \(delete it, and resume=True"):
             _again(done)
     one.write_text(other.read_text())
     with pytest.raises(ValueError, match=r"is the result of another run \(sg/split0/seed1"):
@@ -669,6 +670,46 @@ def test_where_nothing_can_be_written_is_told(name, tmp_path, monkeypatch) -> No
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
     assert str(out)[:100] in line
+
+
+STREAMS = """
+import os, sys
+os.close(int(sys.argv[1]))
+setattr(sys, sys.argv[2], None)  # as Python begins where a shell closed it
+from evenhand.app import start
+start.stand_in()
+print(os.fstat(int(sys.argv[1])).st_rdev == os.stat(os.devnull).st_rdev, file=sys.__stderr__)
+assert getattr(sys, sys.argv[2]) is not None
+"""
+
+
+def test_a_closed_stream_has_the_null_device_in_its_place() -> None:
+    for number, name in enumerate(("stdin", "stdout")):
+        words = [sys.executable, "-c", STREAMS, str(number), name]
+        run = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert run.stderr == "True\n"
+
+
+def test_a_lock_that_cannot_be_written_is_gone_and_named(tmp_path, monkeypatch) -> None:
+    def full(descriptor: int, content: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    folder = tmp_path / "new"
+    with pytest.raises(OSError, match=str(folder / files.LOCK)), files.held(folder):
+        pass
+    assert not folder.exists()
+
+
+def test_a_warning_is_a_line(tmp_path, monkeypatch) -> None:
+    shown = "warnings.formatwarning('odd\\nthing \\x1b[2J', UserWarning, 'x.py', 1)"
+    code = f"import sys, warnings\nsys.stderr.write({shown})\n"  # pytest has its own way to show
+    (tmp_path / "mine.py").write_text(code)
+    before = warnings.formatwarning
+    result = _run("compare", f"{tmp_path}/mine.py:problem")
+    assert result.stderr.splitlines()[0] == r"evenhand: odd thing \x1b[2J"
+    assert len(result.stderr.splitlines()) == 2
+    assert warnings.formatwarning is before
 
 
 def test_debug_shows_the_trace() -> None:

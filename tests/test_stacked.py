@@ -163,6 +163,7 @@ RECIPES = (
     "single-task", "sg", "mgda", "mgda-ub", "mgda-online", "central", "central+tension",
     "uncertainty", "gradnorm", "rlw", "pcgrad", "graddrop", "famo", "dwa", "db-mtl", "modo",
     "sat-sg", "ate-sg", "ate-sg-replacement", "ate-sg+tension", "ius", "io",
+    "soft(weight=0.03)", "soft-trace(weight=0.03)", "cross-stitch",
 )  # fmt: skip
 
 

@@ -32,13 +32,16 @@ from typer.testing import CliRunner
 
 from evenhand.app import config
 from evenhand.app.cli import app
+from evenhand.asking import option
 from evenhand.comparison.budget import Cost, fitted
 from evenhand.comparison.constant import constants
 from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.request import Settings, forget
 from evenhand.tables import kinds
+from evenhand.tables.arrays import input_readings, input_table
 from evenhand.tables.examined import examined
 from evenhand.tables.kinds import found
+from evenhand.tables.predicting import read_alike
 from evenhand.tables.preparation import Column, applied
 from evenhand.tables.problem import Prepared, TableProblem, table_problem
 from evenhand.tables.question import Question
@@ -532,7 +535,8 @@ def test_what_is_odd_is_said() -> None:
     rows = {name: values + values for name, values in base().items()}
     assert any("inputs are those of another row: 60 of 120" in n for n in look(rows).notes)
     subjects = base() | {"subject": [f"s{k % 6}" for k in range(60)]}
-    assert any("--group 'subject'" in note for note in look(subjects).notes)
+    group = "table={'group': 'subject'}"
+    assert any(group in note for note in look(subjects).notes)
     rare = base() | {"y": ["a"] * 59 + ["b"]}
     assert any("'b' is rare (1 of 60" in note for note in look(rare).notes)
     counts = base() | {"y": [0, 1, 2] * 20}
@@ -548,10 +552,10 @@ def test_what_is_odd_is_said() -> None:
         ({}, {"targets": ["Y"]}, r"has no column 'Y'; did you mean 'y'"),
         ({}, {"targets": []}, r"name the columns to predict"),
         ({}, {"targets": ["y", "y"]}, "named twice"),
-        ({}, {"drop": ["y"]}, "is a target: it cannot be --drop too"),
-        ({}, {"inputs": ["y"]}, "is a target: it cannot be --input too"),
-        ({}, {"group": "y"}, "is a target: it cannot be --group too"),
-        ({}, {"drop": ["z"]}, "--drop: table has no column 'z'"),
+        ({}, {"drop": ["y"]}, r"is a target: it cannot be in table=\{'drop'"),
+        ({}, {"inputs": ["y"]}, r"is a target: it cannot be in table=\{'inputs'"),
+        ({}, {"group": "y"}, r"is a target: it cannot be in table=\{'group'"),
+        ({}, {"drop": ["z"]}, r"table=\{'drop': …\}: table has no column 'z'"),
         ({}, {"drop": ["x"]}, "no column is left to predict from"),
         ({}, {"kinds": {"x": "colour"}}, "'colour' must be one of numeric"),
         ({}, {"metrics": {"y": "auc"}}, "'auc' must be one of rmse, mae, r2"),
@@ -579,6 +583,97 @@ def test_a_question_that_cannot_be_asked_is_refused(change, asked, said) -> None
     with pytest.raises(ValueError, match=said) as error:
         look(base() | change, **asked)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "python", "typed"),
+    [
+        ({"drop": ["y"]}, "be in table={'drop': …} too", "be in --drop too"),
+        ({"group": "g g"}, "table={'group': 'g g'}: row 2", "--group 'g g': row 2"),
+        ({"time": "m"}, "table={'missing': …}), or make it", "(--missing), or make it"),
+        ({}, "table={'kinds': {'m': 'category'}})", "(--kind m=category)"),
+    ],
+)
+def test_settings_are_spelled_as_the_one_who_asks_does(asked, python, typed, tmp_path) -> None:
+    columns = base() | {"g g": ["a", None] * 30, "m": ["12x", *map(str, range(59))]}
+    with pytest.raises(ValueError, match=re.escape(python)):
+        look(columns, **asked)
+    words = [
+        f"--{name}={said if isinstance(said, str) else said[0]}" for name, said in asked.items()
+    ]
+    file = str(write(tmp_path / "t.csv", columns))
+    result = CliRunner().invoke(app, ["compare", file, "--target", "y", *words, "--plan"])
+    assert result.exit_code == 2
+    assert typed in result.stderr
+    assert option("splits", 5) == "splits=5"  # as it was, after the command
+
+
+def test_a_data_frames_columns_are_told_as_pandas_has_them() -> None:
+    frame = pytest.importorskip("pandas").DataFrame({"m": ["12x", *map(str, range(59))]})
+    with pytest.raises(ValueError, match=re.escape("category (X['m'].astype('category'))")):
+        input_readings(frame, input_table(frame, ["m"]))
+    with pytest.raises(ValueError, match=r"are no numbers\): correct them$"):
+        read_alike("numeric", "m", frame["m"].to_numpy(object))
+
+
+def test_letters_composed_otherwise_are_the_same_name(tmp_path) -> None:
+    apart, whole = "gro\u0308\u00dfe", "gr\u00f6\u00dfe"
+    columns = {apart: base()["x"], "y": base()["y"]}
+    assert list(read(write(tmp_path / "t.csv", columns)).columns) == [whole, "y"]
+    for name in (apart, whole):
+        asked = Question.of({"targets": [name], "kinds": {name: "numeric"}})
+        assert list(examined(held(columns), asked).targets) == [whole]
+    with pytest.raises(ValueError, match="two columns are called"):
+        held(columns | {whole: base()["x"]})
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table({"x": [1.5] * 99, "y": [2.5] * 99})
+    file = tmp_path / "t.parquet"
+    parquet.write_table(table, file)
+    content = file.read_bytes()
+    file.write_bytes(content[:10] + b"\xff" * 40 + content[50:])
+    with pytest.raises(ValueError, match=r"^t\.parquet is no Parquet file"):
+        read(file)
+    twice = table.rename_columns(["x", "x"])
+    parquet.write_table(twice, file)
+    with pytest.raises(ValueError, match="two columns are called 'x'"):
+        read(file)
+
+
+def test_cells_that_are_masked_are_blank_and_imaginary_ones_refused() -> None:
+    masked = np.ma.masked_array([1.5, 2.5], [False, True])
+    assert np.isnan(held({"x": masked}).columns["x"]).tolist() == [False, True]
+    with pytest.raises(TypeError, match="'x' holds a complex"):
+        held({"x": np.array([1j, 2.0])})
+    with pytest.raises(ValueError, match="'x' holds a whole number above"):
+        held({"x": [10**400, 1]})
+    for wrong in (3, "abc"):
+        with pytest.raises(TypeError, match=r"'x' is a \w+: give a list"):
+            held({"x": wrong})
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"kinds": ["x"]}, r"kinds=\['x'\]: must be a mapping"),
+        ({"group": 3}, "group=3: must be a str or None"),
+        ({"drop": 3}, "drop=3: must be several"),
+        ({"balance": "no"}, "balance='no': must be True or False"),
+        ({"batch": 1.5}, r"batch=1\.5: must be an integer or None"),
+    ],
+)
+def test_what_a_table_is_told_is_of_the_right_kind(said, told) -> None:
+    with pytest.raises(TypeError, match=told):
+        Question.of({"targets": ["y"], **said})
+
+
+def test_many_columns_that_say_the_same_are_counted() -> None:
+    columns = base() | {f"again{k}": [k * x for x in base()["x"]] for k in range(2, 8)}
+    notes = [note for note in look(columns).notes if "say the same" in note]
+    assert len(notes) == 11
+    assert notes[-1] == "11 more pairs of columns say the same"
 
 
 def test_too_few_rows_are_refused() -> None:
@@ -753,6 +848,7 @@ def test_a_plan_shows_columns_labels_and_cost_and_trains_nothing(tmp_path, monke
         assert said in output, said
     assert re.search(r"grade +classes +accuracy", output)
     assert re.search(r"96 of 120 +\d+/\d+/\d+", output)
+    assert re.search(r"single-task +3 +[\d,]+ +[\d.]+ KiB *\nsg +1 +[\d,]+ +[\d.]+ KiB", output)
     assert "column 'nr' is left out: likely an identifier" in output
     assert re.search(r"about [\d.]+ (s|min) with 1 processes", output)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["p.csv"]

@@ -536,7 +536,7 @@ def test_two_splits_declare_nothing() -> None:
     assert said.word == "CANNOT TELL"
     assert "two splits say next to nothing of a spread" in said.sentences[0]
     assert not any("Shown to" in s or "looks worse" in s for s in said.sentences)
-    assert said.advice == "--splits 5 says how sure this is."
+    assert said.advice == "splits=5 says how sure this is."
     assert any("one degree of freedom" in note for note in said.footnotes)
 
 
@@ -609,7 +609,7 @@ def test_who_was_still_improving_is_told_before_deciding() -> None:
     last = replace(SUM, chosen=tuple(replace(r, epoch=8) for r in SUM.chosen))
     said = verdict(assessed([SINGLE, last], [CONSTANT], TASKS))
     assert "sg was still improving at the last epoch: more may change this." in said.sentences
-    assert said.advice.startswith("train longer (--epochs) before deciding; keep one network")
+    assert said.advice.startswith("train longer (epochs=…) before deciding; keep one network")
     early = verdict(assessed([SINGLE, SUM], [CONSTANT], TASKS))
     assert not any("improving" in sentence for sentence in early.sentences)
 

@@ -43,6 +43,7 @@ def slug(name: str) -> str:
 TITLES = {
     "balancer": "The balancer",
     "network": "Networks",
+    "sharing": "Networks for each task: `sharing`",
     "autodiff": "Gradients: `autodiff`",
     "weighting": "Weightings: `weighting`",
     "aggregation": "Aggregators: `aggregation`",

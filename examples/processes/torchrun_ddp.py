@@ -3,20 +3,25 @@
     torchrun --nproc-per-node 2 examples/processes/torchrun_ddp.py
     torchrun --nproc-per-node 2 examples/processes/torchrun_ddp.py --shard
 
-With --shard every process keeps a part of the parameters only (`fully_shard`), and no checkpoint.
-Each process draws its part of every batch. The weights are those of the whole batch, and all
-processes find the same. On SIGTERM, which a scheduler sends before it takes a machine away, the
-step is finished, everything is saved, and the job ends; started again, it goes on to the same bits.
+With --shard every process keeps a part of the parameters only (`fully_shard`), and the checkpoint
+is a folder to which every process writes its part. Each process draws its part of every batch. The
+weights are those of the whole batch, and all processes find the same. On SIGTERM, which a scheduler
+sends before it takes a machine away, the step is finished, everything is saved, and the job ends;
+started again, it goes on: on as many processes to the same bits, on another number to rounding.
 """
 
 import argparse
 import gc
+import io
+import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as sharded_checkpoint
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
@@ -51,18 +56,45 @@ def train() -> None:
     parts = {"network": network, "balancer": balancer, "optimizer": optimizer}
 
     def part_of_batch(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """This process's samples; the last process has fewer."""
+        """This process's samples; the last process may have fewer."""
         chance = torch.Generator().manual_seed(step)
         x = torch.randn(30, 8, generator=chance)
         y = x[:, :2] @ torch.tensor([[1.0, -1.0], [0.5, 2.0]])
-        mine = slice(16 * rank, 16 * (rank + 1) if rank < world - 1 else None)
+        each = 2 * math.ceil(len(x) / world / 2)
+        mine = slice(each * rank, each * (rank + 1))
         return x[mine], {"price": y[mine, :1], "sold": (y[mine, 1:] > 0).float()}
+
+    def states(step: int) -> dict[str, Any]:
+        return {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
+
+    def save(step: int) -> None:
+        if options.shard:
+            # What every process has whole, and whose size may change, goes in as bytes.
+            whole = io.BytesIO()
+            torch.save(balancer.state_dict(), whole)
+            found = {**states(step), "balancer": whole.getvalue()}
+            sharded_checkpoint.save(found, checkpoint_id=options.checkpoint)
+        elif rank == 0:
+            torch.save(states(step), options.checkpoint)
+
+    def load() -> dict[str, Any]:
+        if not options.shard:
+            return torch.load(options.checkpoint, weights_only=True)
+        # A sharded checkpoint is read into what is there: a step without a gradient, which moves
+        # nothing, gives the optimizer its state.
+        for parameter in (*network.parameters(), *balancer.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        found = {**states(0), "balancer": b""}
+        sharded_checkpoint.load(found, checkpoint_id=options.checkpoint)
+        found["balancer"] = torch.load(io.BytesIO(found["balancer"]), weights_only=True)
+        return found
 
     told_to_stop = torch.zeros(1)
     signal.signal(signal.SIGTERM, lambda *_: told_to_stop.fill_(1))
     first = 0
     if options.checkpoint is not None and options.checkpoint.exists():
-        saved = torch.load(options.checkpoint, weights_only=True)
+        saved = load()
         first = saved["step"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -86,16 +118,13 @@ def train() -> None:
         stop = told_to_stop.clone()
         dist.all_reduce(stop)  # one process was told, all stop after the same step
         if stop and options.checkpoint is not None:
-            if rank == 0:
-                states = {name: part.state_dict() for name, part in parts.items()}
-                torch.save({"step": step + 1, **states}, options.checkpoint)
+            save(step + 1)
             break
 
-    if rank == 0 and not options.shard:
-        print(
-            "parameters",
-            float(sum(p.detach().double().abs().sum() for p in network.parameters())).hex(),
-        )
+    whole = (p.full_tensor() if options.shard else p for p in network.parameters())
+    total = float(sum(p.detach().double().abs().sum() for p in whole))
+    if rank == 0:
+        print("parameters", total.hex())
 
 
 train()

@@ -78,6 +78,8 @@ def _is_word(hint: Any) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
     parts = _parts(hint)
     if len(parts) > 1:
         return any(_fits(value, part) for part in parts)
@@ -105,7 +107,13 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _told(hint: Any) -> str:
     """A kind in words."""
-    names = {int: "an integer", float: "a number", bool: "True or False", type(None): "None"}
+    names = {
+        Any: "anything",
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        type(None): "None",
+    }
     parts, inner = _parts(hint), get_args(hint)
     if len(parts) > 1:
         return " or ".join(map(_told, parts))

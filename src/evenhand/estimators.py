@@ -267,6 +267,7 @@ class MultiTaskBase(MultiOutputMixin):
     def _checked(self, X: Any, reset: bool) -> Any:
         """The inputs as scikit-learn wants them: a data frame, or float64 [n, d]."""
         least = 2 if reset else 1  # one row cannot both train and validate
+        X = arrays.unmasked(X)
         if not is_frame(X):
             return self._matrix(X, reset, least)
         validate_data(self, X=X, skip_check_array=True, reset=reset)
@@ -582,7 +583,7 @@ def _targets(y: Any) -> Targets:
 
     if issparse(y):
         raise TypeError("y is sparse, whose blanks are zeros: give an array, y.toarray()")
-    return Targets.of(y)
+    return Targets.of(arrays.unmasked(y))
 
 
 def _pair(eval_set: Any) -> tuple[Any, Any]:

@@ -284,14 +284,23 @@ def _locked(path: Path) -> int:
         try:
             _lock(descriptor, path)
             if _is_still(descriptor, path):  # else its holder removed it meanwhile
-                who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, who.encode(), 0)
+                _say_who(descriptor, path)
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _say_who(descriptor: int, path: Path) -> None:
+    """Write into a lock whose it is; where that is not possible, the lock is gone again."""
+    who = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, who.encode(), 0)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_still(descriptor: int, path: Path) -> bool:

@@ -187,15 +187,25 @@ class MultiTaskNetwork(nn.Module):
         Raises:
             KeyError: `tasks` names a head that is not there.
         """
-        features = self.trunk(*inputs, **named)
         wanted = self.tasks if tasks is None else tuple(tasks)
         if unknown := [task for task in wanted if task not in self.tasks]:
             raise KeyError(f"no head is called {unknown[0]!r}: there are {', '.join(self.tasks)}")
+        features = self.features_of(wanted, inputs, named)
         readings: dict[str, Reading] = {}
         if self.fused and isinstance(features, Tensor):
             return self._read_at_once(wanted, features)
         outputs = {task: self._read(task, features, readings) for task in wanted}
         return Outputs(outputs, features, readings, self)
+
+    def features_of(
+        self, tasks: Sequence[str], inputs: Sequence[Any], named: Mapping[str, Any]
+    ) -> Nest:
+        """The representation Z that the heads `tasks` read, of the trunk's arguments."""
+        return self.trunk(*inputs, **named)
+
+    def penalty(self) -> Tensor | None:
+        """A term of the parameters that is nobody's task, for ``plus=``; None: there is none."""
+        return None
 
     def _read(self, task: str, features: Nest, readings: dict[str, Reading]) -> Any:
         """The output of `task`, and how its head came to it."""

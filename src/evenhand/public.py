@@ -19,6 +19,16 @@ from evenhand.schedules import (
     one_by_one,
 )
 from evenhand.schedules.adaptive import alternate_adaptively
+from evenhand.sharing import (
+    CrossStitchNetwork,
+    SquaredDistance,
+    TiedNetwork,
+    TraceNorm,
+    cross_stitch,
+    hard_sharing,
+    soft_sharing,
+    trace_norm_sharing,
+)
 from evenhand.weighting import *  # noqa: F403
 
 __all__ = [
@@ -26,22 +36,30 @@ __all__ = [
     "Balancer",
     "Blocks",
     "Clock",
+    "CrossStitchNetwork",
     "Diagnosis",
     "MultiTaskNetwork",
     "NonFiniteError",
     "Outputs",
     "Phase",
+    "SquaredDistance",
     "TaskGradients",
+    "TiedNetwork",
+    "TraceNorm",
     "alternate_adaptively",
     "alternate_epochs",
     "alternate_steps",
     "compare",
+    "cross_stitch",
     "diagnose",
     "frozen",
+    "hard_sharing",
     "in_groups",
     "jointly",
     "nested",
     "one_by_one",
+    "soft_sharing",
+    "trace_norm_sharing",
 ]
 __all__ += aggregation.__all__
 __all__ += weighting.__all__

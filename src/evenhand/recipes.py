@@ -1,4 +1,4 @@
-"""Recipes: a name for a composition of weighting, aggregator, schedule and moments.
+"""Recipes: a name for a composition of weighting, aggregator, schedule, network and moments.
 
 A recipe composes one or more trainings for the tasks at hand: single-task composes one per task,
 a grid one per vector of weights. Trainings of the same tasks compete, and validation chooses;
@@ -25,11 +25,16 @@ from evenhand.text import LINE, quoted
 if TYPE_CHECKING:
     from evenhand.aggregation import Aggregator
     from evenhand.schedules import Phases, Schedule
+    from evenhand.sharing import Sharing
     from evenhand.weighting import Weighting
 
 
 def _jointly() -> Schedule:
     return eh.jointly()
+
+
+def _hard() -> Sharing:
+    return eh.hard_sharing()
 
 
 class Part:
@@ -77,6 +82,8 @@ def part(name: str, *, base: Part | None = None, **arguments: Value) -> Part:
 class Composition:
     """One network's training: which tasks, what fills the slots, what trains when.
 
+    `network` says what is made of the problem's own network: by default nothing, so that all tasks
+    share its trunk (hard parameter sharing).
     `own_moments` gives each of the schedule's groups an optimizer of its own over the shared
     parameters (independent task steps); `replacement` draws each batch from the whole data set.
     The heads' rate is `own_rate` times the trunk's. After `plateau` epochs without improvement
@@ -92,6 +99,7 @@ class Composition:
     schedule: Schedule | Phases = field(default_factory=_jointly)
     own_moments: bool = False
     replacement: bool = False
+    network: Sharing = field(default_factory=_hard)
     own_rate: float = field(default=1.0, repr=False)
     plateau: int | None = field(default=None, repr=False)
     factor: float = field(default=0.5, repr=False)
@@ -185,13 +193,14 @@ class Recipe:
         *,
         own_moments: bool = False,
         replacement: bool = False,
+        network: Callable[[], Sharing] = _hard,
         summary: str = "a recipe of one's own",
         citation: str = "",
     ) -> Recipe:
         """One network for all tasks: see `Joint`. Parts are given by what makes them, a class or a
         function without arguments, for every run has its own.
         """
-        parts = Joint(weighting, aggregator, schedule, own_moments, replacement)
+        parts = Joint(weighting, aggregator, schedule, own_moments, replacement, network)
         return cls(name, summary, citation, parts)
 
 
@@ -263,6 +272,7 @@ class Joint(Varied):
         weighting, aggregator: make what fills the slots; None leaves a slot empty.
         schedule: makes the schedule.
         own_moments, replacement: as in `Composition`.
+        network: makes what is made of the problem's network.
     """
 
     weighting: Callable[[], Weighting] | None = None
@@ -270,6 +280,7 @@ class Joint(Varied):
     schedule: Callable[[], Schedule] = _jointly
     own_moments: bool = False
     replacement: bool = False
+    network: Callable[[], Sharing] = _hard
 
     def __call__(self, tasks: tuple[str, ...]) -> dict[str, Composition]:
         return {
@@ -280,6 +291,7 @@ class Joint(Varied):
                 schedule=self.schedule(),
                 own_moments=self.own_moments,
                 replacement=self.replacement,
+                network=self.network(),
             )
         }
 
@@ -303,7 +315,7 @@ class Joint(Varied):
         return replace(self, **changed)
 
     def _parts(self) -> dict[str, Part]:
-        places = ("weighting", "aggregator", "schedule")
+        places = ("weighting", "aggregator", "schedule", "network")
         return {place: piece for place in places if isinstance(piece := getattr(self, place), Part)}
 
 
@@ -424,12 +436,31 @@ BELLAVIA = "Bellavia, Della Santa & Papini, Optim. Methods Softw. 2026, arXiv 23
 NAKAMURA = "Nakamura, Grassi & Wolf, Neurocomputing 511 (2022), arXiv 2204.06698"
 LIN_STCH = "Lin et al., ICML 2024, arXiv 2402.19078"
 LIU_IMTL = "Liu et al., ICLR 2021, openreview IMPnRXEWpvr"
+DUONG = "Duong, Cohn, Bird & Cook, ACL 2015, Low resource dependency parsing"
 QUINTON = "Quinton & Rey, arXiv 2406.16232"
 
 RECIPES: tuple[Recipe, ...] = (
     Recipe("single-task", "a network for each task", "the baseline of every paper", single_task),
     Recipe(
         "sg", "the plain sum of the losses, one step for all", BELLAVIA + ", section 3", joint()
+    ),
+    Recipe(
+        "soft",
+        "a network for each task, tied by the squared distance of their trunks",
+        DUONG,
+        joint(network=part("soft_sharing")),
+    ),
+    Recipe(
+        "soft-trace",
+        "a network for each task, tied by the trace norm of their stacked trunks",
+        "Yang & Hospedales, arXiv 1606.04038, last axis flattening",
+        joint(network=part("trace_norm_sharing")),
+    ),
+    Recipe(
+        "cross-stitch",
+        "a network for each task, their layers' outputs mixed by learned numbers",
+        "Misra, Shrivastava, Gupta & Hebert, CVPR 2016, arXiv 1604.03539, equation (1)",
+        joint(network=part("cross_stitch")),
     ),
     Recipe(
         "uniform",
@@ -771,3 +802,26 @@ def recipe(name: str) -> Recipe:
         return found.varied(spelled.options) if spelled.options else found
     near = difflib.get_close_matches(spelled.name[:LINE], known, n=3, cutoff=0.4) or sorted(known)
     raise ValueError(f"no recipe is called {quoted(spelled.name)}; did you mean {', '.join(near)}?")
+
+
+def sharing_of(
+    name: str, label: str, tasks: tuple[str, ...], mine: Recipe | None = None
+) -> Sharing:
+    """What was made of a problem's network for a run that is known by name.
+
+    Args:
+        name: of its recipe.
+        label: of its network.
+        tasks: the problem's.
+        mine: the recipe itself, if it is one's own; without it, one of another name than the
+            list's is taken to share one trunk.
+
+    Raises:
+        ValueError: the recipe has no such network.
+    """
+    if mine is None and Spelled.of(name).name not in {entry.name for entry in RECIPES}:
+        return _hard()
+    made = (mine or recipe(name)).compose(tasks)
+    if label not in made:
+        raise ValueError(f"{name} has no network {quoted(label)} on these tasks")
+    return made[label].network

@@ -44,9 +44,22 @@ def unknown(name: Any, known: Iterable[str], what: str, argument: str = "") -> s
     return f"{given}{quoted(name)}: no {what} has this name; {there}"
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): what looks the same is the same.
+
+    Some systems write ö as one character, others as o and a mark behind it.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def steady(value: Any) -> str:
     """`repr` without addresses in memory: the same text in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def warned(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as a line, without a place in our code; fits `warnings.formatwarning`."""
+    return f"evenhand: {plain(' '.join(str(message).split()))}\n"
 
 
 def _prints(character: str) -> bool:

@@ -1,9 +1,10 @@
 """Attack the tool, and print what came of it: ``python tests/attack [--share 0.1] [--seed 0]``.
 
 Bounded to a temporary folder; no network. The n-th attack of a kind is the same for the same seed.
-With ``--journal FILE`` each attack is a line of JSON there, and those that are there are not made
-again. A run of all takes about forty minutes of one core; benchmarks/results/attacks.jsonl has one,
-and docs/reliability.md its table. A fault anywhere ends it with code 1.
+With ``--journal FILE`` each attack is a line of JSON there, with the commit that was attacked, and
+those that are there are not made again. A run of all takes about an hour of one core;
+benchmarks/results/attacks.jsonl has one, and docs/reliability.md its table. A fault anywhere ends
+it with code 1.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import importlib
 import json
 import random
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -54,7 +56,7 @@ def main() -> int:
     for name in LATE:
         importlib.import_module(name)
     small.register(asked.epochs)
-    made = _made(asked.journal)
+    made, commit = _made(asked.journal), _commit()
     if asked.again:
         made = [one for one in made if not any(one[fault] for fault in FAULTS)]
     known = {(one["kind"], one["number"]) for one in made}
@@ -67,7 +69,7 @@ def main() -> int:
                 tally = Tally()
                 attack(ground, tally, random.Random(f"{asked.seed} {kind} {number}"))
                 tally.attack = plain(tally.attack, 100)
-                made.append({"kind": kind, "number": number, **asdict(tally)})
+                made.append({"kind": kind, "number": number, "commit": commit, **asdict(tally)})
                 for line in tally.said:
                     print(f"{kind} {number}: {line}", file=sys.stderr, flush=True)
                 if asked.journal:
@@ -83,6 +85,14 @@ def _made(journal: Path | None) -> list[dict[str, Any]]:
     if journal is None or not journal.exists():
         return []
     return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+def _commit() -> str:
+    """The commit of the code that is attacked, "-dirty" where files differ from it."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=9"]
+    here = Path(__file__).parent
+    run = subprocess.run(words, capture_output=True, text=True, cwd=here, check=False)
+    return run.stdout.strip() or "no commit"
 
 
 def _show(made: Sequence[dict[str, Any]]) -> None:

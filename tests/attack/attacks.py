@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import commands
 import hostile
 import processes
 import words
@@ -21,4 +22,6 @@ KINDS: dict[str, tuple[Attack, int]] = {
     "signals, and on": (processes.signals, 50),
     "SIGKILL, and on": (processes.kill, 50),
     "two writers": (processes.writers, 40),
+    "streams closed or full": (commands.streams, 60),
+    "commands stopped, and again": (commands.stopped, 60),
 }

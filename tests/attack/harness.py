@@ -179,8 +179,12 @@ class Child:
         return Ended(code, *texts, hung, self._orphans(), used.ru_utime + used.ru_stime)
 
     def _orphans(self) -> int:
-        """How many processes it has left, after ten seconds; they are ended."""
-        until = time.monotonic() + 10
+        """How many processes it has left, after half a minute; they are ended.
+
+        A worker hears of its parent's end when it has imported torch: a second, on a busy machine
+        many.
+        """
+        until = time.monotonic() + 30
         while (left := self._left()) and time.monotonic() < until:
             time.sleep(0.1)
         for pid in left:

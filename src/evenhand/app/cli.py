@@ -22,6 +22,7 @@ from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
 from evenhand.app.source_options import File, PrintConfig, Source, keyed, takes_source
 from evenhand.app.using import dumped
+from evenhand.comparison.executors import LOCAL, executor_of, require_executor
 from evenhand.comparison.folder import read_manifest
 from evenhand.files import held
 from evenhand.recipes import recipe
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from evenhand.comparison.across import Across
     from evenhand.comparison.compare import Comparison
+    from evenhand.comparison.executors.base import Executor
     from evenhand.comparison.job import Job
     from evenhand.comparison.request import Settings
 
@@ -116,7 +118,7 @@ def compare(
             if wanted.plan:
                 console.print(planning.shown(settings, recipes_asked, wanted.processes()))
                 return
-            folder = wanted.folder()
+            folder, executor = wanted.folder(), executor_of(wanted.executor)
             held_folder.enter_context(held(folder))
             jobs = prepare(settings, recipes_asked, folder, wanted.resume)
         _compared(
@@ -125,6 +127,8 @@ def compare(
             recipes_asked,
             folder,
             wanted.processes(),
+            executor,
+            config.at(wanted.processes(), wanted.executor),
             console,
             wanted.delta,
             bool(as_json),
@@ -137,20 +141,25 @@ def _compared(
     recipes: tuple[str, ...],
     folder: Path,
     workers: int,
+    executor: Executor,
+    where: str,
     console: Console,
     delta: bool,
     as_json: bool,
 ) -> None:
-    """Train what was prepared in a folder, and tell what came of it."""
+    """Train what was prepared in a folder, and tell what came of it.
+
+    `where` says with how many workers, and whose, on a command line.
+    """
     from evenhand.app import planning
     from evenhand.comparison.compare import finished
-    from evenhand.comparison.plan import state_bytes
-    from evenhand.comparison.pool import run_jobs
+    from evenhand.comparison.plan import sizes
+    from evenhand.comparison.running import run_jobs
 
     say = progress.saying(console)
     problem = settings.problem()
     most = settings.epochs or problem.epochs
-    again = f"{config.command(settings, recipes, folder)} --workers {workers}"
+    again = f"{config.command(settings, recipes, folder)} {where}"
     with door.at_work(lambda: progress.kept(jobs, folder, again)):
         for note in planning.notes(settings):
             say(note)
@@ -160,11 +169,12 @@ def _compared(
             f"kept in {folder}"
         )
         say(progress.told_labels(problem.label_counts()))
-        say(progress.told_memory(state_bytes(recipes, problem, settings)))
+        held = sizes(recipes, problem, settings)
+        say(progress.told_memory({name: size.state_bytes for name, size in held.items()}))
         if stacks := progress.told_stacks(read_manifest(folder).get("trained", {})):
             say(stacks)
         with progress.shown(console, jobs, most) as listener:
-            run_jobs(jobs, settings, folder, listener, workers)
+            run_jobs(jobs, settings, folder, listener, workers, executor)
         _present(finished(folder), delta, as_json)
 
 
@@ -179,6 +189,10 @@ def resume(
             metavar="N", min=1, max=256, help="Runs trained at a time. [default: as compare]"
         ),
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(metavar="WHERE", help="Who trains them: local, ray or slurm, see compare."),
+    ] = LOCAL,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what compare or train prints with --json.")
     ] = False,
@@ -187,20 +201,24 @@ def resume(
     console = table.console(stderr=as_json)
     with ExitStack() as held_folder:
         with refusing():
+            require_executor(executor)
             manifest = read_manifest(folder)
             from evenhand.comparison.compare import prepare, settings_of
             from evenhand.comparison.single import ONE
 
+            if manifest.get("kept") == ONE and executor != LOCAL:
+                raise ValueError(f"--executor {executor}: train works on this machine alone")
             settings, names = settings_of(manifest, folder), tuple(manifest["recipes"])
             held_folder.enter_context(held(folder))
             jobs = prepare(settings, names, folder, resume=True)
-            processes = config.processes(workers)
+            processes, chosen = config.processes(workers), executor_of(executor)
         if manifest.get("kept") == ONE:
             say = progress.saying(console)
             again = config.command(settings, names, folder, alone=True)
             using.trained(jobs, settings, folder, processes, console, say, as_json, again)
             return
-        _compared(jobs, settings, names, folder, processes, console, False, as_json)
+        where = config.at(processes, executor)
+        _compared(jobs, settings, names, folder, processes, chosen, where, console, False, as_json)
 
 
 def _present(comparison: Comparison, delta: bool = False, as_json: bool = False) -> None:

@@ -16,10 +16,11 @@ from evenhand import sources
 from evenhand.app import completing
 from evenhand.app.options import Option, settings_of, words_of_settings
 from evenhand.app.source_options import SourceOptions, words_of
+from evenhand.comparison.executors import LOCAL, require_executor
 from evenhand.comparison.folder import begun
-from evenhand.comparison.request import MOST, Settings, require_few
+from evenhand.comparison.request import MOST, Settings, known_recipe, require_few
 from evenhand.files import read_text, require_writable
-from evenhand.recipes import RECIPES, recipe
+from evenhand.recipes import RECIPES
 from evenhand.spelling import split_list
 from evenhand.text import LINE, plain, quoted
 
@@ -178,6 +179,14 @@ class Config(SourceOptions):
             "process, with all. [default: one per core, at most 8]",
         ),
     ] = None
+    executor: Annotated[
+        str,
+        Option(
+            "WHERE",
+            "Who trains the runs: local (this machine), ray or slurm, or with options: "
+            "slurm(slurm_partition=short). [default: local]",
+        ),
+    ] = LOCAL
     delta: Annotated[bool, Option("", "Show Δm as well, as the literature has it.")] = False
     plan: Annotated[bool, Option("", "Show columns, labels and cost, and train nothing.")] = False
     budget: Annotated[
@@ -193,15 +202,21 @@ class Config(SourceOptions):
     def _known_recipes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return known(names)
 
+    @field_validator("executor")
+    @classmethod
+    def _known_executor(cls, spelled: str) -> str:
+        return str(require_executor(spelled))
+
     def settings(self) -> Settings:
         """What the library is told. The data set is loaded for what it suggests."""
         return Settings.suggested(self.source, **self._given())
 
     def check(self) -> None:
-        """Refuse what no data set could suggest away, and load none.
+        """Refuse what no data set could suggest away.
 
         Raises:
-            ValueError: a setting is out of range, or `out` holds something else.
+            ValueError: a setting is out of range, or `out` holds something else; or as
+                `SourceOptions.check`.
         """
         if self.budget is not None:
             read_duration(self.budget)
@@ -213,6 +228,7 @@ class Config(SourceOptions):
             raise ValueError("--resume goes on in a folder: name it with --out")
         require_few(self.seeds or 1, self.splits or 1, len(self.lr or (1,)), len(self.recipes))
         Settings(self.source, **{k: v for k, v in self._given().items() if v is not None})
+        super().check()
 
     def _given(self) -> dict[str, Any]:
         return {"options": self.options()} | settings_of(self)
@@ -228,6 +244,12 @@ class Config(SourceOptions):
         from evenhand.comparison.door import new_folder
 
         return new_folder(sources.called(self.source))
+
+
+def at(workers: int, executor: str) -> str:
+    """The words of a command line that say how many runs are trained at a time, and where."""
+    where = "" if executor == LOCAL else f" --executor {for_shell(executor)}"
+    return f"--workers {workers}{where}"
 
 
 def processes(workers: int | None) -> int:
@@ -257,7 +279,7 @@ def known(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such recipe; the message names the nearest ones.
     """
-    found = tuple(recipe(name).name for name in names if name != EVERYTHING)
+    found = tuple(known_recipe(name).name for name in names if name != EVERYTHING)
     return tuple(entry.name for entry in RECIPES) if EVERYTHING in names else found
 
 

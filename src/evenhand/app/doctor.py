@@ -5,6 +5,7 @@ What loads torch is imported in the function, once the options are known to be r
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from evenhand import sources
 from evenhand.app import config, progress, table
 from evenhand.app.config import Count, Listed, Rate, for_shell
 from evenhand.app.door import before_work as refusing
+from evenhand.app.door import stoppable
 from evenhand.app.options import Option, settings_of, spelled, takes_options
 from evenhand.app.source_options import (
     File,
@@ -27,6 +29,7 @@ from evenhand.app.source_options import (
 )
 from evenhand.app.using import dumped
 from evenhand.comparison.request import MOST
+from evenhand.files import held, is_empty
 
 REPORT, JSON = "report.html", "doctor.json"
 
@@ -89,8 +92,8 @@ class Asked(SourceOptions):
                 holds something else.
         """
         self.seconds()
-        self.options()
         self.folder()
+        super().check()
 
     def given(self) -> dict[str, Any]:
         """What `Settings.suggested` is told besides the source."""
@@ -109,7 +112,7 @@ class Asked(SourceOptions):
         folder = self.out or Path(f"evenhand-doctor-{sources.called(self.source)}")
         if not folder.exists() or (folder / JSON).is_file():
             return folder
-        if not folder.is_dir() or any(folder.iterdir()):
+        if not folder.is_dir() or not is_empty(folder):
             raise ValueError(
                 f"{folder} holds something else: give a new or empty folder with --out"
             )
@@ -146,20 +149,22 @@ def doctor(
     The folder gets report.html, whose path is the last line printed, and doctor.json.
     """
     say = progress.saying(table.console(stderr=True))
-    with refusing():
-        wanted = config.read_as(Asked, file, {"source": source} | asked | keyed(told))
-        if print_config:
-            typer.echo(config.written(wanted, bool(as_json)), nl=False)
-            return
-        from evenhand.app import doctor_report
-        from evenhand.comparison.request import Settings
-        from evenhand.doctor.examine import examine
+    with ExitStack() as held_folder:
+        with refusing():
+            wanted = config.read_as(Asked, file, {"source": source} | asked | keyed(told))
+            if print_config:
+                typer.echo(config.written(wanted, bool(as_json)), nl=False)
+                return
+            from evenhand.app import doctor_report
+            from evenhand.comparison.request import Settings
+            from evenhand.doctor.examine import examine
 
-        settings = Settings.suggested(wanted.source, **wanted.given())
-        folder = wanted.folder()
-        found = examine(settings, verify=wanted.verify, budget=wanted.seconds(), say=say)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = doctor_report.write(found, folder, wanted.command())
+            settings = Settings.suggested(wanted.source, **wanted.given())
+            folder = wanted.folder()
+            held_folder.enter_context(stoppable())
+            held_folder.enter_context(held(folder))
+            found = examine(settings, verify=wanted.verify, budget=wanted.seconds(), say=say)
+        path = doctor_report.write(found, folder, wanted.command())
     if as_json:
         typer.echo(dumped(doctor_report.as_json(found)))
         return

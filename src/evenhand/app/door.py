@@ -14,18 +14,21 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
 
 from evenhand import theirs
+from evenhand.app.spelled import OnCommandLine
+from evenhand.asking import asked_as
 from evenhand.comparison.job import WorkerEndedError
 from evenhand.signals import ENDING
-from evenhand.text import plain
+from evenhand.text import plain, warned
 
 FAULTS = (OSError, MemoryError, ValueError, TypeError, ArithmeticError, ImportError)
 """What a user, a machine or a file can be the cause of; anything else is a defect of ours."""
@@ -64,14 +67,17 @@ class Door(TyperGroup):
             for word in args:
                 if len(word) > LONGEST:
                     raise typer.BadParameter(f"{plain(word, 40)}: at most {LONGEST} characters")
-            return super().parse_args(ctx, args)
+            try:
+                return super().parse_args(ctx, args)  # it prints help and version
+            except OSError as error:
+                _end(error, 1, ctx.meta[DEBUG])
 
     def invoke(self, ctx: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            with _short_usage():
+            with _short_usage(), _warnings_in_a_line(), asked_as(OnCommandLine()):
                 found = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt as error:
@@ -103,7 +109,7 @@ def before_work() -> Iterator[None]:
 @contextmanager
 def at_work(kept: Callable[[], str]) -> Iterator[None]:
     """Inside, signals that ask for an end raise `Stopped`; a fault is told with what is kept."""
-    with _stoppable():
+    with stoppable():
         try:
             yield
         except BaseException as error:
@@ -112,8 +118,9 @@ def at_work(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def complain(message: str) -> None:
-    """Say a line about what is wrong."""
-    typer.echo(f"evenhand: {message}", err=True)
+    """Say a line about what is wrong; where it cannot be said, the exit code says it alone."""
+    with suppress(OSError):
+        typer.echo(f"evenhand: {message}", err=True)
 
 
 def told(error: BaseException) -> str:
@@ -151,7 +158,7 @@ def unforeseen(
     complain(_with_notes(line, error))
 
 
-def _end(error: BaseException, code: int, debug: bool) -> None:
+def _end(error: BaseException, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -186,7 +193,19 @@ def _short_usage() -> Iterator[None]:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def _warnings_in_a_line() -> Iterator[None]:
+    """What the library warns of is a line on stderr, like everything else that a command says."""
+    before = warnings.formatwarning
+    warnings.formatwarning = warned
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, signals that ask for an end raise `Stopped`, so that what is held is let go."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -52,7 +52,11 @@ def traits(recipe: Recipe) -> Traits:
     }
     return Traits(
         _needs(methods),
-        _updates(recipe) + _passes(composition) + _moving(composition) + _networks(recipe),
+        _updates(recipe)
+        + _passes(composition)
+        + composition.network.cost
+        + _moving(composition)
+        + _networks(recipe),
         tuple(name for name, held in promises.items() if held),
     )
 

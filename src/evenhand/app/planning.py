@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from evenhand.app.config import Config, read_duration
+from evenhand.app.progress import bytes_told
 from evenhand.comparison.budget import Cost, cost, duration, fitted
+from evenhand.comparison.plan import Size, sizes
 from evenhand.comparison.references import REFERENCES, title
 from evenhand.comparison.request import Settings
 from evenhand.data.problem import Problem
@@ -76,6 +78,8 @@ def shown(settings: Settings, recipes: Sequence[str], workers: int) -> Group:
     parts: list[RenderableType] = [Text(f"{problem.name}: {problem.summary}", style="bold")]
     if table is not None:
         parts += [_targets(table, problem), _inputs(table)]
+    parts.append(_sizes(sizes(recipes, problem, settings)))
+    parts.append(Text("memory: parameters, gradients and optimizer; activations come on top"))
     parts += [Text(line) for line in _lines(settings, problem, measured)]
     parts += [Text(f"• {note}") for note in notes(settings)]
     return Group(*parts)
@@ -108,6 +112,7 @@ def as_json(settings: Settings, recipes: Sequence[str], workers: int) -> dict[st
         "batch": problem.batch_size,
         "epochs": settings.epochs or problem.epochs,
         "recipes": list(recipes),
+        "sizes": {name: asdict(size) for name, size in sizes(recipes, problem, settings).items()},
         "splits": settings.splits,
         "design": settings.design,
         "seeds": len(settings.seeds),
@@ -177,6 +182,18 @@ def _inputs(table: Examined) -> Table:
         )
     if len(table.inputs) > SHOWN:
         listed.add_row(f"… {len(table.inputs) - SHOWN} more", "", "", "")
+    return listed
+
+
+def _sizes(found: Mapping[str, Size]) -> Table:
+    listed = _list("recipe", "networks", "parameters", "memory, one in training")
+    for name, size in found.items():
+        listed.add_row(
+            Text(plain(name)),
+            f"{size.networks:,}",
+            f"{size.parameters:,}",
+            bytes_told(size.training_bytes),
+        )
     return listed
 
 

@@ -155,8 +155,8 @@ def told_memory(state_bytes: Mapping[str, int]) -> str:
     """What the optimizers keep for a network: what most recipes need, and those that need more."""
     usual = statistics.mode(state_bytes.values())
     more = {name: held for name, held in state_bytes.items() if held > usual}
-    others = "".join(f"; {plain(name, NAME)} {_size(held)}" for name, held in more.items())
-    return f"optimizer state per network: {_size(usual)}{others}"
+    others = "".join(f"; {plain(name, NAME)} {bytes_told(held)}" for name, held in more.items())
+    return f"optimizer state per network: {bytes_told(usual)}{others}"
 
 
 def told_stacks(trained: Mapping[str, str]) -> str:
@@ -170,7 +170,8 @@ def told_stacks(trained: Mapping[str, str]) -> str:
     )
 
 
-def _size(count: int) -> str:
+def bytes_told(count: int) -> str:
+    """A size in memory as people say it."""
     for unit, bytes_per in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= bytes_per:
             return f"{count / bytes_per:.3g} {unit}"

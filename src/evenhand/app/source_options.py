@@ -189,12 +189,18 @@ class SourceOptions(BaseModel):
         return sources.checked(spooled() if name == STDIN else name)
 
     def check(self) -> None:
-        """Refuse what can be refused once all options are known.
+        """Refuse what can be refused once all options are known, and before torch is loaded.
 
         Raises:
-            ValueError: an option is out of range, or none of the source's.
+            ValueError: an option is out of range, or none of the source's; a table cannot be read,
+                or has no such column.
         """
-        self.options()
+        options = self.options()
+        if sources.is_table(self.source):
+            from evenhand.tables.reading import read
+
+            question = Question.of(options)
+            question.require_columns(read(Path(self.source), self.missing, self.encoding))
 
     def options(self) -> dict[str, Any]:
         """What the source is told besides its name; nothing, unless it is a table.

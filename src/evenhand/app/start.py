@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -15,10 +16,21 @@ from evenhand.signals import ENDING
 
 def main() -> None:
     """The console entry."""
+    stand_in()
     quiet()
     from evenhand.app import cli
 
     cli.main()
+
+
+def stand_in() -> None:
+    """Put the null device in the place of standard streams that are closed (`>&-`).
+
+    Otherwise the next file that is opened, a user's perhaps, would get a stream's number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115  # for good
 
 
 def quiet() -> None:

@@ -20,6 +20,7 @@ from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
 from evenhand.app.source_options import File, PrintConfig, Source, keyed, takes_source
 from evenhand.files import held, require_file, write_atomically
+from evenhand.text import composed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -191,7 +192,7 @@ def predict(
         path = Path(spooled() if file == STDIN else file)
         rows = read(path, predictor.prepared.missing, encoding)
         kept: dict[str, Sequence[Any]] = {}
-        for name in keep or ():
+        for name in map(composed, keep or ()):
             if name not in rows.columns:
                 near = nearest(name, list(rows.columns))
                 raise ValueError(f"--keep: {rows.name} has no column {shown(name)}; {near}")

@@ -358,9 +358,9 @@ def _users(roots: Iterable[Any]) -> Users:
     seen = set(stack)
     while stack:
         node = stack.pop()
-        for slot, (child, _) in enumerate(node.next_functions):
+        for argument, (child, _) in enumerate(node.next_functions):
             if child is not None:
-                users[child].append((node, slot))
+                users[child].append((node, argument))
                 if child not in seen:
                     seen.add(child)
                     stack.append(child)
@@ -376,19 +376,19 @@ def _layer(weight: Tensor, users: Users) -> Layer | None:
 
 def _use_of(weight: Tensor, users: Users) -> tuple[Layer | None, bool]:
     """The layer of a weight, and whether it is cast on the way."""
-    node, slot, transposed, cast_to = get_gradient_edge(weight).node, 0, False, False
+    node, argument, transposed, cast_to = get_gradient_edge(weight).node, 0, False, False
     while len(users.get(node, ())) == 1:
-        ((node, slot),) = users[node]
+        ((node, argument),) = users[node]
         match node.name():
             case "ToCopyBackward0":
                 cast_to = True
             case "TBackward0" if not transposed:
                 transposed = True
-            case "AddmmBackward0" if transposed and slot == 2 and node._saved_alpha == 1:
+            case "AddmmBackward0" if transposed and argument == 2 and node._saved_alpha == 1:
                 return Linear(weight, node), cast_to
-            case "MmBackward0" if transposed and slot == 1:
+            case "MmBackward0" if transposed and argument == 1:
                 return Linear(weight, node), cast_to
-            case "ConvolutionBackward0" if slot == 1 and not transposed and _is_plain(node):
+            case "ConvolutionBackward0" if argument == 1 and not transposed and _is_plain(node):
                 return Convolution(weight, node), cast_to
             case "EmbeddingBackward0" if not (
                 transposed or cast_to or node._saved_sparse or node._saved_scale_grad_by_freq

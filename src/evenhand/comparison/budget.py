@@ -92,7 +92,7 @@ def cost(recipes: Sequence[str], settings: Settings, workers: int) -> Cost:
         each[first.recipe] += known[key]
     beside = [job for job in reference_jobs(recipes, problem, settings) if job.split == 0]
     for job in beside:
-        computed = REFERENCES[job.recipe].variant is None
+        computed = REFERENCES[job.recipe].composed is None
         key = job.recipe, 1 if computed else 2
         if key not in known:
             known[key] = (

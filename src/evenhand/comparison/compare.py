@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenhand.asking import option
 from evenhand.comparison.assessment import assess
+from evenhand.comparison.executors import LOCAL, executor_of
+from evenhand.comparison.executors.base import Executor
 from evenhand.comparison.facts import Facts
 from evenhand.comparison.folder import AS_ONE, RESULT, claim, read_manifest, told_data
 from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.plan import jobs, units
-from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.reference_runs import FACTS
 from evenhand.comparison.references import (
     CONSTANT,
@@ -21,6 +23,7 @@ from evenhand.comparison.references import (
     reference_names,
 )
 from evenhand.comparison.request import Given, Maker, Settings, forget
+from evenhand.comparison.running import run_jobs
 from evenhand.comparison.statistics import Row, rows
 from evenhand.comparison.verdict import Verdict, verdict
 from evenhand.data.problem import Problem
@@ -70,7 +73,7 @@ class Comparison:
         if not any(record.epoch == result.epoch for record in found):
             raise ValueError(
                 f"{file} has no record of the run's best epoch, {result.epoch}: delete its folder, "
-                "and --resume makes the run again, to the same numbers"
+                f"and {option('resume', True)} makes the run again, to the same numbers"
             )
         return found
 
@@ -83,6 +86,7 @@ def compare(
     listener: Listener = lambda job, event: None,
     workers: int = 1,
     resume: bool = False,
+    executor: str | Executor = LOCAL,
 ) -> Comparison:
     """Train every recipe at every rate, seed and split, choose by validation, compare.
 
@@ -93,23 +97,27 @@ def compare(
         recipes: names, and recipes of one's own (`Recipe.of`).
         out: an empty or new folder; with `resume`, that of this comparison.
         listener: is told of every record and result.
-        workers: processes; what is given as an object must then be fit to be pickled.
+        workers: runs at a time; what is given as an object must then be fit to be pickled.
         resume: go on with what was begun in `out`.
+        executor: where runs are trained: "local", "ray", "slurm(slurm_partition=…)", or an object
+            such as `executors.ray.Ray(cpus=2)`.
 
     Raises:
-        ValueError: as `prepare` does, before anything is trained; or objects cannot be sent to
-            worker processes.
+        ValueError: as `prepare` does, before anything is trained; objects cannot be sent to
+            workers; or the executor cannot be had.
         BusyError: another process writes to `out`.
-        WorkerEndedError: a worker process has ended before its run.
+        WorkerEndedError: workers have ended before a run, again and again.
         OSError: `out` cannot be read or written. What is finished is kept; `resume` goes on.
     """
     forget()  # the data may be others than those of an earlier comparison
     settings = asked if isinstance(asked, Settings) else Settings.suggested(asked)
     settings, names = settings.taking(recipes)
+    executor = executor_of(executor)
     if workers > 1:
         settings.given.require_picklable()
     with held(out):
-        run_jobs(prepare(settings, names, out, resume), settings, out, listener, workers)
+        todo = prepare(settings, names, out, resume)
+        run_jobs(todo, settings, out, listener, workers, executor)
         return finished(out, settings.given)
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from evenhand import sources
 from evenhand.arguments import require_kind
+from evenhand.recipes import Recipe
 
 if TYPE_CHECKING:
     from evenhand.comparison.compare import Comparison
+    from evenhand.comparison.executors.base import Executor
     from evenhand.comparison.request import Maker
     from evenhand.data.problem import Problem
-    from evenhand.recipes import Recipe
 
 RECIPES = ("single-task", "sg", "mgda", "mgda-ub", "ate-sg")
 """What is compared where nothing is said."""
@@ -28,6 +29,7 @@ def compare(
     out: str | Path | None = None,
     workers: int = 1,
     resume: bool = False,
+    executor: str | Executor = "local",
     **settings: Any,
 ) -> Comparison:
     """Train tasks together and apart, and see which serves them; printing it gives the verdict.
@@ -39,8 +41,10 @@ def compare(
         targets: of a table, the columns to predict.
         table: of a table, what else is known of it, by the names of `tables.question.Question`.
         out: an empty or new folder; by default one that does not exist yet, named after the data.
-        workers: processes; what is given as an object must then be fit to be pickled.
+        workers: runs at a time; what is given as an object must then be fit to be pickled.
         resume: go on with what was begun in `out`.
+        executor: where runs are trained: "local" (processes of this machine), "ray",
+            "slurm(slurm_partition=…)", or an object such as `comparison.executors.ray.Ray(cpus=2)`.
         settings: as `Settings` has them: splits, seeds (as numbers), rates, epochs, …
 
     Raises:
@@ -61,7 +65,7 @@ def compare(
     from evenhand.comparison.request import Settings
 
     for name, value, kind in (
-        ("recipes", recipes, Sequence[object]),
+        ("recipes", recipes, Sequence[str | Recipe]),
         ("targets", targets, str | Sequence[str]),
         ("table", table, Mapping[str, object] | None),
         ("out", out, str | Path | None),
@@ -69,6 +73,8 @@ def compare(
         ("resume", resume, bool),
     ):
         require_kind(name, value, kind)
+    if workers < 1:
+        raise ValueError(f"workers={workers}: must be at least 1")
     said = {**({"targets": targets} if len(targets) else {}), **(table or {})}
     source, options = _source(asked, said)
     unknown = [name for name in settings if name not in Settings.__dataclass_fields__]
@@ -76,13 +82,15 @@ def compare(
         raise TypeError(f"there is no setting {unknown[0]!r}")
     made = Settings.suggested(source, options=options, **settings)
     folder = Path(out) if out is not None else new_folder(sources.called(made.source))
-    return comparing.compare(made, recipes, folder, workers=workers, resume=resume)
+    return comparing.compare(
+        made, recipes, folder, workers=workers, resume=resume, executor=executor
+    )
 
 
 def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker, dict[str, Any]]:
     """What settings take, and the options that it is told."""
     from evenhand.data.problem import Problem
-    from evenhand.tables.examined import examined
+    from evenhand.tables.examined import examined, tested
     from evenhand.tables.problem import TableProblem
     from evenhand.tables.question import Question, absolute
     from evenhand.tables.reading import columns_of, held
@@ -94,7 +102,8 @@ def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker,
     columns = columns_of(asked)
     if columns is not None:
         question = Question.of(said)
-        return TableProblem("", question, examined(held(columns), question)), {}
+        seen = examined(held(columns), question, tested(question))
+        return TableProblem("", question, seen), {}
     if said:
         raise ValueError(f"{', '.join(said)}: only a table has columns")
     if not isinstance(asked, Problem) and not callable(asked):

@@ -18,12 +18,12 @@ from evenhand.comparison.folder import RESULT, STACKED
 from evenhand.comparison.job import Job, Listener, Result, Unit
 from evenhand.comparison.plan import training
 from evenhand.comparison.reference_runs import RUNS
-from evenhand.comparison.references import parameters
 from evenhand.comparison.request import Settings
 from evenhand.comparison.resampling import resampled, rows_resampled
 from evenhand.comparison.weights import keep_weights
 from evenhand.ensemble.training import FINISHED, StackedTraining
 from evenhand.files import write_atomically
+from evenhand.sharing.base import parameters
 from evenhand.text import LINE, plain
 from evenhand.training import checkpoint
 from evenhand.training.loop import Training

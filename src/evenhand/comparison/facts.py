@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evenhand.asking import option
 from evenhand.comparison.constant import empty_outputs, labels
 from evenhand.comparison.folder import RESULT
 from evenhand.data.problem import Problem, Split
@@ -76,7 +77,8 @@ class Facts:
         Raises:
             ValueError: it is damaged; the message says what to do.
         """
-        again = f"delete it and the {RESULT} beside it, and --resume makes both again"
+        resume = option("resume", True)
+        again = f"delete it and the {RESULT} beside it, and {resume} makes both again"
         return parsed(cls, read_text(file), f"{file} is damaged ({again})")
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evenhand.asking import option
 from evenhand.comparison.request import Settings
 from evenhand.files import MEBIBYTE, is_empty, parsed, read_text, sweep, write_atomically
 from evenhand.text import plain, quoted, steady
@@ -121,7 +122,9 @@ def begun(out: Path, resume: bool) -> bool:
     if not out.exists() or is_empty(out):
         return False
     if not resume:
-        raise ValueError(f"{out} is not empty: choose another folder, or go on with --resume")
+        raise ValueError(
+            f"{out} is not empty: choose another folder, or go on with {option('resume', True)}"
+        )
     read_manifest(out)
     return True
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from evenhand.asking import option
 from evenhand.files import parsed, read_text
 from evenhand.text import plain
 from evenhand.training.records import Record
@@ -108,15 +109,13 @@ class Result:
         Raises:
             ValueError: it is damaged, or another run's; the message says what to do.
         """
-        found = parsed(cls, read_text(file), f"{file} is damaged ({AGAIN})")
+        again = f"delete it, and {option('resume', True)} makes the run again, to the same numbers"
+        found = parsed(cls, read_text(file), f"{file} is damaged ({again})")
         if found.job != job:
             raise ValueError(
-                f"{file} is the result of another run ({plain(found.job.folder, 80)}): {AGAIN}"
+                f"{file} is the result of another run ({plain(found.job.folder, 80)}): {again}"
             )
         return found
-
-
-AGAIN = "delete it, and --resume makes the run again, to the same numbers"
 
 
 Listener = Callable[[Job, Record | Result], None]

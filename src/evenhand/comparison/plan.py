@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from evenhand.balancer import Balancer
 from evenhand.comparison.job import Job, Unit
-from evenhand.comparison.references import REFERENCES, Variant
+from evenhand.comparison.references import REFERENCES
 from evenhand.comparison.request import OPTIMIZERS, Settings, optimizer, require_few
 from evenhand.data.problem import Problem
 from evenhand.ensemble.training import drawback, obstacle
 from evenhand.recipes import Composition
 from evenhand.schedules import as_schedule
+from evenhand.sharing.base import parameters
 from evenhand.text import LINE, plain
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers
@@ -89,7 +91,7 @@ def _why_single(group: Sequence[Job], settings: Settings) -> str:
     return why
 
 
-def variant(job: Job, problem: Problem, settings: Settings) -> Variant:
+def composed(job: Job, problem: Problem, settings: Settings) -> Composition:
     """What `job` trains, made afresh.
 
     Raises:
@@ -97,21 +99,19 @@ def variant(job: Job, problem: Problem, settings: Settings) -> Variant:
     """
     reference = REFERENCES.get(job.recipe)
     if reference is None:
-        composed = settings.recipe(job.recipe).compose(tuple(problem.tasks))
-        return Variant(composed[job.label], problem.network)
-    if reference.variant is None:
+        return settings.recipe(job.recipe).compose(tuple(problem.tasks))[job.label]
+    if reference.composed is None:
         raise ValueError(f"{job.recipe} is computed, not trained")
-    return reference.variant(job, problem)
+    return reference.composed(job, problem)
 
 
 def training(
     job: Job, problem: Problem, settings: Settings, parts: Composition | None = None
 ) -> Training:
     """The training that `job` stands for; with other `parts` than its recipe's, if given."""
-    made = variant(job, problem, settings)
-    parts = parts or made.composition
+    parts = parts or composed(job, problem, settings)
     torch.manual_seed(job.run_seed)
-    network = made.network(parts.tasks)
+    network = parts.network.network(problem, parts.tasks)
     balancer = Balancer(
         parts.weighting, parts.aggregator, tasks=parts.tasks, jacobian=settings.jacobian
     )
@@ -142,11 +142,42 @@ def training(
     )
 
 
-def state_bytes(recipes: Sequence[str], problem: Problem, settings: Settings) -> dict[str, int]:
-    """The memory that the optimizers of a network of each recipe will keep, known beforehand."""
-    found = {}
-    for name in recipes:
-        labels = settings.recipe(name).compose(tuple(problem.tasks))
-        runs = (training(Job(name, label, 0, 1e-3), problem, settings) for label in labels)
-        found[name] = max(sum(run.optimizers.planned_state_bytes().values()) for run in runs)
-    return found
+@dataclass(frozen=True)
+class Size:
+    """How large a recipe's networks are.
+
+    Attributes:
+        networks: how many are trained for each split, seed and rate.
+        parameters: of the network for all tasks, or of the networks that complete each other.
+        state_bytes: what the optimizers of one network will keep, the most of any.
+        training_bytes: parameters, gradients and that state of one network, the most of any. What
+            a forward pass leaves for the backward one, and what a method keeps, is not counted.
+    """
+
+    networks: int
+    parameters: int
+    state_bytes: int
+    training_bytes: int
+
+
+def sizes(recipes: Sequence[str], problem: Problem, settings: Settings) -> dict[str, Size]:
+    """The size of each recipe's networks, known before anything is trained.
+
+    Raises:
+        ValueError: a recipe is unknown, or cannot serve the problem's tasks.
+    """
+    return {name: _size(name, problem, settings) for name in recipes}
+
+
+def _size(name: str, problem: Problem, settings: Settings) -> Size:
+    labels = settings.recipe(name).compose(tuple(problem.tasks))
+    counts: dict[tuple[str, ...], int] = {}  # networks of the same tasks are alternatives
+    state = training_bytes = 0
+    with torch.random.fork_rng(devices=[]):
+        for label in labels:
+            run = training(Job(name, label, 0, 1e-3), problem, settings)
+            kept = sum(run.optimizers.planned_state_bytes().values())
+            held = 2 * sum(p.nbytes for p in run.network.parameters())
+            counts[run.tasks] = max(counts.get(run.tasks, 0), parameters(run.network))
+            state, training_bytes = max(state, kept), max(training_bytes, held + kept)
+    return Size(len(labels), sum(counts.values()), state, training_bytes)

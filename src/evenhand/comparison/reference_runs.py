@@ -10,7 +10,7 @@ from evenhand.comparison.constant import constant_network, constants, evaluated
 from evenhand.comparison.facts import facts
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.plan import training
-from evenhand.comparison.references import CONSTANT, LINEAR, OWN_EPOCHS, TREES, parameters
+from evenhand.comparison.references import CONSTANT, LINEAR, OWN_EPOCHS, TREES
 from evenhand.comparison.request import Settings
 from evenhand.comparison.resampling import resampled, rows_resampled, said
 from evenhand.comparison.shallow import Models, linear_models, predictions, tree_models
@@ -18,6 +18,7 @@ from evenhand.comparison.weights import State, keep_by_task
 from evenhand.data.problem import Problem, Split
 from evenhand.files import write_atomically
 from evenhand.network import MultiTaskNetwork
+from evenhand.sharing.base import parameters
 from evenhand.training.checkpoint import copied
 
 FACTS = "facts.json"
@@ -117,4 +118,4 @@ RUNS: Mapping[str, Run] = {
     TREES: _shallow(tree_models),
     OWN_EPOCHS: _own_epochs,
 }
-"""By name; what is not here is trained as its variant says."""
+"""By name; what is not here is trained as it is composed."""

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from evenhand.comparison.constant import constant_network, constants
 from evenhand.comparison.job import Job
-from evenhand.comparison.request import BASELINE, REFERENCE, Settings
+from evenhand.comparison.request import BASELINE, REFERENCE, ROWS, Settings
 from evenhand.data.problem import Problem, Split
-from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import Composition, recipe, single_task
 from evenhand.schedules import mixed_seed
+from evenhand.sharing.base import HardSharing, size, width_for
 from evenhand.text import NAME, plain
 from evenhand.training.loop import evaluate
 from evenhand.weighting import Fixed
 
-CONSTANT = "constant"
-LINEAR, TREES = "linear", "trees"
-NARROW, WIDE = "single-task-narrow", "sg-wide"
-OWN_EPOCHS, TUNED = "sg-own-epochs", "sg-tuned"
+CONSTANT, LINEAR, TREES, NARROW, WIDE, OWN_EPOCHS, TUNED = ROWS
 
 LEAST = 5
 """The fewest configurations of tuned weights."""
@@ -61,14 +58,6 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """How a reference is trained: the composition, and what makes its network."""
-
-    composition: Composition
-    network: Callable[[Sequence[str]], MultiTaskNetwork]
-
-
-@dataclass(frozen=True)
 class Reference:
     """A reference row.
 
@@ -78,7 +67,7 @@ class Reference:
         summary: one line.
         levels: the words that ask for it.
         jobs: what is to be run in one split; nothing where it does not apply.
-        variant: how one of its jobs is trained; None for what is computed.
+        composed: how one of its jobs is trained; None for what is computed.
     """
 
     name: str
@@ -86,7 +75,7 @@ class Reference:
     summary: str
     levels: frozenset[str]
     jobs: Callable[[Asked], list[Job]]
-    variant: Callable[[Job, Problem], Variant] | None = None
+    composed: Callable[[Job, Problem], Composition] | None = None
 
 
 def reference_jobs(recipes: Sequence[str], problem: Problem, settings: Settings) -> list[Job]:
@@ -159,61 +148,23 @@ def _tuned(asked: Asked) -> list[Job]:
 # How they are trained -------------------------------------------------------------------------
 
 
-def parameters(network: MultiTaskNetwork) -> int:
-    """How many parameters a network has."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def width_for(problem: Problem, tasks: Sequence[str], wanted: int) -> float:
-    """The width at which the network for `tasks` has about `wanted` parameters, by bisection.
-
-    Raises:
-        ValueError: the problem has no width.
-    """
-    if problem.scaled is None:
-        raise ValueError(f"{problem.name}: its network has no width argument (Problem.scaled)")
-    low, high = 1 / 64, 64.0
-    with torch.random.fork_rng(devices=[]):
-        for _ in range(20):
-            middle = math.sqrt(low * high)
-            if parameters(problem.scaled(tasks, middle)) < wanted:
-                low = middle
-            else:
-                high = middle
-    return high
-
-
-def _size(problem: Problem) -> int:
-    with torch.random.fork_rng(devices=[]):
-        return parameters(problem.network(tuple(problem.tasks)))
-
-
-def _of_width(problem: Problem, width: float) -> Callable[[Sequence[str]], MultiTaskNetwork]:
-    def network(tasks: Sequence[str]) -> MultiTaskNetwork:
-        if problem.scaled is None:
-            raise ValueError(f"{problem.name}: its network has no width argument (Problem.scaled)")
-        return problem.scaled(tasks, width)
-
-    return network
-
-
-def _narrow_variant(job: Job, problem: Problem) -> Variant:
+def _narrow_composed(job: Job, problem: Problem) -> Composition:
     tasks = tuple(problem.tasks)
-    width = width_for(problem, (job.label,), _size(problem) // len(tasks))
-    return Variant(single_task(tasks)[job.label], _of_width(problem, width))
+    width = width_for(problem, (job.label,), size(problem, tasks) // len(tasks))
+    return replace(single_task(tasks)[job.label], network=HardSharing(width))
 
 
-def _wide_variant(job: Job, problem: Problem) -> Variant:
+def _wide_composed(job: Job, problem: Problem) -> Composition:
     tasks = tuple(problem.tasks)
-    width = width_for(problem, tasks, _size(problem) * len(tasks))
-    return Variant(recipe(BASELINE).compose(tasks)[""], _of_width(problem, width))
+    width = width_for(problem, tasks, size(problem, tasks) * len(tasks))
+    return replace(recipe(BASELINE).compose(tasks)[""], network=HardSharing(width))
 
 
-def _plain_variant(job: Job, problem: Problem) -> Variant:
-    return Variant(recipe(BASELINE).compose(tuple(problem.tasks))[""], problem.network)
+def _plainly_composed(job: Job, problem: Problem) -> Composition:
+    return recipe(BASELINE).compose(tuple(problem.tasks))[""]
 
 
-def _tuned_variant(job: Job, problem: Problem) -> Variant:
+def _tuned_composed(job: Job, problem: Problem) -> Composition:
     tasks = tuple(problem.tasks)
     number = int(job.label.removeprefix("weights"))
     generator = torch.Generator().manual_seed(mixed_seed(job.split, number, *b"weights"))
@@ -226,7 +177,7 @@ def _tuned_variant(job: Job, problem: Problem) -> Variant:
     }
     total = math.fsum(raw.values())
     weights = {task: len(tasks) * weight / total for task, weight in raw.items()}
-    return Variant(Composition(tasks, weighting=Fixed(weights)), problem.network)
+    return Composition(tasks, weighting=Fixed(weights))
 
 
 CHEAP, ALL = frozenset({"cheap", "all"}), frozenset({"all"})
@@ -260,7 +211,7 @@ REFERENCES: Mapping[str, Reference] = {
             "a network per task, so narrow that together they have the joint network's parameters",
             ALL,
             _narrow,
-            _narrow_variant,
+            _narrow_composed,
         ),
         Reference(
             WIDE,
@@ -268,7 +219,7 @@ REFERENCES: Mapping[str, Reference] = {
             "the plain sum, so wide that it has the parameters of a network per task",
             ALL,
             _wide,
-            _wide_variant,
+            _wide_composed,
         ),
         Reference(
             OWN_EPOCHS,
@@ -276,7 +227,7 @@ REFERENCES: Mapping[str, Reference] = {
             "the plain sum, each task with the weights of its own best epoch",
             ALL,
             lambda asked: asked.each(OWN_EPOCHS),
-            _plain_variant,
+            _plainly_composed,
         ),
         Reference(
             TUNED,
@@ -284,7 +235,7 @@ REFERENCES: Mapping[str, Reference] = {
             "fixed weights and a rate drawn at random, as many as all balancing recipes may try",
             ALL,
             _tuned,
-            _tuned_variant,
+            _tuned_composed,
         ),
     )
 }

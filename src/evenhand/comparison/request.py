@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from evenhand.arguments import require_fields, require_kind
+from evenhand.asking import option
 from evenhand.autodiff.chunking import Chunking, Jacobian
 from evenhand.comparison.job import APART
 from evenhand.recipes import RECIPES, Recipe, recipe
@@ -37,6 +39,32 @@ BASELINE = "sg"
 
 STACK = ("auto", "never", "always")
 LEVELS = ("none", "cheap", "all")
+"""Which reference rows there are beside the recipes."""
+ROWS = (
+    "constant",
+    "linear",
+    "trees",
+    "single-task-narrow",
+    "sg-wide",
+    "sg-own-epochs",
+    "sg-tuned",
+)
+"""The names of all reference rows, see `references`."""
+
+
+def known_recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        ValueError: there is none: the message names the nearest ones, or says how one gets the
+            reference row of that name.
+    """
+    if name in ROWS:
+        raise ValueError(
+            f"{name} is a reference row and no recipe: a comparison with "
+            f"{option('references', 'all')} has it, and keeps its weights"
+        )
+    return recipe(name)
 
 
 def sgd(parameters: Iterable[Tensor], **options: Any) -> Optimizer:
@@ -79,7 +107,7 @@ def optimizer(spelled: str) -> Callable[..., Optimizer]:
     if unknown := [option for option in asked.options if option not in known]:
         raise ValueError(
             f"optimizer={spelled}: {asked.name} has no option {unknown[0]!r}; there are "
-            f"{', '.join(known)}, and the rate is --lr"
+            f"{', '.join(known)}, and the rate is {option('rates')}"
         )
     make = partial(OPTIMIZERS.get(name, kind), **asked.options)
     try:
@@ -241,6 +269,7 @@ class Settings:
         return cls(problem.name if not isinstance(source, str) else source, **own | wanted)
 
     def __post_init__(self) -> None:
+        require_fields(self)
         seeds, rates = quoted(self.seeds), quoted(self.rates)
         if not all(isinstance(seed, int) and 0 <= seed < APART for seed in self.seeds):
             raise ValueError(f"seeds={seeds}: must be integers from 0 to {APART - 1:,}")
@@ -312,7 +341,7 @@ class Settings:
             ValueError: there is none; the message names the nearest ones.
         """
         own = self.given.recipes
-        return own[name] if name in own else recipe(name)
+        return own[name] if name in own else known_recipe(name)
 
     def taking(self, recipes: Sequence[str | Recipe]) -> tuple[Settings, tuple[str, ...]]:
         """The settings that know these recipes, and the recipes' names.
@@ -322,6 +351,7 @@ class Settings:
         """
         own = dict(self.given.recipes)
         for entry in recipes:
+            require_kind("recipe", entry, str | Recipe)
             if isinstance(entry, str) or entry in RECIPES:
                 continue
             if own.get(entry.name, entry) != entry or any(r.name == entry.name for r in RECIPES):

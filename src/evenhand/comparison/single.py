@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from evenhand.asking import option
 from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.comparison.compare import finished, prepare
 from evenhand.comparison.job import Job, Listener, Result
 from evenhand.comparison.plan import jobs, training
-from evenhand.comparison.pool import run_jobs
 from evenhand.comparison.request import Settings
+from evenhand.comparison.running import run_jobs
 from evenhand.comparison.weights import BEST, PREPARED
 from evenhand.files import read_bytes, write_atomically
 from evenhand.network import MultiTaskNetwork
@@ -60,7 +61,8 @@ def train_one(
     made = finished(out, settings.given)
     chosen = made.rows[0].chosen
     if not chosen:
-        raise ValueError(f"{made.recipes[0]} diverged at every rate: try smaller ones (--lr)")
+        smaller = f"try smaller ones ({option('rates')})"
+        raise ValueError(f"{made.recipes[0]} diverged at every rate: {smaller}")
     folder = out / chosen[0].job.folder
     for name in (BEST, PREPARED):
         if (folder / name).exists():

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from evenhand.asking import of_table, option
 from evenhand.comparison.assessment import Assessment, Difference, Line
 from evenhand.comparison.inference import Interval, half_width_with
 from evenhand.comparison.references import LINEAR, NARROW, OWN_EPOCHS, TREES, TUNED, WIDE
@@ -462,7 +463,7 @@ def _beside(line: Line, difference: Difference, found: Assessment) -> str:
 
 
 def _advice(word: str, found: Assessment) -> str:
-    steps = ["train longer (--epochs) before deciding"] if _improving(found) else []
+    steps = [f"train longer ({option('epochs')}) before deciding"] if _improving(found) else []
     if word.startswith(("TOGETHER", "EITHER WAY")):
         beating = _beating(found)
         steps.append(f"keep one network, {f'balanced by {beating[0]}' if beating else 'the sum'}")
@@ -476,7 +477,7 @@ def _advice(word: str, found: Assessment) -> str:
     elif word == "NO VERDICT":
         steps.append(f"put {REFERENCE} and {BASELINE} among the recipes")
     elif word == "ONE SPLIT":
-        steps.append("--splits 5 says whether this holds on other splits")
+        steps.append(f"{option('splits', 5)} says whether this holds on other splits")
     rare = {
         task: reason
         for task, reason in found.unjudged.items()
@@ -489,20 +490,22 @@ def _advice(word: str, found: Assessment) -> str:
     if word == "NOTHING TO COMPARE":
         steps.append("see whether the inputs say anything about the targets")
         if any("is shown" in reason for reason in found.unjudged.values()):
-            steps.append(f"--splits {max(5, 2 * found.design.splits)} shows more")
+            steps.append(f"{option('splits', max(5, 2 * found.design.splits))} shows more")
     undecided = word not in ("TOGETHER", "APART", "EITHER WAY")
     headline = found.headline
     measured = headline is not None and headline.estimate is not None
     if word == "CANNOT TELL" and found.design.too_few:
         few = found.design.splits < 3
-        steps.append("--splits 5 says how sure this is" if few else "more groups")
+        steps.append(f"{option('splits', 5)} says how sure this is" if few else "more groups")
     elif headline is not None and not measured and word == "CANNOT TELL":
-        steps.append("more test rows, or a metric that moves with each of them (--metric)")
+        steps.append(
+            f"more test rows, or a metric that moves with each of them ({of_table('metrics')})"
+        )
     if undecided and found.design.kind == "splits" and headline is not None and measured:
         values = list(headline.points.values.values())
         more = 2 * found.design.splits
         half = half_width_with(values, found.design.ratio, more, found.design.units)
-        steps.append(f"--splits {more} gives about ±{half:.1f}")
+        steps.append(f"{option('splits', more)} gives about ±{half:.1f}")
     return f"{'; '.join(steps)}." if steps else ""
 
 

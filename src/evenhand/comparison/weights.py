@@ -21,6 +21,8 @@ from evenhand.comparison.references import REFERENCES
 from evenhand.data.problem import Problem
 from evenhand.files import parsed, require_file, write_atomically
 from evenhand.network import MultiTaskNetwork
+from evenhand.recipes import Recipe, sharing_of
+from evenhand.sharing.base import Sharing
 from evenhand.text import quoted
 from evenhand.training.checkpoint import digest
 from evenhand.training.loop import Training
@@ -114,6 +116,8 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     from safetensors import SafetensorError, safe_open
 
     file = folder / BEST
+    if not folder.exists():
+        raise ValueError(f"there is no folder {folder}")
     if not file.exists():
         if inside := sorted(folder.glob(f"{EPOCH}*/{BEST}")):
             served = {f.parent: read_weights(f.parent)[1]["serves"] for f in inside}
@@ -154,7 +158,9 @@ class _About:
     preparation: str = ""
 
 
-def load_network(folder: Path, problem: Problem | None = None) -> MultiTaskNetwork:
+def load_network(
+    folder: Path, problem: Problem | None = None, recipe: Recipe | None = None
+) -> MultiTaskNetwork:
     """The network of a finished run with the weights of its best epoch, in eval mode.
 
     Args:
@@ -163,24 +169,31 @@ def load_network(folder: Path, problem: Problem | None = None) -> MultiTaskNetwo
             (`sg-own-epochs`), the folder of one of these epochs inside.
         problem: what makes the network; by default the problem of the name that the run was of.
             Its data play no part.
+        recipe: a recipe of one's own that the run was of, where it makes another network than the
+            problem's own (`Recipe.of(network=…)`).
 
     Raises:
-        ValueError: there are no weights in the folder; the problem is not known by its name, or
-            its network has other parameters than the one that was trained.
+        ValueError: there are no weights in the folder; the problem is not known by its name; or
+            the network has other parameters than the one that was trained.
     """
     weights, about = read_weights(folder)
     made = data.problem(about["source"]) if problem is None else problem
-    make = made.network
-    reference = REFERENCES.get(about["recipe"])
-    if reference is not None and reference.variant is not None:  # of another width, maybe
-        job = Job(**{entry.name: about[entry.name] for entry in fields(Job)})
-        make = reference.variant(job, made).network
+    job = Job(**{entry.name: about[entry.name] for entry in fields(Job)})
     with torch.random.fork_rng(devices=[]):
-        network = make(tuple(about["tasks"]))
+        network = _sharing_of(job, made, recipe).network(made, tuple(about["tasks"]))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"the network of {made.name} is not the one whose weights are in {folder}: {error}"
+            f"the network of {made.name} is not the one whose weights are in {folder} (of a recipe "
+            f"of one's own that makes another, give recipe=): {error}"
         ) from error
     return network.eval()
+
+
+def _sharing_of(job: Job, problem: Problem, mine: Recipe | None) -> Sharing:
+    """What was made of the problem's network for a run."""
+    reference = REFERENCES.get(job.recipe)
+    if reference is not None and reference.composed is not None:  # of another width, maybe
+        return reference.composed(job, problem).network
+    return sharing_of(job.recipe, job.label, tuple(problem.tasks), mine)

@@ -25,6 +25,7 @@ from evenhand.balancer import Balancer
 from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import RECIPES, Composition, recipe
 from evenhand.schedules import Clock, Phase
+from evenhand.sharing import HardSharing
 from evenhand.weighting import Weighting
 
 TASKS = ("1", "2")
@@ -195,6 +196,7 @@ def _balancing(name: str) -> Composition | None:
         return None
     (composition,) = compositions.values()
     plain = tuple(composition.schedule(Clock(), TASKS)) == (Phase(TASKS),)
+    plain = plain and composition.network == HardSharing()
     return composition if plain and not composition.own_moments else None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import get_backend_config
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -38,6 +39,26 @@ from evenhand.distributed.reducing import RanksReducer
 from evenhand.distributed.wrappers import groups_of
 
 
+def require_reducing(device: str, config: str) -> None:
+    """See that what sums parts on a device is no backend that ends the process there.
+
+    Args:
+        device: the mesh's kind, such as "cuda".
+        config: the group's backend for each kind of device, such as "cpu:gloo,cuda:nccl".
+
+    Raises:
+        ValueError: it is gloo on a GPU. Two ranks that shared a card ended there by a segmentation
+            fault (docs/scaling.md).
+    """
+    backends = dict(one.split(":") for one in config.split(",") if ":" in one)
+    if device == "cuda" and backends.get(device, config) == "gloo":
+        raise ValueError(
+            "fully_shard on GPUs by gloo: this ended the process by a segmentation fault where it "
+            "was tried; make the group with nccl, one process to a GPU, or wrap the model in "
+            "DistributedDataParallel"
+        )
+
+
 class FullySharded:
     """A model under `fully_shard`: its parameters as the graph has them, and their parts.
 
@@ -45,7 +66,7 @@ class FullySharded:
         model: the root.
 
     Raises:
-        ValueError: a mesh has more than one dimension.
+        ValueError: a mesh has more than one dimension, or its GPUs are summed over by gloo.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,6 +83,8 @@ class FullySharded:
                 "shards, tensor parallelism): a balancer knows one mesh of one dimension"
             )
         (self.mesh,) = meshes
+        config = get_backend_config(self.mesh.get_group())
+        require_reducing(self.mesh.device_type, config)
 
     @property
     def by_whole(self) -> dict[int, nn.Parameter]:

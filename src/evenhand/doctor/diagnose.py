@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -13,12 +14,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from evenhand.arguments import checked
+from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.doctor.looks import Look, Losses, look
 
 BATCHES = 16
 """How many batches a look takes."""
 Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Parameters -> optimizer, e.g. ``partial(torch.optim.Adam, lr=1e-3)``."""
+
+
+class DivergedError(ValueError):
+    """The training in which gradients were to be looked at has diverged."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def diagnose(
     Raises:
         ValueError: an argument is out of range, or contradicts another; too few batches have labels
             of every task; nothing is shared.
+        DivergedError: a ValueError: the training of the copy has diverged.
+        NonFiniteError: a loss or gradient of the model as it is given is not finite.
 
     Example:
         >>> from evenhand import diagnose
@@ -158,10 +166,25 @@ def watched(
         for step in range(steps + 1):
             if step in marks:
                 metric = own if step else None
-                found.append(look(copy, losses, seen, optimizer=metric, step=step, reach=reach))
+                with _diverged(step):
+                    found.append(look(copy, losses, seen, optimizer=metric, step=step, reach=reach))
             if step < steps:
                 _step(copy, losses, next(drawn), own)
     return Diagnosis(tuple(found))
+
+
+@contextmanager
+def _diverged(step: int) -> Iterator[None]:
+    """Gradients that are not finite after steps are the training's fault."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if not step:
+            raise
+        raise DivergedError(
+            f"after {step} steps of the plain sum the gradients of "
+            f"{', '.join(map(repr, error.tasks))} are not finite: take a smaller rate"
+        ) from error
 
 
 def _cycled(batches: Iterable[Any]) -> Iterator[Any]:

@@ -14,6 +14,8 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
+from evenhand.asking import option
+from evenhand.autodiff.gradients import NonFiniteError
 from evenhand.comparison.budget import duration
 from evenhand.comparison.request import Maker, Settings, optimizer
 from evenhand.data.problem import Batch, Problem, Split, Stream
@@ -230,7 +232,7 @@ def _verified(
         least = affordable(wanted, seconds_of, math.inf)[0] or wanted
         sampled.append(
             f"Held-out losses were not asked: the first question alone takes about "
-            f"{duration(seconds_of(least))} (--budget)."
+            f"{duration(seconds_of(least))} ({option('budget')})."
         )
         return found
     if given_up:
@@ -249,7 +251,8 @@ def _verified(
         if experiments.seconds_of(PROPOSALS) <= clock.left():
             split = splittings(experiments, found.diagnosis, training)
         else:
-            sampled.append("Ways of sharing less were not tried: no time is left (--budget).")
+            untried = f"no time is left ({option('budget')})"
+            sampled.append(f"Ways of sharing less were not tried: {untried}.")
     return replace(found, ladder=ladder, effort=effort, splittings=split)
 
 
@@ -357,7 +360,8 @@ class _Looking:
         asked = extent(self.wanted, step, len(self.tasks), seconds)
         if asked is None:
             least = Extent(0, 1, FEWEST).seconds(step, len(self.tasks))
-            return None, f"a single look takes about {duration(least)} (--budget)", None
+            told = f"a single look takes about {duration(least)} ({option('budget')})"
+            return None, told, None
         seen = self.seen[: asked.batches]
         try:
             found = (
@@ -373,7 +377,7 @@ class _Looking:
                 if asked.steps
                 else Diagnosis((look(self.network, self.losses, seen),))
             )
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             return None, str(error), None
         return found, "", asked
 

@@ -35,12 +35,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from evenhand.asking import option
 from evenhand.comparison.constant import constant_network, lowest_losses
 from evenhand.comparison.inference import Estimate, over_splits, over_trainings
-from evenhand.comparison.references import parameters, width_for
 from evenhand.data.problem import Problem, Split
 from evenhand.doctor.trials import Curves, Trial, run, times_until
 from evenhand.schedules import mixed_seed
+from evenhand.sharing.base import parameters, width_for
 from evenhand.training.loop import evaluate
 
 TOGETHER, STANDARDISED, TUNED = "together", "standardised", "tuned"
@@ -269,7 +270,7 @@ def climbed(
     rungs, untested = dict(ladder.rungs), {}
     for name, why in experiments.stages():
         if not why and experiments.seconds(name) > left():
-            why = "there is no time left for it (--budget)"
+            why = f"there is no time left for it ({option('budget')})"
         if why:
             untested[name] = why
             continue

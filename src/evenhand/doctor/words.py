@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from evenhand.asking import option
 from evenhand.comparison.inference import Estimate
 from evenhand.comparison.verdict import joined, percent, signed, spanned
 from evenhand.doctor.agreement import Agreement
@@ -41,7 +42,6 @@ HEADLINES = {
     "labels": "LABELS: tasks are better apart, and the less so, the more labels there are.",
     "cannot tell": "CANNOT TELL.",
 }
-UNVERIFIED = "NO VERDICT YET: gradients are evidence, and held-out losses decide (--verify)."
 ADVICE = {
     "none": "Train the plain sum. A balancing method has nothing to repair here.",
     "conflict": "Train the tasks apart, or share less: fewer layers, or in groups. A balancing "
@@ -64,7 +64,7 @@ CHANGE = {
     "capacity": "Harm that comes back in the wider network with more data.",
     "several": "Harm that comes back with all of them, on more data.",
     "labels": "Harm that stays when labels are added.",
-    "cannot tell": "More splits (--splits), or more data.",
+    "cannot tell": "More splits ({splits}), or more data.",
 }
 
 
@@ -91,7 +91,9 @@ def words(found: Examination) -> Words:
     evidence += found.sampled
     if found.ladder is None:
         advice = _advice_unverified(found)
-        return Words(UNVERIFIED, tuple(evidence), advice, "What --verify finds.")
+        verify = option("verify", True)
+        headline = "NO VERDICT YET: gradients are evidence, and held-out losses decide"
+        return Words(f"{headline} ({verify}).", tuple(evidence), advice, f"What {verify} finds.")
     cause = found.ladder.cause
     headline = HEADLINES[cause]
     if cause == "cannot tell":
@@ -100,7 +102,10 @@ def words(found: Examination) -> Words:
     advice += "".join(_enough(one, found.ladder) for one in found.splittings)
     if cause == "labels":
         advice += _noise_or_few(found)
-    change = DIVIDED_OTHERWISE if _by_time(found.ladder) else CHANGE[cause]
+    change = CHANGE[cause].format(splits=option("splits"))
+    if _by_time(found.ladder):
+        how = option("design", "hold-out")
+        change = f"Splits that are not by time ({how}), if the rows allow it."
     return Words(headline, tuple(evidence), advice, change)
 
 
@@ -120,9 +125,6 @@ def _noise_or_few(found: Examination) -> str:
     if len(known) == len(shares) and max(known) < CLEAN:
         return " Equal inputs have equal labels: they are too few, and hardly noisy."
     return " Whether they are too few or too noisy these data do not tell."
-
-
-DIVIDED_OTHERWISE = "Splits that are not by time (--design hold-out), if the rows allow it."
 
 
 def _by_time(ladder: Ladder) -> bool:

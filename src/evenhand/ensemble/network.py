@@ -11,7 +11,6 @@ of E members, its losses are [E], and everything downstream (`Balancer(leading=(
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,6 +93,17 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if x.ndim == 3 else y.view(*x.shape[:-1], y.shape[-1])
 
 
+class _Penalty(nn.Module):
+    """A network's penalty as a forward pass, for `functional_call`."""
+
+    def __init__(self, network: MultiTaskNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self) -> Tensor | None:
+        return self.network.penalty()
+
+
 def reshaped(parameter: Tensor, data: Tensor) -> None:
     """Give a parameter data of another shape; it keeps its identity, and loses its gradient."""
     parameter.grad = None
@@ -135,16 +145,37 @@ class Stack(MultiTaskNetwork):
         )
         if len(list(self.parameters())) != len(list(first.parameters())):
             raise ValueError("a stack cannot hold networks whose trunk and heads share parameters")
-        shared = zip(first.trunk.parameters(), trunk.values, strict=True)
-        stacked: dict[Tensor, Tensor] = dict(shared)
-        self._last_layer = tuple(stacked[p] for p in first.blocks().last_layer)
+        named = self.named_values()
+        stacked: dict[Tensor, Tensor] = {p: named[name] for name, p in first.named_parameters()}
+        whose = first.blocks()
+        self._blocks = Blocks(
+            tuple(stacked[p] for p in whose.shared),
+            {task: tuple(stacked[p] for p in own) for task, own in whose.own.items()},
+            tuple(stacked[p] for p in whose.last_layer),
+        )
+        self._penalty = None if first.penalty() is None else (_Penalty(first),)
 
     def __len__(self) -> int:
         return len(next(self.parameters()))
 
     def blocks(self) -> Blocks:
         """Whose each stacked parameter is."""
-        return replace(super().blocks(), last_layer=self._last_layer)
+        return self._blocks
+
+    def penalty(self) -> Tensor | None:
+        """The sum of the members' penalties, each of which reaches its own member alone."""
+        if self._penalty is None:
+            return None
+        (penalty,) = self._penalty
+
+        def one(parameters: dict[str, Tensor]) -> Any:
+            return functional_call(penalty, parameters, ())
+
+        values: dict[str, Tensor] = {
+            f"network.{name}": value for name, value in self.named_values().items()
+        }
+        each: Tensor = torch.func.vmap(one, randomness="error")(values)
+        return each.sum()
 
     def named_values(self) -> dict[str, nn.Parameter]:
         """The stacked parameters [E, ...] by the names that they have in a member."""

@@ -248,7 +248,7 @@ class StackedTraining:
         self.ended.update({self.alive[at]: f"diverged: {why}" for at, why in fallen.items()})
         lasting = [at for at in range(number) if at not in fallen]
         if fallen:
-            self._keep(lasting)
+            self._go_on_with(lasting)
             fallen.clear()
         return [statistics[at] for at in lasting]
 
@@ -268,7 +268,7 @@ class StackedTraining:
         going = [at for at, k in enumerate(self.alive) if not self.members[k].finished]
         if len(going) < len(self.alive):
             finished = [k for k in self.alive if self.members[k].finished]
-            self._keep(going)
+            self._go_on_with(going)
             for k in finished:
                 self.members[k].network.load_state_dict(self.members[k].best_weights)
                 self.ended[k] = FINISHED
@@ -276,7 +276,7 @@ class StackedTraining:
         self._told.update(fresh)
         return [(k, self.ended[k]) for k in fresh]
 
-    def _keep(self, at: Sequence[int]) -> None:
+    def _go_on_with(self, at: Sequence[int]) -> None:
         """Go on with the members at these positions among those alive."""
         self.alive = [self.alive[position] for position in at]
         self._stepper.select(torch.tensor(at, dtype=torch.int64))
@@ -308,7 +308,7 @@ class StackedTraining:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        self._keep(state["alive"])
+        self._go_on_with(state["alive"])
         self.ended = state["ended"]
         self._told = set(self.ended)
         self._steps.load_state_dict(state["steps"])

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.asking import PYTHON, NoSettings, asked_as
 from evenhand.tables import kinds, targets
 from evenhand.tables.kinds import Reading
 from evenhand.tables.reading import Table, columns_of, held, is_frame, plain, shown, typed
@@ -40,7 +41,36 @@ COUNTED = 10
 """Whole numbers with no more different values may be classes."""
 
 
+class InFrame:
+    """Who hands over a data frame says by its columns what a table's options say of a file's."""
+
+    def option(self, name: str, value: Any) -> str:
+        return PYTHON.option(name, value)
+
+    def of_table(self, name: str, value: Any) -> str:
+        match name, value:
+            case "drop", [column]:
+                return f"X.drop(columns=[{column!r}])"
+            case "kinds", dict() as said:
+                return " and ".join(f"X[{c!r}].astype({DTYPES[k]!r})" for c, k in said.items())
+            case "missing", _:
+                return "NaN"
+        return ""
+
+
+DTYPES = {"category": "category", "numeric": "float", "boolean": "bool", "date": "datetime64[ns]"}
+"""What pandas calls a kind."""
+
+
 # Inputs -----------------------------------------------------------------------------------------
+
+
+def unmasked(given: Any) -> Any:
+    """A masked array with NaN where it is masked; anything else as it is."""
+    if not isinstance(given, np.ma.MaskedArray):
+        return given
+    kind = np.float64 if given.dtype.kind in "fiub" else object
+    return np.ma.filled(given.astype(kind), np.nan)
 
 
 def input_table(given: Any, names: Sequence[str]) -> Table:
@@ -60,6 +90,7 @@ def input_names(given: Any) -> list[str]:
     return [f"x{k}" for k in range(given.shape[1])] if columns is None else list(columns)
 
 
+@asked_as(InFrame())
 def input_readings(given: Any, table: Table) -> dict[str, Reading]:
     """The columns of `input_table`, each read as what its type says; without those that are blank.
 
@@ -73,7 +104,7 @@ def input_readings(given: Any, table: Table) -> dict[str, Reading]:
             kind = "category" if category else {"f": "numeric", "M": "date"}[cells.dtype.kind]
             found[name] = kinds.read_as(kind, name, cells)
         else:
-            found[name] = _of_text(name, cells)
+            found[name] = kinds.found(name, cells)
     return {name: reading for name, reading in found.items() if reading.kind != "empty"}
 
 
@@ -87,15 +118,6 @@ def _categories(given: Any) -> list[bool]:
     if not is_frame(given):
         return [False] * given.shape[1]
     return [str(kind) == "category" for kind in given.dtypes]
-
-
-def _of_text(name: str, cells: Array) -> Reading:
-    try:
-        return kinds.found(name, cells)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} (in a data frame: leave the column out, or give it the type 'category')"
-        ) from error
 
 
 # Targets ----------------------------------------------------------------------------------------
@@ -197,6 +219,7 @@ class Targets:
         return replace(self, columns={name: c[index] for name, c in self.columns.items()})
 
 
+@asked_as(NoSettings())
 def numeric_outcome(name: str, cells: Array, metric: str | None) -> Outcome:
     """A target that is a number.
 
@@ -208,6 +231,7 @@ def numeric_outcome(name: str, cells: Array, metric: str | None) -> Outcome:
     return Outcome(targets.asked(name, _numbers(name, cells), said))
 
 
+@asked_as(NoSettings())
 def class_outcome(name: str, cells: Array, metric: str | None) -> Outcome:
     """A target with classes: the values that its cells have, blank ones left aside.
 

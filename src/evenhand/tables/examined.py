@@ -6,7 +6,7 @@ given has been looked at by its reader: it is neither left out nor refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.asking import of_table
 from evenhand.tables import kinds, targets
 from evenhand.tables.kinds import Reading, as_text, present
 from evenhand.tables.preparation import MOST
@@ -32,6 +33,8 @@ COMPARED = 10_000
 """Rows by which columns of numbers are held against each other."""
 IDENTIFYING = 20
 """Rows from which on a column without repetition is taken for an identifier."""
+PAIRS = 10
+"""Columns that say the same are named up to so many pairs."""
 RARE = 0.05
 """A class of a smaller share is worth a word."""
 
@@ -70,7 +73,7 @@ def examined(table: Table, question: Question, test: Table | None = None) -> Exa
         ValueError: a column is not there (the message names the nearest), cannot be what it is
             asked to be, or cannot be told; there are too few rows; nothing is left to predict from.
     """
-    _require_columns(table, question)
+    question.require_columns(table)
     official = 0
     if test is not None:
         official = len(test)
@@ -110,40 +113,21 @@ def opened(file: str, question: Question) -> Examined:
         ValueError: as `read` and `examined`.
     """
     table = read(Path(file), question.missing, question.encoding)
-    test = None
-    if question.test is not None:
-        test = read(Path(question.test), question.missing, question.encoding)
-    return examined(table, question, test)
+    return examined(table, question, tested(question))
 
 
-# Names ------------------------------------------------------------------------------------------
+def tested(question: Question) -> Table | None:
+    """The official test set, if there is one.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    if question.test is None:
+        return None
+    return read(Path(question.test), question.missing, question.encoding)
 
 
-def _require_columns(table: Table, question: Question) -> None:
-    names = list(table.columns)
-    if not question.targets:
-        raise ValueError(
-            f"{table.name}: name the columns to predict (--target COLUMN, once for each); "
-            f"{nearest('', names)}"
-        )
-    wanted: dict[str, Sequence[str | None]] = {
-        "target": question.targets,
-        "--input": question.inputs,
-        "--drop": question.drop,
-        "--kind": list(question.kinds),
-        "--metric": list(question.metrics),
-        "--group": (question.group,),
-        "--time": (question.time,),
-        "--weight": (question.weight,),
-    }
-    for option, columns in wanted.items():
-        for name in columns:
-            if name is not None and name not in names:
-                raise ValueError(
-                    f"{option}: {table.name} has no column {shown(name)}; {nearest(name, names)}"
-                )
-    if aside := [name for name in question.metrics if name not in question.targets]:
-        raise ValueError(f"--metric: {shown(aside[0])} is no target")
+# Rows -------------------------------------------------------------------------------------------
 
 
 def _joined(table: Table, test: Table) -> Table:
@@ -175,7 +159,7 @@ def _target(
         values = sorted({text for text in reading.values if text is not None}, key=float)
         notes.append(
             f"target {shown(name)} has {len(values)} whole numbers ({', '.join(values)}): they are "
-            f"taken for classes; --kind '{name}=numeric' takes them for numbers"
+            f"taken for classes; {of_table('kinds', {name: 'numeric'})} takes them for numbers"
         )
     made = targets.asked(name, reading, "")
     metric = question.metrics.get(name, USUAL[made.kind])
@@ -211,10 +195,11 @@ def _imbalance(target: Target, reading: Reading, question: Question) -> Iterator
         weighed = (
             "classes are weighted to count equally"
             if question.balance
-            else "--balance lets classes count equally in the loss"
+            else f"{of_table('balance', True)} lets classes count equally in the loss"
         )
         other = {"boolean": "ap", "category": "balanced-accuracy"}[target.kind]
-        metric = "" if target.metric == other else f", --metric '{target.name}={other}' scores it"
+        asked = of_table("metrics", {target.name: other})
+        metric = "" if target.metric == other else f", {asked} scores it"
         yield (
             f"target {shown(target.name)}: {rarest!r} is rare ({counts[rarest]:,} of {total:,} "
             f"labels, {share:.1%}); {weighed}{metric}"
@@ -225,12 +210,14 @@ def _groups(name: str, cells: Cells) -> npt.NDArray[np.int64]:
     there = present(cells)
     if not there.all():
         row = int((~there).argmax()) + 1
-        raise ValueError(f"--group {name}: row {row} is blank ({int((~there).sum())} in all)")
+        raise ValueError(
+            f"{of_table('group', name)}: row {row} is blank ({int((~there).sum())} in all)"
+        )
     names, codes = np.unique(as_text(cells).astype(str), return_inverse=True)
     if len(names) < 3:
         raise ValueError(
-            f"--group {name}: there are {len(names)} groups; training, validation and test need "
-            "one each at least"
+            f"{of_table('group', name)}: there are {len(names)} groups; training, validation and "
+            "test need one each at least"
         )
     return codes.astype(np.int64)
 
@@ -240,37 +227,39 @@ def _require_apart(name: str, cells: Cells, groups: npt.NDArray[np.int64], offic
     if len(both):
         one = as_text(cells)[int((groups == both[0]).argmax())]
         raise ValueError(
-            f"--group {name}: {len(both)} groups, such as {shown(str(one))}, stand both in the "
-            "table and in the test set"
+            f"{of_table('group', name)}: {len(both)} groups, such as {shown(str(one))}, stand both "
+            "in the table and in the test set"
         )
 
 
 def _times(name: str, cells: Cells, question: Question) -> npt.NDArray[np.float64]:
     kind = question.kinds.get(name)
     reading = kinds.read_as(kind, name, cells) if kind else kinds.found(name, cells)
+    asked = of_table("time", name)
     if reading.kind not in ("date", "numeric", "boolean"):
-        raise ValueError(f"--time {name}: it must be dates or numbers, and is {reading.kind}")
+        raise ValueError(f"{asked}: it must be dates or numbers, and is {reading.kind}")
     blank = np.isnan(reading.values)
     if blank.any():
         row = int(blank.argmax()) + 1
-        raise ValueError(f"--time {name}: row {row} is blank ({int(blank.sum())} in all)")
+        raise ValueError(f"{asked}: row {row} is blank ({int(blank.sum())} in all)")
     if len(np.unique(reading.values)) < FEW:
-        raise ValueError(f"--time {name}: fewer than {FEW} different times cannot be divided")
+        raise ValueError(f"{asked}: fewer than {FEW} different times cannot be divided")
     values: npt.NDArray[np.float64] = reading.values
     return values
 
 
 def _weights(name: str, cells: Cells) -> npt.NDArray[np.float64]:
+    asked = of_table("weight", name)
     reading = kinds.read_as("numeric", name, cells)
     if reading.kind == "empty":
-        raise ValueError(f"--weight {name}: every cell is blank")
+        raise ValueError(f"{asked}: every cell is blank")
     values = reading.values
     wrong = ~(values >= 0)  # blank ones too
     if wrong.any():
         row = int(wrong.argmax()) + 1
-        raise ValueError(f"--weight {name}: row {row} is blank or below 0")
+        raise ValueError(f"{asked}: row {row} is blank or below 0")
     if not (values > 0).any():
-        raise ValueError(f"--weight {name}: every row weighs nothing")
+        raise ValueError(f"{asked}: every row weighs nothing")
     made: npt.NDArray[np.float64] = values
     return made
 
@@ -339,7 +328,7 @@ def _useless(name: str, cells: Cells, reading: Reading) -> str:
     distinct = len(set(values.tolist()))
     if distinct == 1 and there.all():
         return "every cell is the same"
-    keep = f"--kind '{name}={reading.kind}' keeps it"
+    keep = f"{of_table('kinds', {name: reading.kind})} keeps it"
     if distinct < len(values) or len(values) < IDENTIFYING:
         return ""
     if reading.kind == "category":
@@ -372,8 +361,8 @@ def _grouping(name: str, cells: Cells) -> str:
     if not 2 < distinct < 0.9 * len(cells):
         return ""
     return (
-        f"column {shown(name)} repeats: if rows of one {name} resemble each other, --group "
-        f"'{name}' keeps them on one side of every split"
+        f"column {shown(name)} repeats: if rows of one {name} resemble each other, "
+        f"{of_table('group', name)} keeps them on one side of every split"
     )
 
 
@@ -382,8 +371,9 @@ def _copies(name: str, reading: Reading, asked: Mapping[str, tuple[Target, Readi
     for target, (_, labels) in asked.items():
         if _same(reading, labels):
             return (
-                f"it copies the target {shown(target)} (--kind '{name}={reading.kind}' keeps it, "
-                "if it is known before the target is)"
+                f"it copies the target {shown(target)} "
+                f"({of_table('kinds', {name: reading.kind})} keeps it, if it is known before the "
+                "target is)"
             )
     return ""
 
@@ -423,8 +413,11 @@ def _duplicates(inputs: Mapping[str, Reading], question: Question) -> Iterator[s
         filled.append(scaled / (np.linalg.norm(scaled) or 1.0))
     if len(filled) > 1:
         matrix = np.abs(np.stack(filled) @ np.stack(filled).T)
-        for i, j in zip(*np.where(np.triu(matrix, 1) > COPIED), strict=True):
+        pairs = np.argwhere(np.triu(matrix, 1) > COPIED).tolist()
+        for i, j in pairs[:PAIRS]:
             yield f"columns {shown(numeric[i])} and {shown(numeric[j])} say the same"
+        if len(pairs) > PAIRS:
+            yield f"{len(pairs) - PAIRS:,} more pairs of columns say the same"
 
 
 def _repeated(
@@ -447,7 +440,7 @@ def _repeated(
     elif repeats and groups is None:
         yield (
             f"rows whose inputs are those of another row: {repeats:,} of {rows:,}; if they are one "
-            "thing measured again, name a column that says so by --group"
+            f"thing measured again, name a column that says so by {of_table('group')}"
         )
 
 

@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from evenhand.asking import of_table, way, ways
 from evenhand.sources import KINDS
 from evenhand.tables.reading import Cells, shown
 
@@ -107,7 +108,8 @@ def found(name: str, cells: Cells) -> Reading:
     if free_text(texts):
         raise ValueError(
             f"column {shown(name)} is free text ({len(texts):,} different cells, such as "
-            f"{_short(next(iter(texts)))}): leave it out (--drop), or make it a category (--kind)"
+            f"{_short(next(iter(texts)))}): "
+            + ways(way("leave it out", of_table("drop", [name])), _as_category(name))
         )
     return Reading("category", cells)
 
@@ -281,14 +283,15 @@ def _finite(name: str, values: Floats) -> Floats:
         row = int(wrong.argmax()) + 1
         raise ValueError(
             f"column {shown(name)} holds {values[wrong][0]} in row {row} ({int(wrong.sum())} of "
-            f"{len(values):,}): correct it, leave it blank, or --missing {values[wrong][0]}"
+            f"{len(values):,}): "
+            + ways("correct it", "leave it blank", _as_blank([str(values[wrong][0])]))
         )
     over = np.abs(values) > HUGE
     if over.any():
         row = int(over.argmax()) + 1
         raise ValueError(
             f"column {shown(name)} holds {values[over][0]:g} in row {row}: numbers must be below "
-            f"{HUGE:g}; is it a mark for blank cells (--missing)?"
+            f"{HUGE:g}; " + ways("correct it", _as_blank([f"{values[over][0]:g}"]))
         )
     return values
 
@@ -319,9 +322,17 @@ def _mixed(name: str, cells: Cells) -> str:
     row, text = wrong[0]
     return (
         f"column {shown(name)} mixes numbers and text: {_short(text)} in row {row + 1} "
-        f"({len(wrong):,} of {len(cells):,} cells are no numbers): correct them, name what stands "
-        "for blank (--missing), or make it a category (--kind)"
+        f"({len(wrong):,} of {len(cells):,} cells are no numbers): "
+        + ways("correct them", _as_blank(None), _as_category(name))
     )
+
+
+def _as_category(name: str) -> str:
+    return way("make it a category", of_table("kinds", {name: "category"}))
+
+
+def _as_blank(cells: list[str] | None) -> str:
+    return way("name what stands for blank", of_table("missing", cells))
 
 
 def _seconds(cells: Cells) -> Floats:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evenhand.asking import NoSettings, asked_as
 from evenhand.files import MEBIBYTE, read_text
 from evenhand.network import MultiTaskNetwork
 from evenhand.tables import kinds
@@ -50,6 +51,7 @@ class Predictor:
             ValueError: there is none: the run is not finished, or was not on a table.
         """
         from evenhand.comparison.weights import PREPARED, read_weights
+        from evenhand.recipes import sharing_of
 
         weights, about = read_weights(folder)
         file = folder / PREPARED
@@ -69,7 +71,8 @@ class Predictor:
         if lost := [task for task in tasks if task not in prepared.targets]:
             raise ValueError(f"{file}: nothing is said of the task {quoted(lost[0])}")
         with torch.random.fork_rng(devices=[]):
-            network = prepared.network(tasks)
+            sharing = sharing_of(about["recipe"], about["label"], tuple(prepared.targets))
+            network = sharing.network(prepared, tasks)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
@@ -141,7 +144,8 @@ def read_alike(kind: str, name: str, cells: Cells) -> Reading:
     Raises:
         ValueError: a cell is not of that kind.
     """
-    reading = kinds.read_as(kind, name, cells)
+    with asked_as(NoSettings()):
+        reading = kinds.read_as(kind, name, cells)
     if reading.kind != "empty":
         return reading
     if kind == "category":

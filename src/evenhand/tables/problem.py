@@ -68,6 +68,15 @@ class Prepared:
 
     def network(self, tasks: Sequence[str], width: float = 1.0) -> MultiTaskNetwork:
         """A network for some of the tasks; its weights are drawn from torch's global stream."""
+        return self.scaled(tasks, width)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "the table"
+
+    def scaled(self, tasks: Sequence[str], width: float) -> MultiTaskNetwork:
+        """The same, its hidden layers so many times as wide."""
         outputs = {name: target.outputs for name, target in self.targets.items()}
         return network(self.shape, len(self.titles()), outputs, tasks, width)
 
@@ -296,7 +305,7 @@ def _relative(weights: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> 
     """
     mean = weights[rows].mean()
     if not mean > 0:
-        raise ValueError("--weight: every row of a training part weighs nothing")
+        raise ValueError("every row of a training part weighs nothing")
     return weights / mean
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.files import LARGE, read_bytes, require_file
-from evenhand.text import quoted
+from evenhand.text import composed, quoted
 
 Cells = npt.NDArray[Any]
 """One column: text (objects, None where blank), float64 (NaN where blank), or datetime64."""
@@ -195,12 +195,12 @@ def _separator(text: str) -> str:
 
 
 def _checked(name: str, header: Sequence[str]) -> list[str]:
-    """The names of the columns; one without a name, such as a data frame's index, is numbered.
+    """The names of the columns, see `composed`; one without a name (an index) is numbered.
 
     Raises:
         ValueError: one stands twice.
     """
-    titles = [title.strip() or f"column {k + 1}" for k, title in enumerate(header)]
+    titles = [composed(title.strip()) or f"column {k + 1}" for k, title in enumerate(header)]
     if len(set(titles)) < len(titles):
         twice = Counter(titles).most_common(1)[0][0]
         raise ValueError(f"{name}: two columns are called {shown(twice)}")
@@ -232,8 +232,8 @@ def _parquet(name: str, content: bytes, blank: frozenset[str], encoding: str) ->
     except ImportError as error:
         raise ValueError("reading Parquet needs pyarrow: pip install 'evenhand[tables]'") from error
     try:
-        found = parquet.read_table(pyarrow.BufferReader(content))
-    except pyarrow.ArrowException as error:
+        found = parquet.ParquetFile(pyarrow.BufferReader(content)).read()
+    except (pyarrow.ArrowException, OSError) as error:  # damaged pages are OSErrors
         raise ValueError(f"{name} is no Parquet file: {error}") from error
     names = _checked(name, found.column_names)
     columns = [column.to_pylist() for column in found.columns]
@@ -246,11 +246,13 @@ def _arff(name: str, content: bytes, blank: frozenset[str], encoding: str) -> Ta
     text = _decoded(name, content, encoding)
     try:
         values, about = arff.loadarff(io.StringIO(text))
-    except (arff.ArffError, ValueError, StopIteration, NotImplementedError, IndexError) as error:
+    except (StopIteration, IndexError) as error:
+        raise ValueError(f"{name} is no ARFF file: it, or a line of it, ends early") from error
+    except (arff.ArffError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{name} is no ARFF file that can be read: {error}") from error
     columns = {}
-    for title in _checked(name, about.names()):
-        cells = values[title]
+    for own, title in zip(about.names(), _checked(name, about.names()), strict=True):
+        cells = values[own]
         if cells.dtype.kind == "S":
             said = [cell.decode(encoding) for cell in cells.tolist()]
             cells = _text_cells(said, blank | {"?"})
@@ -315,6 +317,8 @@ def typed(values: Iterable[Any], name: str, blank: frozenset[str] = BLANK) -> Ce
         ValueError: it has more than one dimension.
         TypeError: a value is neither number, text, date nor blank.
     """
+    if isinstance(values, np.ma.MaskedArray) and values.ndim == 1:
+        values = values.tolist()  # None where masked
     cells = np.asarray(values) if isinstance(values, np.ndarray) else None
     if cells is not None and cells.ndim != 1:
         raise ValueError(f"column {shown(name)} has {cells.ndim} dimensions, not one")
@@ -322,11 +326,17 @@ def typed(values: Iterable[Any], name: str, blank: frozenset[str] = BLANK) -> Ce
         return cells.astype(np.float64) if cells.dtype.kind != "b" else _truths(cells.tolist())
     if cells is not None and cells.dtype.kind == "M":
         return cells.astype("datetime64[s]")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"column {shown(name)} is a {type(values).__name__}: give a list of cells")
     return _of_objects(list(values), name, blank)
 
 
 def _truths(values: Sequence[Any]) -> Cells:
     return _objects([None if value is None else str(bool(value)).lower() for value in values])
+
+
+NUMBERS = int | float | np.integer | np.floating
+"""Real ones."""
 
 
 def _of_objects(values: list[Any], name: str, blank: frozenset[str]) -> Cells:
@@ -336,13 +346,16 @@ def _of_objects(values: list[Any], name: str, blank: frozenset[str]) -> Cells:
     present = [value for value in plain if value is not None]
     if all(isinstance(value, bool | np.bool_) for value in present):
         return _truths(plain)
-    if all(isinstance(value, int | float | np.number) for value in present):
-        return np.array([np.nan if v is None else float(v) for v in plain], dtype=np.float64)
+    if all(isinstance(value, NUMBERS) for value in present):
+        try:
+            return np.array([np.nan if v is None else float(v) for v in plain], dtype=np.float64)
+        except OverflowError as error:
+            raise ValueError(f"column {shown(name)} holds a whole number above 1e308") from error
     if all(isinstance(value, datetime.date | np.datetime64) for value in present):
         # A moment with a zone is told in UTC; numpy knows no zones.
         utc = [_utc(value) for value in plain]
         return np.array(utc, dtype="datetime64[s]")
-    wrong = [v for v in present if not isinstance(v, str | int | float | np.number | bool)]
+    wrong = [v for v in present if not isinstance(v, str | NUMBERS | bool)]
     if wrong:
         raise TypeError(
             f"column {shown(name)} holds a {type(wrong[0]).__name__}: cells must be numbers, text, "

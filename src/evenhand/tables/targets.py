@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evenhand.asking import of_table, way, ways
 from evenhand.data.problem import Task
 from evenhand.tables.kinds import Reading
 from evenhand.tables.reading import plain
@@ -274,7 +275,8 @@ def asked(name: str, reading: Reading, metric: str) -> Target:
     if len(counts) > MOST:
         raise ValueError(
             f"target {title!r} has {len(counts):,} different values: more than {MOST} classes are "
-            "no classes; group them, or say --kind NAME=numeric where they are numbers"
+            "no classes; "
+            + ways("group them", way("take them for numbers", of_table("kinds", {name: "numeric"})))
         )
     if reading.kind == "boolean" or (reading.kind == "category" and len(counts) == 2):
         return Target(name, "boolean", metric, _yes_last(counts, reading))

@@ -268,10 +268,12 @@ class Training:
         """What tells this run from others, by name: what a checkpoint of it is held against."""
         shapes = [(n, tuple(p.shape), str(p.dtype)) for n, p in self.network.named_parameters()]
         drawing = (self.stream.batch_size, self.replacement, self.drop_last)
+        beside = self.network.extra_repr()
         return {
             "problem": self.problem.name,
             "tasks": ", ".join(self.tasks),
             "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:12],
+            **({"network's penalty": beside} if beside else {}),
             "weighting": steady(self.balancer.weighting),
             "aggregator": steady(self.balancer.aggregator),
             "schedule": steady(self.phases),

@@ -178,6 +178,8 @@ class NetworkStepper:
         seeds: of the networks of a stack.
 
     Attributes:
+        shares: whether several of the tasks can reach a parameter: by the network's structure, or
+            because they read one head.
         flops: what each kind of phase takes, for those that were counted.
     """
 
@@ -205,6 +207,8 @@ class NetworkStepper:
         self.seeds = seeds
         self.flops: dict[str, int] = {}
         self._blocks = network.blocks()
+        read = [head for task in tasks for head in problem.heads([task])]
+        self.shares = bool(self._blocks.shared) or len(set(read)) < len(read)
         self._rests: dict[tuple[Any, ...], Frozen] = {}
         self._meter = Meter()
         self._refill = False
@@ -242,8 +246,10 @@ class NetworkStepper:
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; nothing has changed then.
+            ValueError: the phase trains shared parameters alone, and there are none.
         """
         phase = turn.phase
+        self._require_trunk(phase)
         self.optimizers.zero_grad()
         part = self.network.heads if seen.memory else self.network
         rest = self._rest(phase, part)
@@ -254,12 +260,12 @@ class NetworkStepper:
         losses = {task: losses[task] for task in losses if all(task in s for s in sampled)}
         if not losses:
             return
-        if turn.observed and "shared" in phase.trains:
+        if turn.observed and "shared" in phase.trains and self.shares:
             self._observe(outputs, losses, statistics)
         balance = self.balancer.backward(
             losses,
             features=outputs,
-            plus=self.problem.penalty(self.network) if self.problem.penalty else None,
+            plus=self._penalty(),
             samples=sampled,
             phase=phase,
             clock=turn.clock,
@@ -271,6 +277,21 @@ class NetworkStepper:
                 losses = self._forward(seen, seen.batch, phase)[1]
             self.balancer.updated(losses, turn.clock)
         statistics.add(balance, phase)
+
+    def _require_trunk(self, phase: Phase) -> None:
+        if "own" not in phase.trains and not self._blocks.shared:
+            raise ValueError(
+                "a phase of the schedule trains the shared parameters alone, and this network "
+                f"({type(self.network).__name__}) has none: all of it is its tasks' own. Let tasks "
+                "take turns instead (one_by_one, in_groups), or train jointly"
+            )
+
+    def _penalty(self) -> Tensor | None:
+        """What is nobody's task: the penalties of the problem and of the network."""
+        penalty = self.problem.penalty
+        terms = (None if penalty is None else penalty(self.network), self.network.penalty())
+        there = [term for term in terms if term is not None]
+        return sum(there[1:], start=there[0]) if there else None
 
     def _rest(self, phase: Phase, part: nn.Module) -> Frozen:
         """What of a part of the network is frozen in `phase`."""

@@ -50,7 +50,29 @@ def require_moving(steps: Steps, stepper: NetworkStepper) -> None:
             f"no optimizer has {_several(lost)}: make the optimizers of network.blocks(), or call "
             "requires_grad_(False) on what is to rest"
         )
+    _require_shared(stepper)
     _require_phases(steps, stepper.network)
+
+
+def _require_shared(stepper: NetworkStepper) -> None:
+    """See that what wants shared parameters has some.
+
+    Raises:
+        ValueError: the network has none, and a method merges gradients of shared parameters, or
+            looks at them.
+    """
+    if len(stepper.tasks) == 1 or stepper.shares:
+        return
+    aggregator = stepper.balancer.aggregator
+    looking = [m for m in stepper.balancer.methods if m.traits.reads_gradients]
+    if aggregator is not None or looking:
+        name = type(looking[0] if aggregator is None else aggregator).__name__
+        raise ValueError(
+            f"{name} balances the gradients of shared parameters, and no parameter of this network "
+            f"({type(stepper.network).__name__}) is reached by two tasks: the tasks' gradients "
+            "never meet. Weightings that look at losses alone can be used: they weigh each loss "
+            "against the penalty"
+        )
 
 
 def _require_phases(steps: Steps, network: MultiTaskNetwork) -> None:
