@@ -67,8 +67,8 @@ def quadrants(asked: argparse.Namespace) -> None:
     if asked.tf32:
         torch.set_float32_matmul_precision("high")
     ledger = Ledger(asked.out / "bellavia2026")
-    size = {"epochs": 3, "samples": 300} if asked.small else {"epochs": 5_000}
-    seeds = 2 if asked.small else 11
+    size = {"epochs": 2, "samples": 300} if asked.small else {"epochs": 5_000}
+    seeds = 1 if asked.small else 11
     for number, rate in enumerate(RATES):
         cells = alternation.cells("quadrants", (rate,), seeds, **size)
         done = ledger.found(QUADRANTS)
@@ -79,6 +79,7 @@ def quadrants(asked: argparse.Namespace) -> None:
         if file.exists():
             members.load_state_dict(torch.load(file, weights_only=True))
         start = time.time()
+        # The last reading gets what is left.
         share = (asked.until - start) / (len(RATES) - number)  # of the time that is left
         finished = members.run(start + share, file if asked.keep else None)
         seconds = time.time() - start
@@ -103,10 +104,11 @@ def redrawn(asked: argparse.Namespace) -> None:
     ledger = Ledger(asked.out / "nakamura2022")
     readings = list(table3.READINGS.values())
     if asked.small:
-        readings = [replace(r, settings={**r.settings, "epochs": 2}) for r in readings]
+        readings = [replace(r, settings={**r.settings, "epochs": 1}) for r in readings[:2]]
     best: dict[tuple[str, str], float | None] = {}
     for number, reading in enumerate(readings):
-        share = (asked.until - time.time()) / max(1, len(readings) - 1 - number)  # the last: a rest
+        # The last reading gets what is left.
+        share = (asked.until - time.time()) / max(1, len(readings) - 1 - number)
         first = [cell for row in names for cell in reading.cells(row, rates, [0])]
         known = stacked_runs(ledger, reading.experiment, first, 0.6 * share, asked)
         best |= {(reading.experiment, row): reading.chosen(row, rates, known) for row in names}
