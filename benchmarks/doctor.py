@@ -217,7 +217,9 @@ def page(results: Lines) -> str:
         f"{ROUNDS * len(ROUND)} that are planned.",
         f"Conflict said of harmless draws: {found['conflict said of them']} of "
         f"{found['harmless draws']}; of all clear draws without conflict: "
-        f"{found['conflict said of those']} of {found['clear draws without conflict']}.",
+        f"{found['conflict said of those']} of {found['clear draws without conflict']}; of all "
+        f"that were drawn as harmless, clear or not: {found['conflict said of drawn harmless']} "
+        f"of {found['drawn as harmless']}.",
         f"Strong conflicts (harm of {STRONG:g} points or more) found: "
         f"{found['strong conflicts found']} of {found['strong conflicts']}.",
         f"Cannot tell: {found['cannot tell, of clear draws']} of {found['clear']} clear draws.",
@@ -265,6 +267,10 @@ def score(results: Lines) -> dict[str, Any]:
         "clear": len(clear),
         "harmless draws": len(harmless),
         "conflict said of them": sum(o["said"] == "conflict" for o in harmless),
+        "drawn as harmless": sum(o["kind"] == "harmless" for o in results),
+        "conflict said of drawn harmless": sum(
+            o["kind"] == "harmless" and o["said"] == "conflict" for o in results
+        ),
         "any harm said of them": sum(o["said"] not in ("none", "cannot tell") for o in harmless),
         "clear draws without conflict": len(others),
         "conflict said of those": sum(o["said"] == "conflict" for o in others),

@@ -18,6 +18,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -688,6 +689,18 @@ def test_a_closed_stream_has_the_null_device_in_its_place() -> None:
         words = [sys.executable, "-c", STREAMS, str(number), name]
         run = subprocess.run(words, capture_output=True, text=True, check=True)
         assert run.stderr == "True\n"
+
+
+def test_an_output_that_nobody_reads_is_an_error_and_no_silent_end(monkeypatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as unread:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", unread)
+        with pytest.raises(BrokenPipeError):
+            table.console().print("x" * 10**6)
+        monkeypatch.undo()
+        with suppress(OSError):
+            unread.close()
 
 
 def test_a_lock_that_cannot_be_written_is_gone_and_named(tmp_path, monkeypatch) -> None:

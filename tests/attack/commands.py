@@ -38,7 +38,7 @@ def _lost(name: str, how: str) -> Callable[[], None]:
             reader, place = os.pipe()
             os.close(reader)
         elif name == "stdin":
-            place = os.open("/", os.O_RDONLY)  # a folder
+            place = os.open(os.devnull, os.O_WRONLY)  # nothing can be read from it
         else:
             place = os.open("/dev/full", os.O_WRONLY)
         os.dup2(place, number)

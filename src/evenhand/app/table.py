@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,8 +37,15 @@ GAP = 3
 
 def console(stderr: bool = False) -> Console:
     """Of the terminal's width, or wide enough for a table in a file or pipe."""
-    plain = Console(stderr=stderr, highlight=False)
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=WIDE)
+    plain = _Console(stderr=stderr, highlight=False)
+    return plain if plain.is_terminal else _Console(stderr=stderr, highlight=False, width=WIDE)
+
+
+class _Console(Console):
+    """One that leaves it to the door what to say when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def comparison(findings: Findings, width: int, delta: bool = False) -> Group:
