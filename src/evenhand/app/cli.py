@@ -107,6 +107,7 @@ def compare(
             if print_config:
                 typer.echo(config.written(wanted, bool(as_json)), nl=False)
                 return
+            wanted.require_columns()
             from evenhand.app import planning
             from evenhand.comparison.compare import prepare
 

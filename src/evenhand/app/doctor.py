@@ -155,6 +155,7 @@ def doctor(
             if print_config:
                 typer.echo(config.written(wanted, bool(as_json)), nl=False)
                 return
+            wanted.require_columns()
             from evenhand.app import doctor_report
             from evenhand.comparison.request import Settings
             from evenhand.doctor.examine import examine

@@ -189,11 +189,18 @@ class SourceOptions(BaseModel):
         return sources.checked(spooled() if name == STDIN else name)
 
     def check(self) -> None:
-        """Refuse what can be refused once all options are known, and before torch is loaded.
+        """Refuse what can be refused once all options are known.
 
         Raises:
-            ValueError: an option is out of range, or none of the source's; a table cannot be read,
-                or has no such column.
+            ValueError: an option is out of range, or none of the source's.
+        """
+        self.options()
+
+    def require_columns(self) -> None:
+        """Refuse names that no column of the table has, before torch is loaded.
+
+        Raises:
+            ValueError: there is one; or the table cannot be read.
         """
         options = self.options()
         if sources.is_table(self.source):

@@ -71,6 +71,7 @@ def train(
             if print_config:
                 typer.echo(config.written(wanted, bool(as_json)), nl=False)
                 return
+            wanted.require_columns()
             if len(wanted.recipes) != 1:
                 raise ValueError(f"train takes one recipe, not {', '.join(wanted.recipes)}")
             from evenhand.comparison.single import prepare_one, single
