@@ -34,6 +34,7 @@ from evenhand.comparison.folder import RESULT
 from evenhand.comparison.job import Job, Result
 from evenhand.comparison.request import Settings, forget
 from evenhand.comparison.running import run_jobs
+from evenhand.files import LOCK
 from evenhand.training.records import Record
 
 OUT = Path(__file__).parent / "results" / "executors.json"
@@ -64,7 +65,7 @@ class Killer:
             os.kill(process, signal.SIGKILL)
 
     def _process_of(self, job: Job) -> int:
-        lock = self.out / LOCKS / job.folder / ".lock"
+        lock = self.out / LOCKS / job.folder / LOCK
         children = [child.pid for child in active_children()]  # of the local pool
         if children:
             return children[0] or 0
