@@ -115,8 +115,8 @@ FACTORS = (
 SAMPLES = "of further batches the trunk's gradients alone are taken, and no longer the heads'"
 MEETINGS = "projections are multiplied out once for 64 of them"
 SMALL = (
-    "the products of small gradients are one matrix product, which sums in another order, and which "
-    "counts as operations where their inner products did not"
+    "the products of small gradients are one matrix product, which sums in another order, and "
+    "which counts as operations where their inner products did not"
 )
 EXCEPTIONS: Mapping[str, str] = {
     "cagrad, *": "noise is measured at the precision that the Gramian came in (decision 10)",
