@@ -26,6 +26,9 @@ import sys
 import tempfile
 import time
 import warnings
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a mesh would take the cards that there are
+
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
