@@ -485,7 +485,7 @@ def test_every_number_in_the_sentences_is_that_of_the_files(folder) -> None:
     sources = re.search(r"by (\S+) points between splits and by (\S+) between seeds", text)
     assert sources is not None
     assert _near(" ".join(sources.groups()), *again.sources())
-    doubled = re.search(r"--splits 6 gives about ±([\d.]+)", text)
+    doubled = re.search(r"splits=6 gives about ±([\d.]+)", text)
     variance = versus.scale**2 / (1 / SPLITS + RATIO) * (1 / 6 + RATIO)
     assert doubled is not None
     assert _near(doubled[1], 2.570582 * math.sqrt(variance))  # t of five degrees of freedom

@@ -222,7 +222,7 @@ def test_a_run_has_its_recipes_parts_and_its_requests_numbers(name: str) -> None
     assert kinds(run.balancer.weighting) == kinds(parts.weighting)
     assert kinds(run.balancer.aggregator) == kinds(parts.aggregator)
     assert repr(run.schedule) == repr(parts.schedule)
-    assert run.seed == run.clock().seed == 3
+    assert run.seed == run.steps.clock().seed == 3
     assert run.stream.replacement is golden.replacement
     learned = name in ("uncertainty", "gradnorm", "imtl-l", "imtl")
     expected = dict.fromkeys(run.optimizers.rates(), 0.03)

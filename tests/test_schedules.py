@@ -526,7 +526,7 @@ def test_an_epoch_is_its_batches_whoever_draws_them(batches: int) -> None:
         schedule=alternate_steps(),
         epochs=4,
     )
-    training.stream = Counting(problem.train, problem.batch_size, 0)
+    training.steps.stepper.stream = Counting(problem.train, problem.batch_size, 0)
     records = list(training.run())
     assert [r.epoch for r in records] == [0, 1, 2, 3, 4]
     assert [r.step for r in records] == [math.ceil(k * batches / 2) for k in range(5)]

@@ -609,7 +609,7 @@ def test_who_was_still_improving_is_told_before_deciding() -> None:
     last = replace(SUM, chosen=tuple(replace(r, epoch=8) for r in SUM.chosen))
     said = verdict(assessed([SINGLE, last], [CONSTANT], TASKS))
     assert "sg was still improving at the last epoch: more may change this." in said.sentences
-    assert said.advice.startswith("train longer (epochs=…) before deciding; keep one network")
+    assert said.advice.startswith("train longer (epochs=...) before deciding; keep one network")
     early = verdict(assessed([SINGLE, SUM], [CONSTANT], TASKS))
     assert not any("improving" in sentence for sentence in early.sentences)
 

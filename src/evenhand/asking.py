@@ -31,10 +31,10 @@ class InPython:
     """`evenhand.compare(columns, targets=…, table={'kinds': …}, splits=5)`."""
 
     def option(self, name: str, value: Any) -> str:
-        return f"{name}={'…' if value is None else repr(value)}"
+        return f"{name}={'...' if value is None else repr(value)}"
 
     def of_table(self, name: str, value: Any) -> str:
-        return f"table={{{name!r}: {'…' if value is None else repr(value)}}}"
+        return f"table={{{name!r}: {'...' if value is None else repr(value)}}}"
 
 
 @dataclass(frozen=True)
