@@ -929,7 +929,8 @@ def extra_state(saved: Tensor) -> dict[str, Any]:
 
 def _sum(losses: Mapping[str, Tensor], plus: Tensor | None) -> Tensor:
     """The losses' sum, one after the other."""
-    terms = [loss.sum() for loss in losses.values()] + ([] if plus is None else [plus])
+    terms = [loss.sum() if loss.ndim else loss for loss in losses.values()]
+    terms += [] if plus is None else [plus]
     return reduce(torch.add, terms)
 
 
