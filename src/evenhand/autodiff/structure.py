@@ -22,7 +22,7 @@ class Structure:
         self._read()
 
     def _read(self) -> None:
-        self._slots = {
+        self._holders = {
             (module, name): parameter
             for module in self.model.modules()
             for name, parameter in module._parameters.items()
@@ -45,12 +45,12 @@ class Structure:
         """
         if not any(leaf not in self.names for leaf in found if isinstance(leaf, nn.Parameter)):
             return []
-        before = self._slots
+        before = self._holders
         self._read()
         return [
-            (before[slot], parameter)
-            for slot, parameter in self._slots.items()
-            if slot in before and before[slot] is not parameter
+            (before[holder], parameter)
+            for holder, parameter in self._holders.items()
+            if holder in before and before[holder] is not parameter
         ]
 
 
