@@ -555,7 +555,7 @@ def test_what_is_odd_is_said() -> None:
         ({}, {"drop": ["y"]}, r"is a target: it cannot be in table=\{'drop'"),
         ({}, {"inputs": ["y"]}, r"is a target: it cannot be in table=\{'inputs'"),
         ({}, {"group": "y"}, r"is a target: it cannot be in table=\{'group'"),
-        ({}, {"drop": ["z"]}, r"table=\{'drop': …\}: table has no column 'z'"),
+        ({}, {"drop": ["z"]}, r"table=\{'drop': ...\}: table has no column 'z'"),
         ({}, {"drop": ["x"]}, "no column is left to predict from"),
         ({}, {"kinds": {"x": "colour"}}, "'colour' must be one of numeric"),
         ({}, {"metrics": {"y": "auc"}}, "'auc' must be one of rmse, mae, r2"),
@@ -588,9 +588,9 @@ def test_a_question_that_cannot_be_asked_is_refused(change, asked, said) -> None
 @pytest.mark.parametrize(
     ("asked", "python", "typed"),
     [
-        ({"drop": ["y"]}, "be in table={'drop': …} too", "be in --drop too"),
+        ({"drop": ["y"]}, "be in table={'drop': ...} too", "be in --drop too"),
         ({"group": "g g"}, "table={'group': 'g g'}: row 2", "--group 'g g': row 2"),
-        ({"time": "m"}, "table={'missing': …}), or make it", "(--missing), or make it"),
+        ({"time": "m"}, "table={'missing': ...}), or make it", "(--missing), or make it"),
         ({}, "table={'kinds': {'m': 'category'}})", "(--kind m=category)"),
     ],
 )
