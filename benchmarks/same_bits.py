@@ -135,12 +135,17 @@ EXCEPTIONS: Mapping[str, str] = {
             *("aligned-mtl", "upgrad", "dualproj", "config"),
         )
     },
-    **{f"{recipe}, single*: weights": SMALL for recipe in ("gradnorm", "mgda-loss+", "excess-mtl")},
+    **{
+        f"{recipe}, single*: weights": SMALL
+        for recipe in ("gradnorm", "mgda-loss+", "excess-mtl", "pcgrad", "multi-krum")
+    },
     **{
         f"{recipe}, stacked*: cost": SMALL
         for recipe in (
             *("gradnorm", "mgda", "mgda-released", "mgda-l2", "mgda-loss", "mgda-loss+", "central"),
             *("min-norm+tension", "central+tension", "ate-sg+tension", "cr-mogm", "excess-mtl"),
+            *("imtl-g", "nash-mtl", "fairgrad", "aligned-mtl", "upgrad", "dualproj", "config"),
+            "multi-krum",
         )
     },
     "*, single*: records": FACTORS,
