@@ -26,9 +26,6 @@ import sys
 import tempfile
 import time
 import warnings
-
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a mesh would take the cards that there are
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,6 +40,7 @@ sys.path[0] = str(ROOT / "tests")  # this file has the other's name
 
 from ranks import ROUTES, SHARES, Variation, differences, train, variations  # noqa: E402 - it lies in another folder
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a mesh would take the cards that there are
 RESULTS = ROOT / "benchmarks" / "results"
 DEADLINE = datetime.timedelta(seconds=30)
 """Of every collective."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,3 +175,12 @@ def test_the_command_refuses_before_any_work(command) -> None:
     done = CliRunner().invoke(app, [*command.split(), "--executor", "rey"])
     assert done.exit_code == 2
     assert "must be one of local, ray, slurm" in done.stderr
+
+
+@pytest.mark.parametrize("spelled", ["slrum", "ray(cpus=2)"])
+def test_an_executor_that_cannot_be_had_is_named_once(spelled, monkeypatch) -> None:
+    monkeypatch.setattr(executors, "find_spec", lambda package: None)
+    asked = ["compare", "digits", "--executor", spelled]
+    said = CliRunner().invoke(app, asked).stderr
+    assert re.fullmatch(r"evenhand: executor=.*(must be one of|pip install).*\n", said)
+    assert said.count("executor=") == 1

@@ -829,7 +829,7 @@ def test_the_noise_of_splits_is_no_difference(tmp_path, monkeypatch) -> None:
         tmp_path,
         monkeypatch,
     )
-    assert "No balancing method" in words or "mgda is not shown to beat the sum" in words
+    assert "No other recipe" in words or "mgda is not shown to beat the sum" in words
     for certain in ("TOGETHER, for", "APART, for"):
         assert certain not in words
     told = json.loads((tmp_path / "out/verdict.json").read_text())

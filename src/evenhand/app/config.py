@@ -479,6 +479,7 @@ def _complaint(error: Mapping[str, Any], kind: type[SourceOptions]) -> str:
             return f"there is no option {key!r}; did you mean {', '.join(known)}?"
         case "value_error":
             said = str(error["ctx"]["error"])
-            return said if key == "source" or "no recipe" in said else f"{key}: {said}"
+            named = key == "source" or "no recipe" in said or said.startswith(f"{key}=")
+            return said if named else f"{key}: {said}"
     requirement = error["msg"].removeprefix("Input ").replace("should", "must")
     return f"{key}={plain(str(error['input']), 40)}: {requirement}"

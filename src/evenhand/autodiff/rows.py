@@ -444,15 +444,19 @@ class Rows:
     def _small(self) -> tuple[list[Few], Sequence[Column]]:
         """The columns whose rows side by side cost less than the products of each, and the rest."""
         columns = self.columns[: self.looked_at]
-        small, devices = [], set()
+        small: list[Few] = []
+        others: list[Column] = []
+        devices = set()
         for column in () if self.leading else columns:
             some = column.some if isinstance(column, Few) else None
             if isinstance(column, Few) and some is not None and some.numel() <= SMALL:
                 small.append(column)
                 devices.add(some.device)
+            else:
+                others.append(column)
         if len(small) < 2 or len(devices) > 1:
             return [], columns
-        return small, [c for c in columns if c not in small]
+        return small, others
 
     def combined(self, weights: Tensor) -> Row:
         """Σ_i weights_i g_i, weights [..., m]; None where every row is."""

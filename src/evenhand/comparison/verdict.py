@@ -314,7 +314,7 @@ def _share(ratio: float) -> str:
 
 
 def _balancing(found: Assessment) -> Iterator[str]:
-    """Whether a balancing method is shown to beat the plain sum, and which look worse."""
+    """Whether another recipe is shown to beat the plain sum, and which look worse."""
     names = [name for name in found.balancing if name in found.against_sum]
     if not names or found.design.kind in ("origins", "rows") or _alone(found):
         return
@@ -335,14 +335,14 @@ def _balancing(found: Assessment) -> Iterator[str]:
         yield f"{len(others)} more {are} shown to beat it: {joined(others)}."
     yield from _closest(found, names)
     if not better:
-        whose = f"{names[0]} is not" if len(names) == 1 else "No balancing method is"
+        whose = f"{names[0]} is not" if len(names) == 1 else "No other recipe is"
         yield f"{whose} shown to beat the sum{_worse(found, names)}."
     elif worse := _worse(found, names):
         yield f"{worse.removeprefix('; ')}."  # it begins with a recipe's name, which stays as it is
 
 
 def _closest(found: Assessment, names: Sequence[str]) -> Iterator[str]:
-    """Where the sum is behind single-task: the balancing recipe that is least so."""
+    """Where the sum is behind single-task: the other recipe that is least so."""
     if found.headline is None or found.headline.mean > -found.margin:
         return
     lines = [line for name in names if (line := found.line(name)) is not None]
@@ -351,7 +351,7 @@ def _closest(found: Assessment, names: Sequence[str]) -> Iterator[str]:
         versus, name = max(behind, key=lambda pair: pair[0].mean)
         interval = f" ({spanned(versus.interval)})" if versus.interval else ""
         yield (
-            f"Of the balancing methods {name} comes nearest to single-task: "
+            f"Of the other recipes {name} comes nearest to single-task: "
             f"{signed(versus.mean)}{interval}."
         )
 

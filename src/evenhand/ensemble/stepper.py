@@ -104,8 +104,8 @@ class EnsembleStepper:
         return self._together.further
 
     @property
-    def stack(self) -> Stack:
-        """The network, which is one."""
+    def network(self) -> Stack:
+        """The stack."""
         return cast(Stack, self._together.network)
 
     def select(self, index: Tensor) -> None:
@@ -168,7 +168,7 @@ class EnsembleStepper:
             return
         except NonFiniteError:
             pass  # what failed has left no trace; its graph is gone when this block is left
-        number = len(self.stack)
+        number = len(self.network)
 
         def attempt(at: Sequence[int]) -> str:
             return self._attempt(turn, seen, torch.tensor(at))

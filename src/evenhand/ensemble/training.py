@@ -191,7 +191,6 @@ class StackedTraining:
             first.phases,
             first.tasks,
             first.seed,
-            further=self._stepper.further,
             observe_every=first.observe_every,
         )
         self._show()
@@ -284,7 +283,7 @@ class StackedTraining:
 
     def _show(self) -> None:
         """Let the members' parameters be views of the stack's."""
-        values = self._stepper.stack.named_values()
+        values = self._stepper.network.named_values()
         for at, k in enumerate(self.alive):
             for name, parameter in self.members[k].network.named_parameters():
                 parameter.data = values[name].data[at]

@@ -43,7 +43,7 @@ def require_columns(columns: Mapping[str, MultiTaskNetwork]) -> list[dict[str, n
         ValueError: there is none; one has a forward pass of its own; two have a head of the same
             name, trunks with other parameters, or a parameter in common.
     """
-    require_kind("columns", columns, Mapping[str, MultiTaskNetwork])
+    require_kind("columns", columns, Mapping)
     if not columns:
         raise ValueError("columns= must have one for at least one task")
     heads: dict[str, str] = {}

@@ -105,7 +105,7 @@ class Training:
         for task in self.tasks:
             if task not in self.problem.tasks:
                 raise ValueError(unknown(task, self.problem.tasks, "task", "tasks"))
-        self.stream = Stream(
+        stream = Stream(
             self.problem.train,
             self.problem.batch_size,
             mixed_seed(self.seed, *b"data"),
@@ -120,11 +120,11 @@ class Training:
             self.network,
             self.optimizers,
             self.balancer,
-            self.stream,
+            stream,
             self.tasks,
             features=FeatureMemory(
                 self.network,
-                self.stream,
+                stream,
                 budget=self.feature_memory,
                 stable_loader=self.stable_loader,
                 mode=self.frozen,
@@ -136,7 +136,6 @@ class Training:
             self.phases,
             self.tasks,
             self.seed,
-            further=self._stepper.further,
             observe_every=self.observe_every,
         )
         self.first: Record | None = None
@@ -219,6 +218,11 @@ class Training:
     def train_epoch(self) -> EpochStatistics:
         """The steps of one epoch, and no more."""
         return self.steps.train_epoch(self.count_flops)
+
+    @property
+    def stream(self) -> Stream:
+        """The batches."""
+        return self.steps.stepper.stream
 
     @property
     def epoch(self) -> int:

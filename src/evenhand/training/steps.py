@@ -64,17 +64,23 @@ class Stepper(Protocol):
     """Carries out phases.
 
     Attributes:
+        network: what is trained.
         stream: the batches.
         optimizers: what steps.
         seeds: of the networks that are trained side by side; none where there is one.
+        further: how many batches beside its own a phase that trains the trunk sees.
     """
 
+    @property
+    def network(self) -> MultiTaskNetwork: ...
     @property
     def stream(self) -> Stream: ...
     @property
     def optimizers(self) -> Optimizers: ...
     @property
     def seeds(self) -> tuple[int, ...]: ...
+    @property
+    def further(self) -> int: ...
 
     def begin_epoch(self) -> None:
         """Before the first step of an epoch."""
@@ -91,7 +97,6 @@ class Steps:
         schedule: what asks for them.
         tasks: the tasks that are trained.
         seed: of all chance.
-        further: how many batches beside its own each phase may see.
         observe_every: look at every n-th step; 0 for none.
 
     Attributes:
@@ -107,7 +112,6 @@ class Steps:
         tasks: tuple[str, ...],
         seed: int,
         *,
-        further: int = 0,
         observe_every: int = 0,
     ) -> None:
         self.stepper = stepper
@@ -115,7 +119,8 @@ class Steps:
         self.tasks = tasks
         self.seed = seed
         self.observe_every = observe_every
-        self._apart = 1 + further
+        self._apart = 1 + stepper.further
+        self._trunkless = not stepper.network.blocks().shared
         self.drawn = self.step = self.epoch = 0
 
     def clock(self) -> Clock:
@@ -136,21 +141,32 @@ class Steps:
         return statistics
 
     def take(self, statistics: EpochStatistics) -> None:
-        """One call of the schedule: its phases, in order."""
-        clock = self.clock()
+        """One call of the schedule: its phases, in order.
+
+        Raises:
+            ValueError: a phase trains shared parameters alone, and the network has none.
+        """
+        stepper, clock = self.stepper, self.clock()
         phases = self.schedule(clock, self.tasks)
         loaded: dict[int, Batch] = {}  # a batch that several phases see is loaded once
 
         def draw(number: int) -> Batch:
             if number not in loaded:
-                loaded[number] = self.stepper.stream.batch(number)
+                loaded[number] = stepper.stream.batch(number)
             return loaded[number]
 
         observed = self.observe_every > 0 and self.step % self.observe_every == 0
         statistics.step(observed)
         for phase in phases:
+            if self._trunkless and "own" not in phase.trains:
+                raise ValueError(
+                    f"a phase of {self.schedule!r} trains the shared parameters alone, and this "
+                    f"network ({type(stepper.network).__name__}) has none: all of it is its "
+                    "tasks' own. Let tasks take turns instead (one_by_one, in_groups), or train "
+                    "jointly"
+                )
             number = self.drawn + phase.batch * self._apart
-            self.stepper.update(Turn(phase, number, clock, draw, observed), statistics)
+            stepper.update(Turn(phase, number, clock, draw, observed), statistics)
         self.drawn += self._apart * (1 + max(phase.batch for phase in phases))
         self.step += 1
 
@@ -246,10 +262,8 @@ class NetworkStepper:
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; nothing has changed then.
-            ValueError: the phase trains shared parameters alone, and there are none.
         """
         phase = turn.phase
-        self._require_trunk(phase)
         self.optimizers.zero_grad()
         part = self.network.heads if seen.memory else self.network
         rest = self._rest(phase, part)
@@ -277,14 +291,6 @@ class NetworkStepper:
                 losses = self._forward(seen, seen.batch, phase)[1]
             self.balancer.updated(losses, turn.clock)
         statistics.add(balance, phase)
-
-    def _require_trunk(self, phase: Phase) -> None:
-        if "own" not in phase.trains and not self._blocks.shared:
-            raise ValueError(
-                "a phase of the schedule trains the shared parameters alone, and this network "
-                f"({type(self.network).__name__}) has none: all of it is its tasks' own. Let tasks "
-                "take turns instead (one_by_one, in_groups), or train jointly"
-            )
 
     def _penalty(self) -> Tensor | None:
         """What is nobody's task: the penalties of the problem and of the network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Ray:
         sent = Sent.of(settings, out)
         with (
             _joined(self.address),
-            _cancelled_at_the_end(_Tasks(sent, self.cpus, self.gpus)) as pool,
+            closing(_Tasks(sent, self.cpus, self.gpus)) as pool,
         ):
             supervise(planned, pool, settings, out, listener, workers)
 
@@ -87,7 +87,7 @@ class _Tasks:
             return WorkerEndedError(f"{type(lost).__name__}: {first}")
         return found
 
-    def cancel(self) -> None:
+    def close(self) -> None:
         """End what is not finished, at once."""
         for ref in self.away:
             self._ray.cancel(ref, force=True)
@@ -95,14 +95,6 @@ class _Tasks:
 
 def _train(sent: Sent, unit: Unit) -> BaseException | None:
     return sent(unit)
-
-
-@contextmanager
-def _cancelled_at_the_end(pool: _Tasks) -> Iterator[_Tasks]:
-    try:
-        yield pool
-    finally:
-        pool.cancel()
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Slurm:
         workers: int,
     ) -> None:
         sent = Sent.of(settings, out)
-        with _cancelled_at_the_end(_Jobs(sent, self._engine(out))) as pool:
+        with closing(_Jobs(sent, self._engine(out))) as pool:
             supervise(planned, pool, settings, out, listener, workers)
 
     def _engine(self, out: Path) -> Any:
@@ -88,7 +88,7 @@ class _Jobs:
             time.sleep(max(seconds, SHARE * (time.monotonic() - begun)))
         return [(unit, _outcome(self.away.pop(unit))) for unit in done]
 
-    def cancel(self) -> None:
+    def close(self) -> None:
         """End what is not finished."""
         for job in self.away.values():
             job.cancel()
@@ -109,11 +109,3 @@ def _outcome(job: Any) -> BaseException | None:
         first, *_ = str(lost).strip().splitlines() or [""]
         return WorkerEndedError(f"job {job.job_id} is {job.state}: {first}")
     return error
-
-
-@contextmanager
-def _cancelled_at_the_end(pool: _Jobs) -> Iterator[_Jobs]:
-    try:
-        yield pool
-    finally:
-        pool.cancel()
