@@ -33,6 +33,9 @@ from evenhand.linalg import (
     project_simplex,
     simplex_qp,
 )
+from evenhand.linalg.few import FEW, _certified, min_norm_of_few
+from evenhand.linalg.simplex import min_norm_of_many
+from evenhand.linalg.solution import TINY, read, simplex_gap
 from samplers import EVERY, REGULAR, STATIONARY, jacobian
 
 EPS = 2.0**-52
@@ -886,6 +889,49 @@ def test_a_stack_of_pairs_is_the_stack_of_its_members() -> None:
         assert torch.equal(together.squared_norm[k], alone.squared_norm)
         assert torch.equal(together.gap[k], alone.gap)
     assert together.status == "stationary"
+
+
+@given(jacobians(most=FEW))
+def test_few_gradients_have_the_point_that_many_have(j: Tensor) -> None:
+    """Python's floats and the engine agree, as far as rounding lets the point be one."""
+    g = read(gram(j))[0]
+    found = min_norm_of_few(g.tolist(), EPS, TINY)
+    if found is None:
+        return
+    engine = min_norm_of_many(g, EPS)
+    scale = g.diagonal().max()
+    assert found.squared_norm == pytest.approx(engine.squared_norm, rel=1e-9, abs=1e-13 * scale)
+    assert found.status == engine.status or engine.squared_norm < 1e-12 * scale
+    assert found.gap <= 1e-8
+    assert found.weights.min() >= 0
+    assert found.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("m", [3, FEW])
+@pytest.mark.parametrize("kind", REGULAR)
+def test_few_regular_gradients_have_the_weights_that_many_have(kind: str, m: int) -> None:
+    g = read(gram(jacobian(kind, m)))[0]
+    found = min_norm_of_few(g.tolist(), EPS, TINY)
+    assert found is not None
+    engine = min_norm_of_many(g, EPS)
+    np.testing.assert_allclose(found.weights, engine.weights, rtol=1e-9, atol=1e-12)
+    assert (found.iterations, found.status) == (engine.iterations, engine.status)
+    wrong = np.eye(m)[0]  # the certificate is not one of any weights
+    assert _certified(g.tolist(), np.sqrt(g.diagonal()).tolist(), wrong.tolist(), 0, EPS).gap == (
+        pytest.approx(simplex_gap(g @ wrong, wrong, g, wrong, EPS), rel=1e-9)
+    )
+
+
+@pytest.mark.parametrize(
+    ("i", "j", "value"),
+    [(0, 0, 0.0), (1, 1, -1.0), (2, 2, 1e-320), (0, 0, math.inf), (0, 1, math.nan), (1, 2, 0.3)],
+    ids=["zero", "negative", "underflown", "infinite", "NaN", "skew"],
+)
+def test_what_is_no_plain_gramian_is_left_to_the_engine(i: int, j: int, value: float) -> None:
+    g = torch.eye(3, dtype=torch.float64) + 0.5
+    assert min_norm_of_few(g.tolist(), EPS, TINY) is not None
+    g[i, j] = value
+    assert min_norm_of_few(g.tolist(), EPS, TINY) is None
 
 
 @solvers

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from .active_set import solve
+from .few import FEW, min_norm_of_few
 from .solution import (
     ROUNDING,
+    TINY,
     Array,
     Single,
     Solution,
@@ -42,7 +44,8 @@ def min_norm(gramian: Tensor) -> Solution:
 
     w = argmin ‖Σ w_i g_i‖² over w ≥ 0, Σ w_i = 1, for any Gramian G = J Jᵀ `[..., m, m]`. Two tasks
     have a closed form; more are solved by an exact active-set method in float64
-    (`evenhand.linalg.active_set`). Leading dimensions are independent problems.
+    (`evenhand.linalg.active_set`; `evenhand.linalg.few` for up to five). Leading dimensions are
+    independent problems.
 
     The gap is max_i (v − (Gw)_i − ρ_i)₊ / (‖g_i‖·√max(v, ε·max_j ‖g_j‖²)), with v = wᵀGw: how far
     some g_i·d falls short of ‖d‖² for d = Σ w_i g_i, relative to the lengths of both. ε = 64 eps
@@ -67,8 +70,8 @@ def min_norm(gramian: Tensor) -> Solution:
     >>> solution.weights, solution.weights @ jacobian
     (tensor([0.2500, 0.7500]), tensor([1.5000, 1.5000]))
     """
-    if (pair := _plain_pair(gramian)) is not None:
-        return pair
+    if (plain := _plain(gramian)) is not None:
+        return plain
     stack = read(gramian)
     precision = torch.finfo(gramian.dtype).eps
     if gramian.shape[-1] == 2 and len(stack) > 1:
@@ -162,22 +165,33 @@ def project_simplex(vectors: Tensor) -> Tensor:
     return (x - theta.gather(-1, last)).clamp(min=0).to(vectors)
 
 
-def _plain_pair(gramian: Tensor) -> Solution | None:
-    """The solution for one well-formed 2 x 2 Gramian, without the cost of `read`; else None."""
+def _plain(gramian: Tensor) -> Solution | None:
+    """The solution for one well-formed Gramian of few tasks, without the cost of `read`."""
     if not (isinstance(gramian, Tensor) and gramian.is_floating_point()):
         return None
-    if gramian.shape != (2, 2):
+    if gramian.ndim != 2 or not 2 <= len(gramian) == gramian.shape[1] <= FEW:
         return None
-    (a, b), (c, d) = gramian.tolist()
-    info = torch.finfo(gramian.dtype)
+    entries, info = gramian.tolist(), torch.finfo(gramian.dtype)
+    if len(entries) == 2:
+        found = _plain_pair(entries, info)
+    else:
+        found = min_norm_of_few(entries, info.eps, info.tiny)
+    if found is None:
+        return None
+    weights, squared, gap, count, status = found
+    squares, gaps = torch.from_numpy(np.array(squared)), torch.from_numpy(np.array(gap))
+    return Solution(torch.from_numpy(weights).to(gramian), squares, gaps, count, status)
+
+
+def _plain_pair(entries: list[list[float]], info: torch.finfo) -> Single | None:
+    """`_pair`, where the entries can be those of a Gramian of this dtype; else None."""
+    (a, b), (c, d) = entries
     b, skew = (b + c) / 2, (b - c) / 2
     if not (info.tiny <= a < inf and info.tiny <= d < inf and b * b <= a * d):
         return None
     if not skew * skew <= info.eps * a * d:
         return None
-    weights, squared, gap, count, status = _pair(a, b, d, info.eps)
-    squares, gaps = torch.from_numpy(np.array(squared)), torch.from_numpy(np.array(gap))
-    return Solution(torch.from_numpy(weights).to(gramian), squares, gaps, count, status)
+    return _pair(a, b, d, info.eps)
 
 
 def _pair(a: float, b: float, d: float, precision: float) -> Single:
@@ -236,6 +250,15 @@ def _min_norm(gramian: Array, precision: float) -> Single:
     if len(gramian) == 2:
         (a, b), (_, d) = gramian.tolist()
         return _pair(a, b, d, precision)
+    if len(gramian) <= FEW:
+        found = min_norm_of_few(gramian.tolist(), precision, TINY)
+        if found is not None:
+            return found
+    return min_norm_of_many(gramian, precision)
+
+
+def min_norm_of_many(gramian: Array, precision: float) -> Single:
+    """The min-norm point of any number of gradients, by the engine."""
     weights, count = simplex_minimiser(gramian)
     gap = simplex_gap(gramian @ weights, weights, gramian, weights, precision)
     return verdict(gramian, weights, gap, count, precision)

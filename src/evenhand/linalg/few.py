@@ -1,0 +1,151 @@
+"""The min-norm point of a few gradients, in Python's floats.
+
+It is what `simplex.simplex_minimiser` and `active_set` find by block principal pivoting, written
+out for matrices so small that each call of NumPy or LAPACK costs more than the sum it does. What is
+out of the ordinary (an entry that cannot be, a zero or an underflown norm, a singular face) is left
+to them: they say what is wrong, or take more care.
+"""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+from operator import mul
+
+import numpy as np
+
+from .solution import EPS, ROUNDING, Single, judge
+
+FEW = 5
+"""Up to so many tasks Python's floats are the faster."""
+PIVOTS = 8
+"""Block pivoting that has not ended after so many faces is left to the general solver."""
+
+Vector = list[float]
+Matrix = list[Vector]
+
+
+def min_norm_of_few(gramian: Matrix, precision: float, tiny: float) -> Single | None:
+    """`simplex.min_norm` of one Gramian [m, m]; None where it is not plain enough for this.
+
+    Args:
+        gramian: its rows.
+        precision: the machine epsilon of the dtype in which it came.
+        tiny: that dtype's least normal number.
+    """
+    norms = _norms(gramian, tiny)
+    if norms is None or not _well_formed(gramian, norms, precision**0.5):
+        return None
+    several = range(len(norms))
+    symmetric = [[(gramian[i][j] + gramian[j][i]) / 2 for j in several] for i in several]
+    least = min(norms)
+    e = [least / n for n in norms]
+    cosines = [
+        [g / n / k for g, k in zip(row, norms, strict=True)]
+        for row, n in zip(symmetric, norms, strict=True)
+    ]
+    x, count = _pivoted(cosines, e)
+    if x is None:
+        return None
+    total = _dot(x, e)
+    weights = [y * f / total for y, f in zip(x, e, strict=True)]
+    return _certified(symmetric, norms, weights, count, precision)
+
+
+def _norms(gramian: Matrix, tiny: float) -> Vector | None:
+    """‖g_i‖; None where a squared norm is zero, negative, below the dtype's range, or infinite."""
+    squares = [row[i] for i, row in enumerate(gramian)]
+    return [sqrt(s) for s in squares] if all(tiny <= s < inf for s in squares) else None
+
+
+def _well_formed(gramian: Matrix, norms: Vector, slack: float) -> bool:
+    """Whether |G_ij| ≤ ‖g_i‖‖g_j‖ and G_ij = G_ji, as far as the rounding of the dtype tells."""
+    for i, row in enumerate(gramian):
+        for j in range(i):
+            bound = norms[i] * norms[j]
+            one, other = row[j], gramian[j][i]
+            if not (abs(one + other) / 2 <= (1 + slack) * bound):  # NaN neither
+                return False
+            if not (abs(one - other) / 2 <= slack * bound):
+                return False
+    return True
+
+
+def _pivoted(a: Matrix, e: Vector) -> tuple[Vector | None, int]:
+    """The minimiser of ½xᵀAx over x ≥ 0, eᵀx = 1, and how many faces were tried.
+
+    None where a face is empty or singular, the solution is not exact, or no end is in sight.
+    """
+    m = len(e)
+    inside = [True] * m
+    for count in range(1, PIVOTS + 1):
+        face = [i for i in range(m) if inside[i]]
+        y = _on_face(a, e, face)
+        if y is None:
+            break
+        x = [0.0] * m
+        for i, value in zip(face, y, strict=True):
+            x[i] = value
+        r = [_dot(row, x) for row in a]
+        mu = sum(e[i] * r[i] for i in face) / sum(e[i] * e[i] for i in face)
+        size = 1 + sum(map(abs, x))
+        noise = [4 * EPS * (size + abs(mu) * f) for f in e]
+        r = [s - mu * f for s, f in zip(r, e, strict=True)]
+        bad = [x[i] < 0 if inside[i] else r[i] < -noise[i] for i in range(m)]
+        if not any(bad):
+            exact = all(abs(r[i]) <= 64 * noise[i] for i in face)
+            return (x if exact else None), count
+        inside = [here != wrong for here, wrong in zip(inside, bad, strict=True)]
+    return None, PIVOTS
+
+
+def _on_face(a: Matrix, e: Vector, face: list[int]) -> Vector | None:
+    """The stationary point where only x_i with i in the face are not zero: A x = μe, eᵀx = 1.
+
+    By Cholesky's decomposition LLᵀ = A + s eeᵀ, which changes μ alone; None where it is not
+    safely definite, or the face is empty.
+    """
+    if not face:
+        return None
+    top = max(e[i] for i in face)
+    g = [e[i] / top for i in face]
+    lower: Matrix = []
+    for k, i in enumerate(face):
+        row: Vector = []
+        for n, j in enumerate(face[: k + 1]):
+            rest = a[i][j] + g[k] * g[n] - _dot(row, lower[n] if n < k else row)
+            if n < k:
+                row.append(rest / lower[n][n])
+            elif rest < 4 * EPS * len(face):
+                return None
+            else:
+                row.append(sqrt(rest))
+        lower.append(row)
+    z: Vector = []
+    for k, row in enumerate(lower):  # Lz = e
+        z.append((e[face[k]] - _dot(row, z)) / row[k])
+    for k in reversed(range(len(face))):  # Lᵀz = that
+        z[k] = (z[k] - sum(lower[n][k] * z[n] for n in range(k + 1, len(face)))) / lower[k][k]
+    along = sum(e[i] * y for i, y in zip(face, z, strict=True))
+    return [y / along for y in z]
+
+
+def _certified(
+    gramian: Matrix, norms: Vector, weights: Vector, count: int, precision: float
+) -> Single:
+    """The solution with its gap and its status: `solution.simplex_gap` and `solution.verdict`."""
+    products = [_dot(row, weights) for row in gramian]
+    squared = max(_dot(weights, products), 0.0)
+    size = _dot(weights, norms)
+    blur = ROUNDING * precision * size
+    length = sqrt(max(squared, 64 * precision * max(norms) ** 2))
+    most = squared - blur * size
+    gap = max(
+        max(most - s - blur * n, 0.0) / (n * length) for s, n in zip(products, norms, strict=True)
+    )
+    status = "stationary" if squared <= blur * size else judge(gap, precision)
+    return Single(np.array(weights), squared, gap, count, status)
+
+
+def _dot(one: Vector, other: Vector) -> float:
+    """Σ a_i b_i, up to where the shorter ends."""
+    return float(sum(map(mul, one, other)))
