@@ -759,12 +759,12 @@ class Balancer(nn.Module):
         if self._sources.spoiled is not None:
             raise self._sources.spoiled
         _require_finite_losses(step.call)
-        slots = self._slots
-        solved = slots.solve(*self._sources.of(step, slots), self.states.tree())
+        slots, state = self._slots, self.states.tree()
+        solved = slots.solve(*self._sources.of(step, slots), state)
         for name, ended in solved.solves.items():
             if name not in self._told and warn_of(slots.by_name[name], ended):
                 self._told.add(name)
-        if solved.state is not None:
+        if solved.state is not None and solved.state is not state:
             self.states.require(solved.state)
         return solved
 

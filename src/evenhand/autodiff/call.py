@@ -48,9 +48,10 @@ class Call:
     @classmethod
     def of(cls, losses: Mapping[str, Tensor], tasks: Sequence[str], **rest: Any) -> Call:
         """The call of these losses; `rest` are the other attributes."""
+        position = {task: k for k, task in enumerate(tasks)}
         return cls(
             tasks=tuple(losses),
-            index=tuple(tasks.index(task) for task in losses),
+            index=tuple(position[task] for task in losses),
             losses=tuple(losses.values()),
             stacked=stacked(losses),
             **rest,

@@ -28,7 +28,7 @@ class _Delivery(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, source: Source, value: Tensor, *leaves: Tensor) -> Tensor:
         ctx.source = source
-        return value.detach().clone()
+        return value.clone()
 
     @staticmethod
     @once_differentiable

@@ -265,13 +265,17 @@ def may_pay(targets: Iterable[Tensor], m: int, least: int) -> bool:
 
     How often a weight was used is not known yet: what is best for factors, but `least` rows.
     """
+    weights = [weight for weight in targets if weight.ndim > 1 and weight.numel()]
+    # Up to k/2 rows are the best, of k inputs, so no weight saves more than this.
+    most = [w.numel() * (m * m + m * max(w.numel() // len(w), 2 * least) / 2) for w in weights]
+    if sum(most) < WORTH:
+        return False
     saved = 0.0
-    for weight in targets:
-        if weight.ndim > 1 and weight.numel():
-            looked_up = m * weight.numel() if _lookup_pays(weight, least) else 0
-            saved += max(_saved(weight, m, _best_rows(weight, m, least)), looked_up, 0)
-            if saved >= WORTH:
-                return True
+    for weight in weights:
+        looked_up = m * weight.numel() if _lookup_pays(weight, least) else 0
+        saved += max(_saved(weight, m, _best_rows(weight, m, least)), looked_up, 0)
+        if saved >= WORTH:
+            return True
     return False
 
 

@@ -66,20 +66,21 @@ class Found:
         edges = [edge_of(z) for z in features]
         probes: dict[Edge, Reading] = {}
         if outputs is not None and len(features) == 1:
-            known = [r for r in outputs.readings.values() if r.probe.requires_grad]
-            probes = {edge_of(r.probe): r for r in known}
+            probes = {
+                edge_of(r.probe): r for r in outputs.readings.values() if r.probe.requires_grad
+            }
             # What a compiled function returned beside the features did not come from them.
             if any(is_python(node) for node, _ in probes):
                 probes = {}
         reach = walk(roots, [*edges, *probes], counted=plus - 1)
-        direct = 0
+        direct = through = 0
         for edge in edges:
             direct |= reach.stops.get(edge, 0)
-        through = 0
-        for edge, reading in probes.items():
-            mask = reach.stops.get(edge, 0)
+        for edge, mask in reach.stops.items():
+            if edge not in probes:
+                continue
             through |= mask
-            for parameter in reading.parameters if mask else ():
+            for parameter in probes[edge].parameters:
                 if parameter.requires_grad:
                     reach.leaves[parameter] = reach.leaves.get(parameter, 0) | mask
                     if edge in reach.joint_stops:
@@ -105,14 +106,14 @@ class Found:
         if whole & plus:
             found.extra += [leaf for leaf in behind if leaf not in found.extra]
         if not direct & ~plus:
-            found.readings = _paired(call, probes, {e: reach.stops.get(e, 0) for e in probes})
+            found.readings = _paired(call, probes, reach.stops)
         return found
 
 
 def _paired(call: Call, probes: Mapping[Edge, Reading], masks: Mapping[Edge, int]) -> list[Reading]:
     """The reading of each active task, if each loss sees one head alone, and no two the same."""
-    by_mask = {masks[edge]: reading for edge, reading in probes.items() if masks[edge]}
-    seen = sum(1 for mask in masks.values() if mask)
+    by_mask = {mask: probes[edge] for edge, mask in masks.items() if edge in probes}
+    seen = sum(edge in probes for edge in masks)
     found = [by_mask.get(1 << k) for k in call.index]
     readings = [reading for reading in found if reading is not None and reading.intact]
     return readings if len(readings) == len(found) == seen else []

@@ -29,7 +29,7 @@ from evenhand.autodiff.gradients import Row
 FEW = 3
 """Up to so many tasks tensors are kept as they come: the inner products of pairs cost less than
 copies of the rows."""
-SMALL = 2048
+SMALL = 8192
 """Numbers of a gradient whose copy costs less than a call."""
 
 
@@ -361,8 +361,8 @@ class Rows:
         self.leading = leading
         self.m = m
         self.like = like
-        kinds = [torch.empty(0, dtype=t.dtype).real.dtype for t in targets] or [like.dtype]
-        self._dtype = reduce(torch.promote_types, kinds)
+        kinds = {t.dtype for t in targets} or {like.dtype}
+        self._dtype = reduce(torch.promote_types, [k.to_real() for k in kinds])
         self._device = targets[0].device if targets else like.device
 
     @property
@@ -422,7 +422,7 @@ class Rows:
         gramian = torch.zeros(*self.leading, self.m, self.m, dtype=dtype, device=self._device)
         small, others = self._small()
         if small:
-            flat = torch.stack([torch.cat([c.flat(i) for c in small]) for i in range(self.m)])
+            flat = torch.cat([c.flat(i) for i in range(self.m) for c in small]).view(self.m, -1)
             gramian += (flat @ flat.mT).to(gramian.device)
         pairs = []
         for column in others:

@@ -1,8 +1,9 @@
 """One walk of the autograd graph: which losses reach which leaves.
 
-Every node gets a bitmask with a bit per loss. A depth-first search lists the nodes so that each one
-stands after all it leads to; going through the list backwards, each node hands its mask on to what
-it leads to. That is two visits of each node for any number of losses.
+Every node gets a bitmask with a bit per loss. A first visit of each node counts the edges that lead
+to it. In the second a node hands its mask on to what it leads to, as soon as all that leads to it
+has done so (Kahn, Communications of the ACM 5 (1962) 558-562). That is two visits of each node for
+any number of losses.
 
 A node with several outputs passes on what arrives at any of them, so beyond it the graph alone may
 not tell two losses apart. Two kinds of such nodes are known: what hands each of its inputs on to
@@ -17,10 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
+LEAF = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+"""What adds to the `.grad` of a leaf: where the graph ends."""
 Node = Any
 Edge = tuple[Node, int]
 """A node and the number of one of its outputs: where a tensor hangs in the graph."""
@@ -95,20 +99,15 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
             reach.stops[node, number] = reach.stops.get((node, number), 0) | mask
         elif node is not None:
             masks[node] = masks.get(node, 0) | mask
-    children = _children(list(masks), ends)
-    for node in reversed(children):
-        mask = masks[node]
-        edges = children[node]
-        if not edges:
-            variable = getattr(node, "variable", None)  # nodes that accumulate into leaves have one
-            if variable is not None:
-                reach.leaves[variable] = mask & ~joined
-                if mask & joined:
-                    reach.joint.add(variable)
-            continue
-        if len(edges) > 1 and mask & counted and not mask & joined and _joins(type(node)):
+    leaves = {node: masks.pop(node) for node in [*masks] if type(node) is LEAF}
+    edges, waits = _found(list(masks), ends)
+    ready = [node for node in masks if not waits[node]]
+    while ready:
+        node = ready.pop()
+        mask, here = masks[node], edges[node]
+        if len(here) > 1 and mask & counted and not mask & joined and _joins(type(node)):
             mask |= joined
-        for child, number in edges:
+        for child, number in here:
             if child is None:
                 continue
             if child in ends and number in ends[child]:
@@ -116,37 +115,41 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
                 reach.stops[child, number] = reach.stops.get((child, number), 0) | plain
                 if mask & joined:
                     reach.joint_stops.add((child, number))
+            elif type(child) is LEAF:
+                leaves[child] = leaves.get(child, 0) | mask
             else:
                 masks[child] = masks.get(child, 0) | mask
+                waits[child] -= 1
+                if not waits[child]:  # all that leads to it has handed on its mask
+                    ready.append(child)
+    for node, mask in leaves.items():
+        variable = node.variable
+        reach.leaves[variable] = mask & ~joined
+        if mask & joined:
+            reach.joint.add(variable)
     return reach
 
 
-def _children(
+def _found(
     starts: Sequence[Node], ends: Mapping[Node, set[int]]
-) -> dict[Node, Sequence[tuple[Node | None, int]]]:
-    """Each node's edges; in the dictionary a node stands after all that it leads to."""
-    ordered: dict[Node, Sequence[tuple[Node | None, int]]] = {}
-    open_edges: dict[Node, Sequence[tuple[Node | None, int]]] = {}
+) -> tuple[dict[Node, Sequence[tuple[Node | None, int]]], dict[Node, int]]:
+    """The edges of all nodes but leaves, and how many edges of others lead to each."""
+    edges: dict[Node, Sequence[tuple[Node | None, int]]] = {}
+    waits = dict.fromkeys(starts, 0)
     stack = list(starts)
     while stack:
-        node = stack[-1]
-        if node in ordered:
-            stack.pop()
-            continue
-        edges = open_edges.get(node)
-        if edges is not None:  # all that it leads to is listed by now
-            stack.pop()
-            ordered[node] = edges
-            continue
-        edges = _edges(node, ends)
-        open_edges[node] = edges
-        for child, number in edges:
-            if child is None or child in ordered or child in open_edges:
+        node = stack.pop()
+        edges[node] = here = _edges(node, ends)
+        for child, number in here:
+            if child is None or type(child) is LEAF or (child in ends and number in ends[child]):
                 continue
-            if child in ends and number in ends[child]:
-                continue
-            stack.append(child)
-    return ordered
+            known = waits.get(child)
+            if known is None:
+                waits[child] = 1
+                stack.append(child)
+            else:
+                waits[child] = known + 1
+    return edges, waits
 
 
 def _edges(node: Node, ends: Mapping[Node, set[int]]) -> Sequence[tuple[Node | None, int]]:

@@ -191,12 +191,14 @@ class Slots:
         elif self.aggregator is None and trunk is None:
             trunk = heads
         learned: Gradients = {}
-        after = dict(state)
+        changed: State = {}
         if weights is not None:
-            after["last_weights"] = put(state["last_weights"], view, weights.detach())
+            changed["last_weights"] = put(state["last_weights"], view, weights.detach())
         for name, answer in answers.items():
-            after[name] = answer.outcome.state
+            if answer.outcome.state is not state[name]:
+                changed[name] = answer.outcome.state
             learned |= answer.gradients
+        after = {**state, **changed} if changed else state
         solves = {name: answer.outcome.solves for name, answer in answers.items()}
         balance = self._told_of(source, view, heads, trunk, solves)
         left = source.unfreed

@@ -83,7 +83,7 @@ class Sources:
         looked_at = [self._looked_at(step, sample) for sample in _further(step, slots)]
         samples = [self._source(*sample, slots) for sample in looked_at]
         # Losses on further batches may share a part of the graph.
-        call = replace(step.call, retain=step.call.retain or bool(samples))
+        call = replace(step.call, retain=True) if samples else step.call
         passes = self._source(call, step.sharing, slots)
         total = len(step.tasks)
         views = [self.view(other, other.call, step.clock, total) for other in samples]

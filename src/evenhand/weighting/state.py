@@ -136,8 +136,9 @@ class Held(nn.Module):
         return ((name, child) for name, child in children if isinstance(child, Held))
 
     def _replace(self, state: State) -> None:
-        for name in self._buffers:
-            self._buffers[name] = state[name].detach().to(self.get_buffer(name).device)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and state[name] is not buffer:
+                self._buffers[name] = state[name].detach().to(buffer.device)
         for name, parameter in self._parameters.items():
             if parameter is not None and state[name] is not parameter:
                 with torch.no_grad():
