@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenhand import MGDA, Balancer, Every, MultiTaskNetwork, OnlineMinNorm
-from evenhand.autodiff.chunking import Jacobian
+from evenhand.autodiff.chunking import JacobianMode
 from evenhand.comparison.folder import environment
 from evenhand.linalg import min_norm
 from evenhand.training.records import write_atomically
@@ -274,7 +274,7 @@ def libmtl(case: Case, at_features: bool) -> Step:
 Variants = Mapping[str, Callable[[Case], Step]]
 
 
-def exact(jacobian: Jacobian = "looped") -> Balancer:
+def exact(jacobian: JacobianMode = "looped") -> Balancer:
     return Balancer(aggregator=MGDA(), jacobian=jacobian)
 
 

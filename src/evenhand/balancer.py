@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from evenhand.aggregation import Aggregator
 from evenhand.arguments import require_kind
-from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite, stacked
+from evenhand.autodiff.call import Absent, Call, active, not_finite, require_finite, values_of
 from evenhand.autodiff.catching import Catcher
-from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.autodiff.chunking import Chunking, JacobianMode
 from evenhand.autodiff.delivery import deliver, delivered_by, release, release_up_to
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
@@ -35,10 +35,10 @@ from evenhand.autodiff.gradients import (
     all_finite,
 )
 from evenhand.autodiff.hooks import without_hooks
+from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.ownership import Ownership, Probe
 from evenhand.autodiff.passes import Passes, Update
 from evenhand.autodiff.replay import Replayed
-from evenhand.autodiff.sharing import Sharing
 from evenhand.balancing.balance import Balance, NonFinite, Zero
 from evenhand.balancing.deferred import Deferred
 from evenhand.balancing.partners import Group, Partners
@@ -108,7 +108,7 @@ class Balancer(nn.Module):
         model: nn.Module | None = None,
         seed: int = 0,
         leading: tuple[int, ...] = (),
-        jacobian: Jacobian = "looped",
+        jacobian: JacobianMode = "looped",
         factored: Factored = "auto",
         nonfinite: NonFinite = "raise",
         zero: Zero = "keep",
@@ -315,7 +315,7 @@ class Balancer(nn.Module):
         solved.learned.clear()
         parallel = self._parallel()
         if parallel is not None:
-            restore = parallel.untouched(step.sharing.trained)
+            restore = parallel.untouched(step.owners.trained)
             receivers = parallel.receivers(reached)
             given = {id(leaf): g for leaf, g in zip(reached, gradients, strict=True)}
             reached, gradients = receivers, [given.pop(id(leaf), None) for leaf in receivers]
@@ -327,7 +327,7 @@ class Balancer(nn.Module):
             self._free(step, *solved.unfreed)
         balance = self._stands(solved)
         if phase is not None:
-            frozen = step.sharing.frozen
+            frozen = step.owners.frozen
             for leaf in frozen if parallel is None else parallel.handed(frozen):
                 leaf.grad = None
         return balance
@@ -372,7 +372,7 @@ class Balancer(nn.Module):
             return self._sum_with_graph(request)
         step = self._step_of(request)
         present = dict(zip(step.call.tasks, step.call.losses, strict=True))
-        reached = [*step.sharing.trained, *self._sources.waiting, *self.parameters()]
+        reached = [*step.owners.trained, *self._sources.waiting, *self.parameters()]
         reached = list(dict.fromkeys(reached))
         closing = None
         if (parallel := self._parallel()) is not None:
@@ -424,7 +424,7 @@ class Balancer(nn.Module):
                 "accumulate() keeps all tasks' gradients, and under fully_shard each rank has a "
                 "part: take larger batches, or balance every micro-batch by itself"
             )
-        with without_hooks(step.sharing.trained):
+        with without_hooks(step.owners.trained):
             try:
                 _require_finite_losses(step.call)
                 self._sources.add(step, self._slots)
@@ -521,7 +521,7 @@ class Balancer(nn.Module):
     def _summed(self, request: Request) -> Balance:
         """One backward pass of the losses' sum."""
         present = self._present(request)
-        values = stacked(present)
+        values = values_of(present)
         bad = not_finite(values, list(present))
         if bad and request.scale is None:
             raise NonFiniteError("loss", bad)
@@ -538,7 +538,7 @@ class Balancer(nn.Module):
         """The losses' sum itself, with its graph."""
         present = self._present(request)
         total = _sum(present, request.plus)
-        values = stacked(present)
+        values = values_of(present)
         self._watch(present, request.plus)
         told: list[Balance] = []
 
@@ -582,7 +582,7 @@ class Balancer(nn.Module):
             request, present = self._agreed(parallel, request, present, places)
         left_out: list[str] = []
         if self.nonfinite == "leave_out":
-            bad = not_finite(stacked(present), list(present))
+            bad = not_finite(values_of(present), list(present))
             if len(bad) < len(present):
                 left_out = bad
                 present = {task: loss for task, loss in present.items() if task not in bad}
@@ -597,15 +597,15 @@ class Balancer(nn.Module):
             retain=request.retain or "leave_out" in (self.nonfinite, self.zero),
             left_out=tuple(left_out),
         )
-        if self.last_weights.device != call.stacked.device:
-            self.to(call.stacked.device)
+        if self.last_weights.device != call.values.device:
+            self.to(call.values.device)
         self._ownership.name(request.shared, request.own)
         outputs = request.features if isinstance(request.features, Outputs) else None
-        sharing = self._shared_by(call, places, outputs)
+        owners = self._shared_by(call, places, outputs)
         if counts is not None and (uncounted := [t for t in call.tasks if t not in counts]):
             raise ValueError(f"counts= says nothing of {uncounted[0]!r}, which has a loss here")
         trunk = Replayed.of(places, self._catcher.recordings)
-        return Step(tasks, call, sharing, clock, places, outputs, request.samples, counts, trunk)
+        return Step(tasks, call, owners, clock, places, outputs, request.samples, counts, trunk)
 
     def _present(self, request: Request) -> dict[str, Tensor]:
         """The losses that count in this call, in the order of all tasks, checked.
@@ -698,21 +698,19 @@ class Balancer(nn.Module):
             )
         return list(dict.fromkeys(z for z in leaves(nest) if z.requires_grad))
 
-    def _shared_by(
-        self, call: Call, features: Sequence[Tensor], outputs: Outputs | None
-    ) -> Sharing:
+    def _shared_by(self, call: Call, features: Sequence[Tensor], outputs: Outputs | None) -> Owners:
         def looked(leaves: Sequence[Tensor]) -> list[int]:
             looking = replace(call, retain=True, plus=None, scale=None)
             with without_hooks(leaves):
-                return Passes(looking, Sharing()).nonzero(leaves)
+                return Passes(looking, Owners()).nonzero(leaves)
 
         probe: Probe = looked
         if (parallel := self._parallel()) is not None:
             probe = parallel.probed(probe, len(self.tasks))
         with nullcontext() if parallel is None else parallel.as_in_the_graph():
-            sharing = self._ownership.decide(call, self.tasks, features, outputs, probe)
+            owners = self._ownership.decide(call, self.tasks, features, outputs, probe)
         several = len(self.tasks) > 1 and len(call.tasks) > 1
-        if self.aggregator is not None and several and not sharing.balanced and not call.phase:
+        if self.aggregator is not None and several and not owners.balanced and not call.phase:
             self._tell(
                 "nothing shared",
                 "no parameter is reached by several of the losses "
@@ -720,8 +718,8 @@ class Balancer(nn.Module):
                 "step: is the trunk frozen, or its output detached? This is said once",
             )
         known = bool(features) or self._ownership.network is not None
-        self._tell("detached", detached(call, self.tasks, sharing, known))
-        return sharing
+        self._tell("detached", detached(call, self.tasks, owners, known))
+        return owners
 
     def _solved(self, step: Step, skips: bool) -> Solved:
         """What a step comes to.
@@ -733,9 +731,9 @@ class Balancer(nn.Module):
         Raises:
             NonFiniteError: a loss or gradient is not finite, and nothing was said of that.
         """
-        if self._learned and self._unused.begun(self.parameters(), step.sharing.trained):
+        if self._learned and self._unused.begun(self.parameters(), step.owners.trained):
             self._tell("unused", unused(self._learned))
-        with without_hooks(step.sharing.trained):
+        with without_hooks(step.owners.trained):
             while True:
                 try:
                     solved = self._solved_with_all(step)
@@ -773,8 +771,8 @@ class Balancer(nn.Module):
         if len(set(step.call.tasks) - set(tasks)) == 0:
             return None
         call = step.call.without(tasks)
-        sharing = self._shared_by(call, step.features, step.outputs)
-        return replace(step, call=call, sharing=sharing)
+        owners = self._shared_by(call, step.features, step.outputs)
+        return replace(step, call=call, owners=owners)
 
     def _without_zeros(self, step: Step, solved: Solved) -> Step | None:
         """The step without tasks whose gradient is exactly zero, if they are to be left out.
@@ -807,14 +805,14 @@ class Balancer(nn.Module):
 
     def _skipped(self, step: Step, value: float | None, tasks: Sequence[str]) -> Solved:
         """A step that changes nothing; gradients are `value`, or there are none."""
-        leaves = step.sharing.trained
+        leaves = step.owners.trained
         if (parallel := self._parallel()) is not None:
             leaves = parallel.handed(leaves)
         filled = [None if value is None else torch.full_like(p, value) for p in leaves]
         learned: Gradients = {}
         if value is not None:
             learned = {w: torch.full_like(w, value) for w in self.parameters()}
-        balance = Balance(step.call.tasks, step.call.stacked, applied=False, left_out=tuple(tasks))
+        balance = Balance(step.call.tasks, step.call.values, applied=False, left_out=tuple(tasks))
         return Solved(Update(leaves, filled), learned, balance, None, step.clock, {})
 
     def _stands(self, solved: Solved) -> Balance:
@@ -831,12 +829,12 @@ class Balancer(nn.Module):
 
     def _free(self, step: Step, heads: bool, trunk: bool) -> None:
         """Free what the passes of a step have left of its graph: of heads, and of the trunk."""
-        losses, sharing = step.call.losses, step.sharing
+        losses, owners = step.call.losses, step.owners
         if trunk:
-            release(losses, step.features, sharing.trained)
+            release(losses, step.features, owners.trained)
         elif heads:
-            ends = step.features or [leaf for mine in sharing.alone for leaf in mine]
-            release_up_to(losses[:-1], ends, sharing.trained)
+            ends = step.features or [leaf for mine in owners.alone for leaf in mine]
+            release_up_to(losses[:-1], ends, owners.trained)
 
     def _value(
         self, losses: Mapping[str, Tensor], plus: Tensor | None, step: Step | None
@@ -935,7 +933,7 @@ def _sum(losses: Mapping[str, Tensor], plus: Tensor | None) -> Tensor:
 
 
 def _require_finite_losses(call: Call) -> None:
-    require_finite(call.stacked, call.tasks, "loss")
+    require_finite(call.values, call.tasks, "loss")
     _require_finite_plus(call.plus)
 
 

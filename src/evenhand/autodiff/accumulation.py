@@ -30,17 +30,17 @@ from evenhand.autodiff.call import Call
 from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.gradients import (
     Columns,
+    Gradient,
     NonFiniteError,
     Place,
     Reducer,
-    Row,
     norms,
     times,
 )
+from evenhand.autodiff.jacobian import Column, Jacobian, fill, plain_column
+from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.passes import Passes, Update
 from evenhand.autodiff.replay import Kept, Trunk
-from evenhand.autodiff.rows import Column, Rows, fill, plain_column
-from evenhand.autodiff.sharing import Sharing
 
 
 @dataclass
@@ -56,8 +56,8 @@ class Sums:
         gradients: (leaf, task) -> ∂L_i/∂θ.
         plus: leaf -> the gradient of what is nobody's task.
         gramian: at the representation, [M, M], where it was asked for.
-        trunks, deltas: of micro-batches, a way to the features and the m rows by them, where they
-            were asked for.
+        trunks, deltas: of micro-batches, a way to the features and the m gradients by them, where
+            they were asked for.
         behind: leaf -> the tasks that reach it by a way that is taken when the weights are known.
     """
 
@@ -88,7 +88,7 @@ class Sums:
             counts: how many labels each of its losses is the mean of; None where losses are to be
                 added as they are.
             at_features: whether somebody looks at the representation.
-            keeps_features: whether its rows there are wanted themselves.
+            keeps_features: whether gradients there are wanted themselves.
             later: a way to the balanced leaves that may wait until the weights are known.
 
         Raises:
@@ -104,9 +104,9 @@ class Sums:
             self._add_gramian(passes, weight)
         if keeps_features or later is not None:
             heads = passes.through_heads()
-            rows = {k: list(heads.row(at)) for at, k in enumerate(call.index)}
+            each = {k: list(heads.gradient(at)) for at, k in enumerate(call.index)}
             self.trunks.append(later or Kept(passes.targets("representation")))
-            self.deltas.append({k: _times(row, weight[k] * unscale) for k, row in rows.items()})
+            self.deltas.append({k: _times(row, weight[k] * unscale) for k, row in each.items()})
         if later is not None:
             self._wait_for(passes.shared, self.deltas[-1], call)
         for leaf, k, g in passes.per_task(balanced=later is None):
@@ -118,13 +118,15 @@ class Sums:
             self.leaves[id(leaf)] = leaf
             so_far, g = self.plus.get(id(leaf)), g * unscale
             self.plus[id(leaf)] = g if so_far is None else so_far + g
-        for k, loss in zip(call.index, call.stacked.unbind(-1), strict=True):
+        for k, loss in zip(call.index, call.values.unbind(-1), strict=True):
             value = loss * weight[k]
             self.losses[k] = value if k not in self.losses else self.losses[k] + value
             if counts is not None:
                 self.counts[k] = self.counts.get(k, 0.0) + weight[k]
 
-    def _wait_for(self, leaves: Sequence[Tensor], delta: Mapping[int, Row], call: Call) -> None:
+    def _wait_for(
+        self, leaves: Sequence[Tensor], delta: Mapping[int, Gradient], call: Call
+    ) -> None:
         """Note which tasks reach leaves whose gradients are found later."""
         reached = 0
         for task, (k, row) in zip(call.tasks, delta.items(), strict=True):
@@ -198,7 +200,7 @@ class Accumulated:
     Args:
         sums: of all micro-batches, the last one included.
         call: all their tasks, with the sums of their losses; without graphs.
-        sharing: whose the leaves are.
+        owners: whose the leaves are.
         coordinates, names, reducer: see `Passes`. Sums are this rank's own.
     """
 
@@ -206,7 +208,7 @@ class Accumulated:
         self,
         sums: Sums,
         call: Call,
-        sharing: Sharing,
+        owners: Owners,
         coordinates: Coordinates,
         names: Mapping[Tensor, str],
         reducer: Reducer,
@@ -216,13 +218,13 @@ class Accumulated:
         self._coordinates = coordinates
         self._names = names
         self.call = call
-        self.sharing = sharing
+        self.owners = owners
         self.tasks = call.tasks
-        self.shared = sharing.balanced
-        self.sharers = sharing.sharers if reducer.alone else -1  # elsewhere a task may share more
-        self._leaves = [*sharing.balanced, *sharing.carried]
+        self.shared = owners.balanced
+        self.sharers = owners.sharers if reducer.alone else -1  # elsewhere a task may share more
+        self._leaves = [*owners.balanced, *owners.carried]
         self._scale = call.scale
-        self._rows: dict[Place, Rows] = {}
+        self._jacobians: dict[Place, Jacobian] = {}
         self._gramians: dict[Place, Tensor] = {}
 
     @property
@@ -230,20 +232,21 @@ class Accumulated:
         """Whether a part of the last graph is left: of heads, and of the trunk."""
         return True, True
 
-    def rows(self, place: Place) -> Rows:
+    def jacobian_at(self, place: Place) -> Jacobian:
         """g_i at `place` for every task."""
-        if place not in self._rows:
+        if place not in self._jacobians:
             if place == "representation":
-                self._rows[place] = self._rows_of_features()
+                self._jacobians[place] = self._jacobian_of_features()
             elif place == "parameters":
-                rows = self._collected(self._leaves, len(self.shared))
-                self._rows[place] = self._reducer.rows(rows)
+                found = self._collected(self._leaves, len(self.shared))
+                self._jacobians[place] = self._reducer.reduced(found)
             else:
                 targets = self.targets(place)
-                self._rows[place] = self._reducer.rows(self._collected(targets, len(targets)))
-        return self._rows[place]
+                found = self._collected(targets, len(targets))
+                self._jacobians[place] = self._reducer.reduced(found)
+        return self._jacobians[place]
 
-    def _collected(self, targets: Sequence[Tensor], looked_at: int) -> Rows:
+    def _collected(self, targets: Sequence[Tensor], looked_at: int) -> Jacobian:
         columns: list[Column] = []
         m, leading = len(self.tasks), self.call.leading
         for target in targets:
@@ -251,9 +254,9 @@ class Accumulated:
             for at, k in enumerate(self.call.index):
                 fill(column, at, [self._sums.gradients.get((id(target), k))])
             columns += column
-        return Rows(columns, targets, leading, m, self.call.stacked, looked_at)
+        return Jacobian(columns, targets, leading, m, self.call.values, looked_at)
 
-    def _rows_of_features(self) -> Rows:
+    def _jacobian_of_features(self) -> Jacobian:
         """All micro-batches' features as if they were one tensor behind the other."""
         if not self._sums.trunks:
             raise ValueError("the gradients by the representation were not kept")
@@ -269,13 +272,13 @@ class Accumulated:
                     fill(column, at, [delta[k][number] if k in delta else None])
                 columns += column
                 targets.append(trunk.like[number])
-        return Rows(columns, targets, leading, m, self.call.stacked)
+        return Jacobian(columns, targets, leading, m, self.call.values)
 
     def targets(self, place: Place) -> list[Tensor]:
         """The tensors that `place` differentiates by."""
         if place == "representation":
-            return list(self.rows(place).targets)
-        return chosen_targets(place, self.shared, self.sharing.last_layer)
+            return list(self.jacobian_at(place).targets)
+        return chosen_targets(place, self.shared, self.owners.last_layer)
 
     def spans(self, place: Place) -> list[slice]:
         """Where the parameters of `place` stand among the columns of the Jacobian of all."""
@@ -293,11 +296,10 @@ class Accumulated:
 
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""
-        rows = self.rows(place)
-        jacobian = rows.jacobian()
+        jacobian = self.jacobian_at(place)
         if place == "representation" and not self._reducer.alone:
-            return self._reducer.features_of_all(jacobian, rows.sizes)
-        return jacobian
+            return self._reducer.features_of_all(jacobian.matrix(), jacobian.sizes)
+        return jacobian.matrix()
 
     def gramian(self, place: Place) -> Tensor:
         """G at `place`, [m, m]."""
@@ -307,8 +309,8 @@ class Accumulated:
                 found = self._sums.gramian[..., index.unsqueeze(-1), index]
                 found = self._reducer.gramian_of_features(found)
             else:
-                rows = self.rows(place)
-                found = rows.gramian_at_any_size() if self._reducer.alone else rows.gramian()
+                jacobian, alone = self.jacobian_at(place), self._reducer.alone
+                found = jacobian.gramian_at_any_size() if alone else jacobian.gramian()
             self._gramians[place] = found
         return self._gramians[place]
 
@@ -326,30 +328,30 @@ class Accumulated:
 
     def in_span(self, trunk: Tensor | None, heads: Tensor | None) -> Update:
         """Σ trunk_i g_i for balanced leaves, Σ heads_i ∂L_i/∂θ_i for all others, and `plus`'s."""
-        ones = torch.ones_like(self.call.stacked)
+        ones = torch.ones_like(self.call.values)
         heads = ones if heads is None else heads
         trunk = heads if trunk is None else trunk
-        balanced: Row = []
+        balanced: Gradient = []
         agreed = True
         if self._leaves:
-            balanced, agreed = self._reducer.combined(self.rows("parameters"), trunk)
+            balanced, agreed = self._reducer.combined(self.jacobian_at("parameters"), trunk)
         if self._sums.behind:  # in one process
-            later = self._through_trunks(self.rows("representation").combined(trunk))
-            later += [None] * len(self.sharing.carried)
+            later = self._through_trunks(self.jacobian_at("representation").combined(trunk))
+            later += [None] * len(self.owners.carried)
             balanced = [added(a, b) for a, b in zip(balanced, later, strict=True)]
         return self._update(list(balanced), heads, self._leaves if agreed else ())
 
     def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
         """A direction [n] at `place` for balanced leaves, the others as in `in_span`."""
-        heads = torch.ones_like(self.call.stacked) if heads is None else heads
+        heads = torch.ones_like(self.call.values) if heads is None else heads
         direction, targets = direction.clone(), self.targets(place)
         if place == "representation":
-            direction = self._reducer.features_here(direction, self.rows(place).sizes)
+            direction = self._reducer.features_here(direction, self.jacobian_at(place).sizes)
         row = shaped_like(direction, targets, self.call.leading, None)
         agreed: Sequence[Tensor] = self.shared
         if place == "representation":
             row, agreed = self._through_trunks(row), ()
-        carried = self._collected(self.sharing.carried, 0).combined(heads)
+        carried = self._collected(self.owners.carried, 0).combined(heads)
         return self._update([*row, *carried], heads, agreed)
 
     def _through_trunks(self, row: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -369,11 +371,11 @@ class Accumulated:
     def _update(
         self, balanced: list[Tensor | None], heads: Tensor, agreed: Sequence[Tensor]
     ) -> Update:
-        sharing = self.sharing
+        owners = self.owners
         position = {k: at for at, k in enumerate(self.call.index)}
-        rest = [*(leaf for mine in sharing.alone for leaf in mine)]
-        admitted = dict.fromkeys(map(id, rest), -1) | {id(p): mask for p, mask in sharing.common}
-        rest += [leaf for leaf, _ in sharing.common]
+        rest = [*(leaf for mine in owners.alone for leaf in mine)]
+        admitted = dict.fromkeys(map(id, rest), -1) | {id(p): mask for p, mask in owners.common}
+        rest += [leaf for leaf, _ in owners.common]
         row = list(balanced)
         for leaf in rest:
             total: Tensor | None = None
@@ -382,8 +384,8 @@ class Accumulated:
                 if g is not None and admitted[id(leaf)] >> k & 1:
                     total = added(total, g * heads[..., at].to(g.dtype))
             row.append(total)
-        row += [None] * len(sharing.extra)
-        leaves = sharing.trained
+        row += [None] * len(owners.extra)
+        leaves = owners.trained
         row = [added(g, self._sums.plus.get(id(p))) for p, g in zip(leaves, row, strict=True)]
         if self._sums.plus:
             agreed = ()

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from evenhand.autodiff.gradients import Place, Row, all_finite
-from evenhand.autodiff.rows import SMALL, numbers
+from evenhand.autodiff.gradients import Gradient, Place, all_finite
+from evenhand.autodiff.jacobian import SMALL, numbers
 
 
 def gradient(
@@ -27,7 +27,7 @@ def gradient(
     inputs: Sequence[Tensor | GradientEdge],
     gradients: Sequence[Tensor] | None = None,
     retain_graph: bool = True,
-) -> Row:
+) -> Gradient:
     """What autograd finds at `inputs`; None where the outputs do not reach one."""
     if not inputs:
         return []
@@ -43,7 +43,7 @@ def gradient(
         if told is None:
             raise
         raise ValueError(f"{told}. Torch says: {error}") from error
-    return cast(Row, row)
+    return cast(Gradient, row)
 
 
 REFUSALS = {
@@ -59,7 +59,7 @@ def batched(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor | GradientEdge],
     gradients: Sequence[Tensor],
-) -> Row:
+) -> Gradient:
     """One pass on gradients [c, ...] by the outputs; what it returns is [c, ...] too."""
     if not outputs:
         return [None] * len(inputs)
@@ -79,25 +79,25 @@ def batched(
             "this network cannot be differentiated for several tasks at once; take "
             f"Balancer(jacobian='looped'): {error}"
         ) from error
-    return cast(Row, row)
+    return cast(Gradient, row)
 
 
 def doubly(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None
-) -> Row:
+) -> Gradient:
     """A pass that can be differentiated by `gradients`, or by what the outputs are made of."""
     return cast(
-        Row,
+        Gradient,
         torch.autograd.grad(outputs, inputs, gradients, create_graph=True, allow_unused=True),
     )
 
 
 def differentiated_along(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> Row:
+) -> Gradient:
     """Differentiates what `_doubly` made."""
     try:
-        return cast(Row, torch.autograd.grad(outputs, inputs, vectors, allow_unused=True))
+        return cast(Gradient, torch.autograd.grad(outputs, inputs, vectors, allow_unused=True))
     except RuntimeError as error:
         raise ValueError(
             "the product J d needs operations whose backward pass can be differentiated, and one "
@@ -125,7 +125,7 @@ def cut(features: Sequence[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def _without(which: set[int], gradients: Row) -> tuple[Tensor | None, ...]:
+def _without(which: set[int], gradients: Gradient) -> tuple[Tensor | None, ...]:
     return tuple(None if k in which else g for k, g in enumerate(gradients))
 
 
@@ -159,7 +159,7 @@ def _shaped(piece: Tensor, target: Tensor) -> Tensor:
     return piece.reshape(target.shape).to(target.dtype)
 
 
-def finite(row: Row) -> bool:
+def finite(row: Gradient) -> bool:
     """Whether no gradient has an entry that is NaN or infinite."""
     present = [g for g in row if g is not None]
     if all(g.is_cpu for g in present):

@@ -24,7 +24,7 @@ class Call:
         tasks: the m active tasks, in the order of all tasks.
         index: their positions among all tasks.
         losses: their losses, scalars, or [E] for a stack of E networks.
-        stacked: the same as one tensor, [..., m], detached.
+        values: the same as one tensor, [..., m], detached.
         trains: the blocks that train.
         phase: whether the user named a phase; without one everything trains.
         plus: a scalar that is nobody's task, or None.
@@ -37,7 +37,7 @@ class Call:
     tasks: tuple[str, ...]
     index: tuple[int, ...]
     losses: tuple[Tensor, ...]
-    stacked: Tensor
+    values: Tensor
     trains: tuple[Block, ...] = BLOCKS
     phase: bool = False
     plus: Tensor | None = None
@@ -53,14 +53,14 @@ class Call:
             tasks=tuple(losses),
             index=tuple(position[task] for task in losses),
             losses=tuple(losses.values()),
-            stacked=stacked(losses),
+            values=values_of(losses),
             **rest,
         )
 
     @property
     def leading(self) -> torch.Size:
         """The shape of a stack of independent networks; () for a single one."""
-        return self.stacked.shape[:-1]
+        return self.values.shape[:-1]
 
     def without(self, tasks: Sequence[str]) -> Call:
         """The same call, in which these tasks are absent."""
@@ -70,12 +70,12 @@ class Call:
             tasks=tuple(self.tasks[k] for k in keep),
             index=tuple(self.index[k] for k in keep),
             losses=tuple(self.losses[k] for k in keep),
-            stacked=self.stacked[..., keep],
+            values=self.values[..., keep],
             left_out=(*self.left_out, *tasks),
         )
 
 
-def stacked(losses: Mapping[str, Tensor]) -> Tensor:
+def values_of(losses: Mapping[str, Tensor]) -> Tensor:
     """The losses' values, [..., m]; where dtypes differ, in one that holds them all."""
     values = [loss.detach() for loss in losses.values()]
     if len({(v.dtype, v.device) for v in values}) > 1:
@@ -172,16 +172,16 @@ def _nearest(task: str, tasks: Sequence[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def not_finite(stacked: Tensor, tasks: Sequence[str]) -> list[str]:
+def not_finite(values: Tensor, tasks: Sequence[str]) -> list[str]:
     """The tasks whose entries of values [..., m] are NaN or infinite."""
-    if all_finite(stacked):
+    if all_finite(values):
         return []
-    finite = stacked.isfinite().reshape(-1, len(tasks)).all(0)
+    finite = values.isfinite().reshape(-1, len(tasks)).all(0)
     return [task for task, ok in zip(tasks, finite.tolist(), strict=True) if not ok]
 
 
-def require_finite(stacked: Tensor, tasks: Sequence[str], what: str) -> None:
+def require_finite(values: Tensor, tasks: Sequence[str], what: str) -> None:
     """Raises NonFiniteError, naming the tasks whose entries of values [..., m] are not finite."""
-    guilty = not_finite(stacked, tasks)
+    guilty = not_finite(values, tasks)
     if guilty:
         raise NonFiniteError(what, guilty)

@@ -17,9 +17,9 @@ from evenhand.text import quoted
 if TYPE_CHECKING:  # what is asked for is checked without torch: the tool refuses mistakes at once
     from torch import Tensor
 
-    from evenhand.autodiff.rows import Rows
+    from evenhand.autodiff.jacobian import Jacobian
 
-Jacobian = Literal["looped", "batched", "measured"] | int
+JacobianMode = Literal["looped", "batched", "measured"] | int
 MOST = 1_000_000
 """A larger chunk is a mistake."""
 GAIN = 0.95
@@ -32,7 +32,7 @@ class Passes(Protocol):
     tasks: tuple[str, ...]
     shared: list[Tensor]
 
-    def taken(self, targets: Sequence[Tensor], chunk: int) -> Rows: ...
+    def taken(self, targets: Sequence[Tensor], chunk: int) -> Jacobian: ...
 
 
 class Chunking:
@@ -49,7 +49,7 @@ class Chunking:
         ValueError: `wanted` is something else.
     """
 
-    def __init__(self, wanted: Jacobian) -> None:
+    def __init__(self, wanted: JacobianMode) -> None:
         number = isinstance(wanted, int) and not isinstance(wanted, bool) and 1 <= wanted <= MOST
         if not number and wanted not in ("looped", "batched", "measured"):
             raise ValueError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from evenhand.autodiff.gradients import Columns, Place
-from evenhand.autodiff.rows import numbers
+from evenhand.autodiff.jacobian import numbers
 
 
 @dataclass

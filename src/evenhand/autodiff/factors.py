@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
-from evenhand.autodiff.rows import Filled, Stacked
+from evenhand.autodiff.jacobian import Dense, Filled
 
 Factored = Literal["auto", "never", "always"]
 """Where gradients by layers' weights are kept as factors: where that takes less arithmetic, nowhere
@@ -99,7 +99,7 @@ class Linear(Layer):
         """The number of rows, r."""
         return len(self.inputs)
 
-    def rows(self, delta: Tensor) -> Tensor:
+    def flat(self, delta: Tensor) -> Tensor:
         """∂L/∂Y as [..., r, o]."""
         return delta
 
@@ -144,7 +144,7 @@ class Convolution(Linear):
         places = prod((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
         return int(len(self.saved) * places)
 
-    def rows(self, delta: Tensor) -> Tensor:
+    def flat(self, delta: Tensor) -> Tensor:
         """[..., b, o, places] → [..., r, o]."""
         channels = -self.weight.ndim + 1
         last = delta.movedim(channels, -1)
@@ -170,21 +170,21 @@ class Product(Filled):
     def __init__(self, layer: Linear, m: int) -> None:
         self.layer = layer
         self.inputs = layer.inputs
-        self.deltas = Stacked(m, torch.Size())
+        self.deltas = Dense(m, torch.Size())
 
     def put(self, where: int | slice, gradient: Tensor | None) -> None:
-        self.deltas.put(where, None if gradient is None else self.layer.rows(gradient))
+        self.deltas.put(where, None if gradient is None else self.layer.flat(gradient))
 
     def entry(self, i: int) -> Tensor | None:
         delta = self.deltas.entry(i)
         return None if delta is None else self._gradient(delta)
 
-    def stack(self) -> Tensor | None:
-        deltas = self.deltas.stack()
+    def dense(self) -> Tensor | None:
+        deltas = self.deltas.dense()
         return None if deltas is None else self._gradient(deltas)
 
     def gramian(self) -> Tensor | None:
-        deltas = self.deltas.stack()
+        deltas = self.deltas.dense()
         if deltas is None:
             return None
         a, deltas = self.inputs.double(), deltas.double()
@@ -196,7 +196,7 @@ class Product(Filled):
         return None if delta is None else self._gradient(delta)
 
     def against(self, other: Tensor) -> Tensor | None:
-        deltas = self.deltas.stack()
+        deltas = self.deltas.dense()
         if deltas is None:
             return None
         through = self.inputs.to(other.dtype) @ other.flatten(1).mT
@@ -222,7 +222,7 @@ class Scattered(Filled):
         self.table = table
         self.places, self.order = torch.unique(indices, return_inverse=True)
         self.trained = (self.places != padding).unsqueeze(-1)
-        self.found = Stacked(m, torch.Size())
+        self.found = Dense(m, torch.Size())
 
     def put(self, where: int | slice, gradient: Tensor | None) -> None:
         if gradient is None:
@@ -236,8 +236,8 @@ class Scattered(Filled):
     def entry(self, i: int) -> Tensor | None:
         return self._spread(self.found.entry(i))
 
-    def stack(self) -> Tensor | None:
-        return self._spread(self.found.stack())
+    def dense(self) -> Tensor | None:
+        return self._spread(self.found.dense())
 
     def gramian(self) -> Tensor | None:
         return self.found.gramian()
@@ -358,16 +358,16 @@ def changed(gradient: Tensor | None, address: int) -> bool:
 
 def _users(roots: Iterable[Any]) -> Users:
     users: dict[Any, list[tuple[Any, int]]] = defaultdict(list)
-    stack = list({root: None for root in roots if root is not None})
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
+    waiting = list({root: None for root in roots if root is not None})
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
         for argument, (child, _) in enumerate(node.next_functions):
             if child is not None:
                 users[child].append((node, argument))
                 if child not in seen:
                     seen.add(child)
-                    stack.append(child)
+                    waiting.append(child)
     return users
 
 

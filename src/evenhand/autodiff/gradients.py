@@ -27,14 +27,14 @@ from evenhand.linalg.solution import require, require_gramian
 from evenhand.schedules import Clock
 
 if TYPE_CHECKING:
-    from evenhand.autodiff.rows import Rows
+    from evenhand.autodiff.jacobian import Jacobian
 
 Place = (
     Literal["parameters", "representation", "last_layer"]
     | Callable[[tuple[Tensor, ...]], Iterable[Tensor]]
 )
 PLACES = ("parameters", "representation", "last_layer")
-Row = Sequence[Tensor | None]
+Gradient = Sequence[Tensor | None]
 """One task's gradient, a tensor per parameter; None where the task does not reach it."""
 
 
@@ -66,17 +66,17 @@ class Reducer:
         """Whether a wrapper of the model reduces some gradients after the step."""
         return False
 
-    def rows(self, rows: Rows) -> Rows:
+    def reduced(self, jacobian: Jacobian) -> Jacobian:
         """The mean over ranks of all tasks' gradients."""
-        return rows
+        return jacobian
 
-    def combined(self, rows: Rows, weights: Tensor) -> tuple[Row, bool]:
-        """A combination of such rows, and whether it is the mean over ranks already."""
-        return rows.combined(weights), True
+    def combined(self, jacobian: Jacobian, weights: Tensor) -> tuple[Gradient, bool]:
+        """A combination of the tasks' gradients, and whether it is the mean over ranks already."""
+        return jacobian.combined(weights), True
 
-    def row(self, row: Row, leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    def gradient(self, found: Gradient, leaves: Sequence[Tensor]) -> list[Tensor | None]:
         """The mean over ranks of a gradient by these leaves."""
-        return list(row)
+        return list(found)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over ranks of a value that all have."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
 from evenhand.autodiff.found import Found
-from evenhand.autodiff.sharing import Decided, Sharing
+from evenhand.autodiff.owners import Decided, Owners
 from evenhand.autodiff.structure import Structure
 from evenhand.autodiff.union import Union
 from evenhand.network import Blocks, MultiTaskNetwork, Outputs, unwrapped
@@ -134,7 +134,7 @@ class Ownership:
         features: Sequence[Tensor],
         outputs: Outputs | None,
         probe: Probe,
-    ) -> Sharing:
+    ) -> Owners:
         """Whose the leaves are that the losses of `call` reach.
 
         Args:
@@ -157,15 +157,15 @@ class Ownership:
             return self._newly_decided(call, tasks, found, probe)
         asked = self._asked(call, tasks, found)
         known = self._decided.get(asked)
-        sharing = None if known is None else known.again(found)
-        if sharing is not None:
-            self._warn(call, tasks, sharing.extra)
+        owners = None if known is None else known.again(found)
+        if owners is not None:
+            self._warn(call, tasks, owners.extra)
         else:
-            sharing = self._newly_decided(call, tasks, found, probe)
+            owners = self._newly_decided(call, tasks, found, probe)
             if len(self._decided) > MOST_DECIDED:
                 self._decided.clear()
-            self._decided[self._asked(call, tasks, found)] = Decided(sharing)
-        return sharing
+            self._decided[self._asked(call, tasks, found)] = Decided(owners)
+        return owners
 
     def _asked(self, call: Call, tasks: Sequence[str], found: Found) -> tuple[Any, ...]:
         """All that a decision rests on, where the graph tells the tasks apart."""
@@ -180,7 +180,7 @@ class Ownership:
 
     def _newly_decided(
         self, call: Call, tasks: Sequence[str], found: Found, probe: Probe
-    ) -> Sharing:
+    ) -> Owners:
         if self._structure is not None:
             for before, after in self._structure.refresh(found.reached):
                 self.union.add(after, self.union.of(before), self.union.seen(before))
@@ -191,11 +191,11 @@ class Ownership:
                 self.union.add(leaf, mask)
         self._heard |= sum(1 << k for k in call.index)
         self._meet_saved(tasks, masks)
-        sharing = self._sorted(call, tasks, masks, found)
-        self._warn(call, tasks, sharing.extra)
-        return sharing
+        owners = self._sorted(call, tasks, masks, found)
+        self._warn(call, tasks, owners.extra)
+        return owners
 
-    def of_sums(self, call: Call, tasks: Sequence[str], masks: dict[Tensor, int]) -> Sharing:
+    def of_sums(self, call: Call, tasks: Sequence[str], masks: dict[Tensor, int]) -> Owners:
         """Whose the leaves are of several micro-batches, each of which was decided on already.
 
         Args:
@@ -283,7 +283,7 @@ class Ownership:
 
     def _sorted(
         self, call: Call, tasks: Sequence[str], masks: Mapping[Tensor, int], found: Found
-    ) -> Sharing:
+    ) -> Owners:
         """The reached leaves by what happens to each of them."""
         structure = self._structure
         trunk = set() if structure is None else structure.trunk
@@ -295,9 +295,9 @@ class Ownership:
             if task in tasks
         }
         position = {k: at for at, k in enumerate(call.index)}
-        sharing = Sharing(alone=[[] for _ in call.tasks])
+        owners = Owners(alone=[[] for _ in call.tasks])
         if structure is not None and structure.blocks is not None:
-            sharing.last_layer = structure.blocks.last_layer
+            owners.last_layer = structure.blocks.last_layer
         parameters = any(isinstance(leaf, nn.Parameter) for leaf in masks)
         named = None if self._named is None else {id(leaf) for leaf in self._named[0]}
         for leaf in self._ordered(masks):
@@ -306,28 +306,28 @@ class Ownership:
             in_trunk = leaf in trunk or (balanced and leaf not in heads)
             admitted = _admitted(leaf, masks.get(leaf, 0), own)
             if ("shared" if in_trunk else "own") not in call.trains:
-                sharing.frozen.append(leaf)
+                owners.frozen.append(leaf)
             elif balanced:
                 counts = isinstance(leaf, nn.Parameter) or self._named is not None or not parameters
-                (sharing.balanced if counts else sharing.carried).append(leaf)
+                (owners.balanced if counts else owners.carried).append(leaf)
                 if leaf not in found.behind:
-                    sharing.beyond.append(leaf)
+                    owners.beyond.append(leaf)
             elif admitted and admitted == masks[leaf] and not _several(admitted):
-                sharing.alone[position[admitted.bit_length() - 1]].append(leaf)
+                owners.alone[position[admitted.bit_length() - 1]].append(leaf)
             elif admitted:
-                sharing.common.append((leaf, admitted))
-        sharing.sharers = reduce(or_, (masks.get(leaf, 0) for leaf in sharing.balanced), 0)
-        sharing.extra = [leaf for leaf in found.extra if leaf not in masks]
+                owners.common.append((leaf, admitted))
+        owners.sharers = reduce(or_, (masks.get(leaf, 0) for leaf in owners.balanced), 0)
+        owners.extra = [leaf for leaf in found.extra if leaf not in masks]
         if call.phase:
-            sharing.extra = [leaf for leaf in sharing.extra if self._trains(leaf, call)]
-            sharing.frozen += self._frozen_elsewhere(call, sharing)
-        if found.features and not any(leaf in found.round for leaf in sharing.balanced):
-            sharing.features = list(found.features)
-            if not sharing.beyond and not sharing.common:
-                sharing.readings = found.readings
-        if not any((sharing.balanced, sharing.carried, sharing.common, *sharing.alone)):
+            owners.extra = [leaf for leaf in owners.extra if self._trains(leaf, call)]
+            owners.frozen += self._frozen_elsewhere(call, owners)
+        if found.features and not any(leaf in found.round for leaf in owners.balanced):
+            owners.features = list(found.features)
+            if not owners.beyond and not owners.common:
+                owners.readings = found.readings
+        if not any((owners.balanced, owners.carried, owners.common, *owners.alone)):
             raise ValueError(_nothing_trains(call))
-        return sharing
+        return owners
 
     def _ordered(self, masks: Mapping[Tensor, int]) -> list[Tensor]:
         """The reached leaves, and those that were named: in the model's order, where it is known.
@@ -363,7 +363,7 @@ class Ownership:
         mask = self.union.of(leaf)
         return not mask or (_several(mask) and "shared" in call.trains)
 
-    def _frozen_elsewhere(self, call: Call, sharing: Sharing) -> list[Tensor]:
+    def _frozen_elsewhere(self, call: Call, owners: Owners) -> list[Tensor]:
         """What a phase freezes beside what its losses reach: the heads of absent tasks; a trunk."""
         known = {leaf: _several(mask) for leaf, mask in self.union.items()}
         structure = self._structure
@@ -372,7 +372,7 @@ class Ownership:
             known.update(dict.fromkeys(structure.trunk, True))
         elif self._named is not None:
             known.update(dict.fromkeys(self._named[0], True))
-        there = {*sharing.trained, *sharing.frozen}
+        there = {*owners.trained, *owners.frozen}
         return [
             leaf
             for leaf, in_trunk in known.items()

@@ -56,17 +56,17 @@ from evenhand.autodiff.factors import (
 )
 from evenhand.autodiff.gradients import (
     Columns,
+    Gradient,
     NonFiniteError,
     Place,
     Reducer,
-    Row,
     all_finite,
     norms,
     times,
 )
 from evenhand.autodiff.hooks import without_hooks
-from evenhand.autodiff.rows import Column, Filled, Heads, Rows, beside, fill, plain_column
-from evenhand.autodiff.sharing import Sharing
+from evenhand.autodiff.jacobian import Column, Filled, Heads, Jacobian, beside, fill, plain_column
+from evenhand.autodiff.owners import Owners
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Passes:
 
     Args:
         call: the active tasks and their losses.
-        sharing: whose the leaves are.
+        owners: whose the leaves are.
         reducer: what ranks agree by.
         chunk: (these passes) -> how many tasks' passes to take at once; one by one by default.
         factored: whether gradients by layers' weights are kept as factors.
@@ -115,7 +115,7 @@ class Passes:
     def __init__(
         self,
         call: Call,
-        sharing: Sharing,
+        owners: Owners,
         *,
         reducer: Reducer | None = None,
         chunk: Callable[[Passes], int] = lambda passes: 1,
@@ -127,17 +127,17 @@ class Passes:
         self._coordinates = coordinates or Coordinates()
         self._names = names or {}
         self.call = call
-        self.sharing = sharing
+        self.owners = owners
         self.tasks = call.tasks
-        self.shared = sharing.balanced
+        self.shared = owners.balanced
         alone = reducer is None or reducer.alone
-        self.sharers = sharing.sharers if alone else -1  # elsewhere a task may share more
-        self._combined_leaves = [*sharing.balanced, *sharing.carried]
+        self.sharers = owners.sharers if alone else -1  # elsewhere a task may share more
+        self._combined_leaves = [*owners.balanced, *owners.carried]
         scale, plus = call.scale, call.plus
         self._each = [loss if scale is None else loss * scale for loss in call.losses]
         self._leading = call.leading
-        self._features = sharing.features
-        self._readings = sharing.readings if self._features else []
+        self._features = owners.features
+        self._readings = owners.readings if self._features else []
         self._plus = None if plus is None or not plus.requires_grad else plus
         if self._plus is not None and scale is not None:
             self._plus = self._plus * scale
@@ -146,14 +146,14 @@ class Passes:
         self._chunk = chunk
         self._factored = factored
         self._retain = call.retain
-        later = self._plus is not None or bool(sharing.common)
+        later = self._plus is not None or bool(owners.common)
         self._keep = call.retain or retain_trunk or later
-        self._heads: Rows | None = None
-        self._beyond: Rows | None = None
-        self._alone: list[Row] | None = None
-        self._rows: dict[Place, Rows] = {}
+        self._heads: Jacobian | None = None
+        self._beyond: Jacobian | None = None
+        self._alone: list[Gradient] | None = None
+        self._jacobians: dict[Place, Jacobian] = {}
         self._gramians: dict[Place, Tensor] = {}
-        self._combination: tuple[Tensor, Row] | None = None
+        self._combination: tuple[Tensor, Gradient] | None = None
         self._in_chunks = False
 
     @cached_property
@@ -169,7 +169,7 @@ class Passes:
 
         Taken one by one, the last pass frees the trunk and the last task's head.
         """
-        if self._heads is None and not self._rows and self._combination is None:
+        if self._heads is None and not self._jacobians and self._combination is None:
             kept = self._retain or self._alone is not None or bool(self._partly)
             return kept, kept  # a single pass of the sum, unless another followed it
         left = self._keep or self._in_chunks or len(self._features or ()) > 1
@@ -179,19 +179,19 @@ class Passes:
 
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""
-        rows = self.rows(place)
-        jacobian = rows.jacobian()
+        jacobian = self.jacobian_at(place)
+        matrix = jacobian.matrix()
         if place == "representation" and not self._reducer.alone:
-            jacobian = self._reducer.features_of_all(jacobian, rows.sizes)
-        self._require_finite(jacobian.movedim(-2, -1))
-        return jacobian if self._scale is None else jacobian / self._scale
+            matrix = self._reducer.features_of_all(matrix, jacobian.sizes)
+        self._require_finite(matrix.movedim(-2, -1))
+        return matrix if self._scale is None else matrix / self._scale
 
     def gramian(self, place: Place) -> Tensor:
         """G at `place`, [m, m]."""
         if place not in self._gramians:
-            rows = self.rows(place)
+            jacobian = self.jacobian_at(place)
             alone = self._reducer.alone  # ranks add up Gramians of one type
-            gramian = rows.gramian_at_any_size() if alone else rows.gramian()
+            gramian = jacobian.gramian_at_any_size() if alone else jacobian.gramian()
             if place == "representation":
                 gramian = self._reducer.gramian_of_features(gramian)
             self._require_finite(gramian.diagonal(dim1=-2, dim2=-1))
@@ -206,8 +206,8 @@ class Passes:
 
     def product(self, place: Place, weights: Tensor) -> Tensor:
         """G w at `place`, [m], in two passes for any number of tasks where G is not known yet."""
-        apart = self.sharing.beyond or self.sharing.carried
-        if place != "parameters" or place in self._rows or apart:
+        apart = self.owners.beyond or self.owners.carried
+        if place != "parameters" or place in self._jacobians or apart:
             return times(self.gramian(place), weights)
         direction, product = self._differentiable(weights)
         self._combination = weights, direction
@@ -235,25 +235,25 @@ class Passes:
         """The tensors that `place` differentiates by."""
         if place == "representation":
             return self._representation()
-        return chosen_targets(place, self.shared, self.sharing.last_layer)
+        return chosen_targets(place, self.shared, self.owners.last_layer)
 
-    def rows(self, place: Place) -> Rows:
+    def jacobian_at(self, place: Place) -> Jacobian:
         """g_i at `place` for every task."""
-        if place in self._rows:
-            return self._rows[place]
-        known = self._rows.get("parameters")
+        if place in self._jacobians:
+            return self._jacobians[place]
+        known = self._jacobians.get("parameters")
         if place == "representation":
-            rows = self.through_heads()
+            jacobian = self.through_heads()
         elif known is not None:
             position = {id(p): k for k, p in enumerate(self.shared)}
-            rows = known.among([position[id(p)] for p in self.targets(place)])
+            jacobian = known.among([position[id(p)] for p in self.targets(place)])
         else:
             chunk, keep = self._chunk(self), self._keep or place != "parameters"
             targets = self._combined_leaves if place == "parameters" else self.targets(place)
-            rows = self.taken(targets, chunk, keep)
-            rows = self._reducer.rows(rows)
-        self._rows[place] = rows
-        return rows
+            jacobian = self.taken(targets, chunk, keep)
+            jacobian = self._reducer.reduced(jacobian)
+        self._jacobians[place] = jacobian
+        return jacobian
 
     def nonzero(self, leaves: Sequence[Tensor]) -> list[int]:
         """For each leaf, the mask of the tasks (by position among all) whose gradient is not 0."""
@@ -266,26 +266,28 @@ class Passes:
 
     # The passes -------------------------------------------------------------------------------
 
-    def taken(self, targets: Sequence[Tensor], chunk: int, keep: bool = True) -> Rows:
+    def taken(self, targets: Sequence[Tensor], chunk: int, keep: bool = True) -> Jacobian:
         """g_i by `targets`, `chunk` tasks at a time, as each process has it.
 
-        Unless the graph is to be kept, the last pass frees it: from all rows everything follows.
+        Unless the graph is to be kept, the last pass frees it: all follows from the gradients.
         """
         beyond: dict[int, Column] = {}
-        if self._features is not None and self.sharing.beyond:
+        if self._features is not None and self.owners.beyond:
             self.through_heads()  # what lies round the features comes along
             assert self._beyond is not None
             beyond = {
                 id(leaf): column
-                for leaf, column in zip(self.sharing.beyond, self._beyond.columns, strict=True)
+                for leaf, column in zip(self.owners.beyond, self._beyond.columns, strict=True)
             }
         behind = [target for target in targets if id(target) not in beyond]
         columns = iter(self._taken(behind, chunk, keep) if behind else [])
         ordered = [beyond[id(t)] if id(t) in beyond else next(columns) for t in targets]
         looked_at = len(targets) - (
-            len(self.sharing.carried) if len(targets) > len(self.shared) else 0
+            len(self.owners.carried) if len(targets) > len(self.shared) else 0
         )
-        return Rows(ordered, targets, self._leading, len(self.tasks), self.call.stacked, looked_at)
+        return Jacobian(
+            ordered, targets, self._leading, len(self.tasks), self.call.values, looked_at
+        )
 
     def _taken(self, targets: Sequence[Tensor], chunk: int, keep: bool) -> list[Filled]:
         """The columns of targets that lie behind the features, or anywhere without features."""
@@ -323,7 +325,7 @@ class Passes:
 
     def _parts(
         self, inputs: Sequence[Tensor | GradientEdge], chunk: int, keep: bool, apart: bool
-    ) -> Generator[tuple[int | slice, Row], None, None]:
+    ) -> Generator[tuple[int | slice, Gradient], None, None]:
         """Pass by pass, which tasks it was of and what it found.
 
         `apart` takes the first task by itself, also where the others are vectorised: hooks are
@@ -334,7 +336,7 @@ class Passes:
             if self._features is None:
                 yield 0, gradient([self._each[0]], inputs)
             else:
-                yield 0, self._through_trunk(self.through_heads().row(0), inputs)
+                yield 0, self._through_trunk(self.through_heads().gradient(0), inputs)
             yield from self._vectorised(inputs, chunk, first=1)
         elif chunk > 1:
             yield from self._vectorised(inputs, chunk)
@@ -343,7 +345,7 @@ class Passes:
         else:
             heads = self.through_heads()
             for i in range(m):
-                yield i, self._through_trunk(heads.row(i), inputs, keep or i < m - 1)
+                yield i, self._through_trunk(heads.gradient(i), inputs, keep or i < m - 1)
 
     def _layers(self, targets: Sequence[Tensor]) -> dict[int, Layer]:
         """By its position, each target whose gradients are kept as factors."""
@@ -360,24 +362,24 @@ class Passes:
 
     def _vectorised(
         self, inputs: Sequence[Tensor | GradientEdge], chunk: int, first: int = 0
-    ) -> Iterator[tuple[slice, Row]]:
+    ) -> Iterator[tuple[slice, Gradient]]:
         """The passes of `chunk` tasks at a time, as one that runs on stacks."""
         self._in_chunks = True
         m = len(self.tasks)
         if self._features is None:
             outputs: Sequence[Tensor] = [self._losses]
             each = torch.eye(m, dtype=outputs[0].dtype, device=outputs[0].device)
-            stacks = [each.reshape(m, *(1,) * len(self._leading), m).expand(m, *outputs[0].shape)]
+            seeds = [each.reshape(m, *(1,) * len(self._leading), m).expand(m, *outputs[0].shape)]
         else:
-            outputs, stacks = [], []
+            outputs, seeds = [], []
             for z, column in zip(self._features, self.through_heads().columns, strict=True):
-                stack = column.stack()
-                if stack is not None:
+                dense = column.dense()
+                if dense is not None:
                     outputs.append(z)
-                    stacks.append(stack)
+                    seeds.append(dense)
         for i in range(first, m, chunk):
             part = slice(i, min(i + chunk, m))
-            yield part, batched(outputs, inputs, [stack[part] for stack in stacks])
+            yield part, batched(outputs, inputs, [dense[part] for dense in seeds])
 
     def _representation(self) -> list[Tensor]:
         if not self._features:
@@ -388,14 +390,14 @@ class Passes:
             )
         return self._features
 
-    def through_heads(self) -> Rows:
+    def through_heads(self) -> Jacobian:
         """∂L_i/∂Z for every task; the gradients of what lies round Z come along."""
         if self._heads is None:
             features = self._representation()
             if self._readings:
                 self._heads = self._through_readings(features)
             else:
-                m, beyond = len(self.tasks), self.sharing.beyond
+                m, beyond = len(self.tasks), self.owners.beyond
                 columns = [plain_column(m, self._leading) for _ in (*features, *beyond)]
                 # Of two levels of a pyramid, the way from one to the other belongs to the trunk.
                 keep = self._keep or len(features) > 1
@@ -403,14 +405,14 @@ class Passes:
                     for i, row in enumerate(self._from_losses([*features, *beyond], keep)):
                         fill(columns, i, row)
                 z, further = columns[: len(features)], columns[len(features) :]
-                self._heads = Rows(z, features, self._leading, m, self.call.stacked)
-                self._beyond = Rows(further, beyond, self._leading, m, self.call.stacked)
+                self._heads = Jacobian(z, features, self._leading, m, self.call.values)
+                self._beyond = Jacobian(further, beyond, self._leading, m, self.call.values)
         return self._heads
 
-    def _through_readings(self, features: Sequence[Tensor]) -> Rows:
+    def _through_readings(self, features: Sequence[Tensor]) -> Jacobian:
         """One pass for all heads."""
         probes = [reading.probe for reading in self._readings]
-        alone = self.sharing.alone if self._alone is None else [[] for _ in self.tasks]
+        alone = self.owners.alone if self._alone is None else [[] for _ in self.tasks]
         total = self._losses.sum()
         gradients = iter(gradient([total], [*probes, *chain(*alone)], retain_graph=self._keep))
         heads = list(islice(gradients, len(probes)))
@@ -424,19 +426,21 @@ class Passes:
         matrices = [w if w.dtype == kind else w.to(kind) for w in matrices]
         if len(deltas) == len(matrices) == m:
             columns: list[Column] = [Heads(deltas, matrices, z)]
-            return Rows(columns, features, self._leading, m, self.call.stacked)
+            return Jacobian(columns, features, self._leading, m, self.call.values)
         column = plain_column(m, self._leading)
         for i, (d, w) in enumerate(zip(heads, weights, strict=True)):
             column.put(i, d if d is None or w is None else d.to(z.dtype) @ w.detach().to(z.dtype))
-        return Rows([column], features, self._leading, m, self.call.stacked)
+        return Jacobian([column], features, self._leading, m, self.call.values)
 
-    def _from_losses(self, targets: Sequence[Tensor | GradientEdge], keep: bool) -> Iterator[Row]:
+    def _from_losses(
+        self, targets: Sequence[Tensor | GradientEdge], keep: bool
+    ) -> Iterator[Gradient]:
         """Each task's gradient, from its loss; what it alone reaches comes along.
 
         Unless the graph is to be kept, the last pass frees all that it meets.
         """
-        alone = self.sharing.alone if self._alone is None else [[] for _ in self.tasks]
-        kept: list[Row] = []
+        alone = self.owners.alone if self._alone is None else [[] for _ in self.tasks]
+        kept: list[Gradient] = []
         last = len(self.tasks) - 1
         for i, (loss, mine) in enumerate(zip(self._each, alone, strict=True)):
             row = gradient([loss], [*targets, *mine], retain_graph=keep or i < last)
@@ -446,8 +450,8 @@ class Passes:
             self._alone = kept
 
     def _through_trunk(
-        self, head: Row, targets: Sequence[Tensor | GradientEdge], retain_graph: bool = True
-    ) -> Row:
+        self, head: Gradient, targets: Sequence[Tensor | GradientEdge], retain_graph: bool = True
+    ) -> Gradient:
         """The gradient by `targets` that a gradient by Z brings."""
         pairs = [(z, d) for z, d in zip(self._representation(), head, strict=True) if d is not None]
         if not pairs:
@@ -455,9 +459,9 @@ class Passes:
         outputs, gradients = zip(*pairs, strict=True)
         return gradient(outputs, targets, gradients, retain_graph)
 
-    def _differentiable(self, weights: Tensor) -> tuple[Row, Tensor]:
+    def _differentiable(self, weights: Tensor) -> tuple[Gradient, Tensor]:
         """The direction d = Σ w_i g_i, and the products g_i·d, from two passes for any m."""
-        mixed: Row = []
+        mixed: Gradient = []
         if self._features is None:
             seeds = [weights.detach().to(self._losses.dtype).clone().requires_grad_()]
             outputs, gradients = [(self._losses * seeds[0]).sum()], None
@@ -467,7 +471,7 @@ class Passes:
             outputs = [z for z, d in pairs if d is not None]
             gradients = seeds = [d.detach().requires_grad_() for d in mixed if d is not None]
         direction = doubly(outputs, self.shared, gradients)
-        agreed = self._reducer.row(
+        agreed = self._reducer.gradient(
             [None if d is None else d.detach() for d in direction], self.shared
         )
         along = [a for d, a in zip(direction, agreed, strict=True) if d is not None]
@@ -498,17 +502,17 @@ class Passes:
         if self._features is not None and self._combined_leaves:
             self.through_heads()
         alone = self._through_alone()
-        rows = self.rows("parameters") if balanced else None
+        jacobian = self.jacobian_at("parameters") if balanced else None
         for at, k in enumerate(self.call.index):
-            there = [*([] if rows is None else rows.targets), *self.sharing.alone[at]]
-            found = [*([] if rows is None else rows.row(at)), *alone[at]]
+            there = [*([] if jacobian is None else jacobian.targets), *self.owners.alone[at]]
+            found = [*([] if jacobian is None else jacobian.gradient(at)), *alone[at]]
             for leaf, g in zip(there, found, strict=True):
                 if g is not None:
                     yield leaf, k, g
         yield from common
 
     def _common_of(self, at: int, k: int) -> Iterator[tuple[Tensor, Tensor]]:
-        leaves = [leaf for leaf, mask in self.sharing.common if mask >> k & 1]
+        leaves = [leaf for leaf, mask in self.owners.common if mask >> k & 1]
         for leaf, g in zip(leaves, gradient([self._each[at]], leaves), strict=True):
             if g is not None:
                 yield leaf, g
@@ -517,7 +521,7 @@ class Passes:
         """The leaves that `plus` reaches, each with its gradient."""
         if self._plus is None:
             return []
-        leaves = self.sharing.trained
+        leaves = self.owners.trained
         found = gradient([self._plus], leaves, retain_graph=self._retain)
         return [(leaf, g) for leaf, g in zip(leaves, found, strict=True) if g is not None]
 
@@ -530,14 +534,14 @@ class Passes:
         pass of the weighted sum does for both, unless the passes per task are at hand already.
         """
         same = trunk is None or not self._combined_leaves
-        if same and self._heads is None and not self._rows and self._combination is None:
+        if same and self._heads is None and not self._jacobians and self._combination is None:
             return self._one_pass(heads)
         if self._features is not None and self._combined_leaves:
             self.through_heads()  # what the heads' leaves get comes along
         self._through_alone()  # before the pass that frees the graph
         if trunk is None:
-            trunk = torch.ones_like(self.call.stacked) if heads is None else heads
-        balanced: Row = []
+            trunk = torch.ones_like(self.call.values) if heads is None else heads
+        balanced: Gradient = []
         agreed = False
         if self._combined_leaves:
             balanced, agreed = self._combined(trunk)
@@ -551,19 +555,19 @@ class Passes:
         direction = direction.clone()
         if place == "representation":
             agreed = ()
-            sizes = self.rows(place).sizes
+            sizes = self.jacobian_at(place).sizes
             direction = self._reducer.features_here(direction, sizes)
         row = shaped_like(direction, targets, self._leading, self._scale)
         if place == "representation":
-            if self.sharing.beyond:
+            if self.owners.beyond:
                 raise ValueError(
                     "at='representation': a direction there says nothing of a parameter of shape "
-                    f"{tuple(self.sharing.beyond[0].shape)}, which several tasks reach beyond the "
+                    f"{tuple(self.owners.beyond[0].shape)}, which several tasks reach beyond the "
                     "features; take at='parameters'"
                 )
             self._through_alone()
             row = list(self._through_trunk(row, self.shared, self._keep))
-        carried = [g for _, g in self._common(self._all_of(self.sharing.carried), heads)]
+        carried = [g for _, g in self._common(self._all_of(self.owners.carried), heads)]
         return self._update([*row, *carried], heads, agreed)
 
     def _all_of(self, leaves: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
@@ -572,7 +576,7 @@ class Passes:
 
     def _one_pass(self, weights: Tensor | None) -> Update:
         """One pass of the weighted sum by every leaf that gets all of its tasks' gradients."""
-        leaves = self.sharing.trained
+        leaves = self.owners.trained
         whole = {id(leaf) for leaf, _ in self._partly}
         targets = [leaf for leaf in leaves if id(leaf) not in whole]
         total = weighted_sum(self._losses, weights)
@@ -585,17 +589,17 @@ class Passes:
             found[id(leaf)] = added(g, extra)
         return Update(leaves, [found[id(leaf)] for leaf in leaves])
 
-    def _update(self, balanced: Row, heads: Tensor | None, agreed: Sequence[Tensor]) -> Update:
+    def _update(self, balanced: Gradient, heads: Tensor | None, agreed: Sequence[Tensor]) -> Update:
         """What balanced and carried leaves get, the gradients of all others, and `plus`'s.
 
         `agreed` are the leaves whose gradients are means over ranks; all others are this rank's.
         """
-        sharing = self.sharing
+        owners = self.owners
         alone = self._alone_scaled(heads)
-        common = [gradient for _, gradient in self._common(sharing.common, heads)]
+        common = [gradient for _, gradient in self._common(owners.common, heads)]
         row: list[Tensor | None] = [*balanced, *chain(*alone), *common]
-        row += [None] * len(sharing.extra)
-        leaves = sharing.trained
+        row += [None] * len(owners.extra)
+        leaves = owners.trained
         if self._plus is not None:
             extra = gradient([self._plus], leaves, retain_graph=self._retain)
             row = [added(g, e) for g, e in zip(row, extra, strict=True)]
@@ -606,7 +610,7 @@ class Passes:
     def _partly(self) -> list[tuple[Tensor, int]]:
         """The common leaves that do not get the gradients of all active tasks."""
         everybody = sum(1 << k for k in self.call.index)
-        return [(leaf, mask) for leaf, mask in self.sharing.common if mask != everybody]
+        return [(leaf, mask) for leaf, mask in self.owners.common if mask != everybody]
 
     def _common(
         self, common: Sequence[tuple[Tensor, int]], weights: Tensor | None
@@ -625,12 +629,12 @@ class Passes:
         for leaf, _ in common:
             yield leaf, found[id(leaf)]
 
-    def _combined(self, weights: Tensor) -> tuple[Row, bool]:
+    def _combined(self, weights: Tensor) -> tuple[Gradient, bool]:
         """Σ weights_i g_i, and whether it is the mean over ranks already."""
         if self._combination is not None and torch.equal(weights, self._combination[0]):
             return self._combination[1], True
-        if "parameters" in self._rows:
-            return self._reducer.combined(self._rows["parameters"], weights)
+        if "parameters" in self._jacobians:
+            return self._reducer.combined(self._jacobians["parameters"], weights)
         if self._features is not None:
             return self._combined_through(weights), False
         total = weighted_sum(self._losses, weights)
@@ -638,34 +642,34 @@ class Passes:
         keep = self._keep or self._alone is not None
         return gradient([total], self._combined_leaves, None, keep), False
 
-    def _combined_through(self, weights: Tensor) -> Row:
-        """Σ weights_i g_i by one pass through the trunk, and from rows for what lies round it."""
+    def _combined_through(self, weights: Tensor) -> Gradient:
+        """Σ weights_i g_i by one pass through the trunk, and from each g_i what lies round it."""
         mixed = self.through_heads().combined(weights)
         beyond: dict[int, Tensor | None] = {}
-        if self._beyond is not None and self.sharing.beyond:
+        if self._beyond is not None and self.owners.beyond:
             row = self._beyond.combined(weights)
-            beyond = {id(leaf): g for leaf, g in zip(self.sharing.beyond, row, strict=True)}
+            beyond = {id(leaf): g for leaf, g in zip(self.owners.beyond, row, strict=True)}
         leaves = self._combined_leaves
         behind = [leaf for leaf in leaves if id(leaf) not in beyond]
         taken = iter(self._through_trunk(mixed, behind, self._keep))
         return [beyond[id(leaf)] if id(leaf) in beyond else next(taken) for leaf in leaves]
 
-    def _through_alone(self) -> list[Row]:
+    def _through_alone(self) -> list[Gradient]:
         """The gradients of what each task alone reaches."""
         if self._alone is None:
             # No leaf of one task is another's, so the gradient of the sum is every task's.
-            alone = self.sharing.alone
+            alone = self.owners.alone
             gradients = iter(gradient([self._losses.sum()], [*chain(*alone)]))
             self._alone = [list(islice(gradients, len(mine))) for mine in alone]
         return self._alone
 
-    def _alone_scaled(self, weights: Tensor | None) -> Sequence[Row]:
-        rows = self._through_alone()
+    def _alone_scaled(self, weights: Tensor | None) -> Sequence[Gradient]:
+        gradients = self._through_alone()
         if weights is None:
-            return rows
+            return gradients
         return [
             [None if g is None else g * beside(weight, g) for g in row]
-            for row, weight in zip(rows, weights.unbind(-1), strict=True)
+            for row, weight in zip(gradients, weights.unbind(-1), strict=True)
         ]
 
     def settled(self, update: Update) -> Update:
@@ -684,7 +688,7 @@ class Passes:
         good = finite(update.gradients)
         if good and not self._reducer.hands_over:
             return
-        position = {id(leaf): k for k, mine in enumerate(self.sharing.alone) for leaf in mine}
+        position = {id(leaf): k for k, mine in enumerate(self.owners.alone) for leaf in mine}
         guilty = {
             position[id(leaf)]
             for leaf, gradient in (() if good else update.items())

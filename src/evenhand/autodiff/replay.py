@@ -158,15 +158,15 @@ class Recording:
         modules = list(self.module.modules())
         modes = [m.training for m in modules]
         cuda = [d for d in self.chance if d.type == "cuda"]
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=cuda))
+        with ExitStack() as entered:
+            entered.enter_context(torch.random.fork_rng(devices=cuda))
             for device, state in self.chance.items():
                 if device.type == "cuda":
                     torch.cuda.set_rng_state(state, device)
                 else:
                     torch.set_rng_state(state)
             for kind, (enabled, dtype) in self.autocast.items():
-                stack.enter_context(torch.autocast(kind, dtype, enabled))
+                entered.enter_context(torch.autocast(kind, dtype, enabled))
             token = _again.set(True)
             try:
                 _set(modules, self.training)

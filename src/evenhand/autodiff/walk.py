@@ -136,9 +136,9 @@ def _found(
     """The edges of all nodes but leaves, and how many edges of others lead to each."""
     edges: dict[Node, Sequence[tuple[Node | None, int]]] = {}
     waits = dict.fromkeys(starts, 0)
-    stack = list(starts)
-    while stack:
-        node = stack.pop()
+    waiting = list(starts)
+    while waiting:
+        node = waiting.pop()
         edges[node] = here = _edges(node, ends)
         for child, number in here:
             if child is None or type(child) is LEAF or (child in ends and number in ends[child]):
@@ -146,7 +146,7 @@ def _found(
             known = waits.get(child)
             if known is None:
                 waits[child] = 1
-                stack.append(child)
+                waiting.append(child)
             else:
                 waits[child] = known + 1
     return edges, waits

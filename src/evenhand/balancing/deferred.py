@@ -89,7 +89,7 @@ class Deferred:
             found[self._places[id(weight)]] = g * gradient
         self._stands(solved)
         if shares and not keep:
-            released_at_the_end(step.call.losses, step.features, step.sharing.trained)
+            released_at_the_end(step.call.losses, step.features, step.owners.trained)
         elif self._may_share and not keep:
             self._free(step, *solved.unfreed)
         del solved  # autograd keeps a tensor that nobody else holds, and copies any other

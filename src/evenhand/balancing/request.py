@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
+from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.replay import Trunk
-from evenhand.autodiff.sharing import Sharing
 from evenhand.network import Nest, Outputs
 from evenhand.schedules import Clock, Phase
 from evenhand.text import quoted, unknown
@@ -139,7 +139,7 @@ class Step:
     Attributes:
         tasks: all tasks.
         call: the active ones and their losses.
-        sharing: whose the leaves are that they reach.
+        owners: whose the leaves are that they reach.
         clock: when.
         features, outputs: the representation as the user gave it.
         samples: losses on further batches; None where nobody is to see any.
@@ -149,7 +149,7 @@ class Step:
 
     tasks: tuple[str, ...]
     call: Call
-    sharing: Sharing
+    owners: Owners
     clock: Clock
     features: Sequence[Tensor]
     outputs: Outputs | None

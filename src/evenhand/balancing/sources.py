@@ -11,15 +11,15 @@ from torch import Tensor
 
 from evenhand.aggregation import Aggregator
 from evenhand.autodiff.accumulation import Accumulated, Sums
-from evenhand.autodiff.call import Call, stacked
+from evenhand.autodiff.call import Call, values_of
 from evenhand.autodiff.chunking import Chunking
 from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import NonFiniteError, Reducer, Source, TaskGradients
+from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.ownership import Ownership
 from evenhand.autodiff.passes import Passes
 from evenhand.autodiff.replay import Kept, Trunk
-from evenhand.autodiff.sharing import Sharing
 from evenhand.balancing.request import Step
 from evenhand.balancing.slots import Differentiated, Slots
 from evenhand.schedules import Clock
@@ -84,7 +84,7 @@ class Sources:
         samples = [self._source(*sample, slots) for sample in looked_at]
         # Losses on further batches may share a part of the graph.
         call = replace(step.call, retain=True) if samples else step.call
-        passes = self._source(call, step.sharing, slots)
+        passes = self._source(call, step.owners, slots)
         total = len(step.tasks)
         views = [self.view(other, other.call, step.clock, total) for other in samples]
         return passes, self.view(passes, step.call, step.clock, total, views)
@@ -100,25 +100,25 @@ class Sources:
         """What methods see of a call; `total` is the number of all tasks."""
         return TaskGradients(
             source,
-            call.stacked,
+            call.values,
             tasks=call.tasks,
-            index=torch.tensor(call.index, device=call.stacked.device),
+            index=torch.tensor(call.index, device=call.values.device),
             total=total,
             clock=clock,
             samples=samples,
         )
 
-    def _source(self, call: Call, sharing: Sharing, slots: Slots) -> Passes | ShardedPasses:
+    def _source(self, call: Call, owners: Owners, slots: Slots) -> Passes | ShardedPasses:
         if self.sharded is None:
-            return self._passes(call, sharing, slots, self.reducer)
+            return self._passes(call, owners, slots, self.reducer)
         names = self._ownership.names
-        return self.sharded.passes(call, sharing, self.reducer, self.coordinates, names)
+        return self.sharded.passes(call, owners, self.reducer, self.coordinates, names)
 
-    def _passes(self, call: Call, sharing: Sharing, slots: Slots, reducer: Reducer) -> Passes:
-        carries = bool(sharing.carried) and isinstance(slots.aggregator, Aggregator)
+    def _passes(self, call: Call, owners: Owners, slots: Slots, reducer: Reducer) -> Passes:
+        carries = bool(owners.carried) and isinstance(slots.aggregator, Aggregator)
         return Passes(
             call,
-            sharing,
+            owners,
             reducer=reducer,
             chunk=self.chunking,
             factored=self._factored,
@@ -127,19 +127,19 @@ class Sources:
             names=self._ownership.names,
         )
 
-    def _looked_at(self, step: Step, sample: Mapping[str, Tensor]) -> tuple[Call, Sharing]:
+    def _looked_at(self, step: Step, sample: Mapping[str, Tensor]) -> tuple[Call, Owners]:
         """The call of a further batch, and what is looked at of it: nothing else is done."""
         losses = {task: sample[task] for task in step.call.tasks}
         call = replace(
             step.call,
             losses=tuple(losses.values()),
-            stacked=stacked(losses),
+            values=values_of(losses),
             plus=None,
             retain=True,
         )
-        known = step.sharing
+        known = step.owners
         alone: list[list[Tensor]] = [[] for _ in call.tasks]
-        looked_at = Sharing(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
+        looked_at = Owners(balanced=known.balanced, alone=alone, last_layer=known.last_layer)
         return call, looked_at
 
     # Micro-batches ----------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Sources:
         if len(before) != 1 + len(further):
             raise ValueError("samples= must have as many batches in every micro-batch")
         here = Reducer()
-        passes = [self._passes(step.call, step.sharing, slots, here)]
+        passes = [self._passes(step.call, step.owners, slots, here)]
         for sample in further:
             passes.append(self._passes(*self._looked_at(step, sample), slots, here))
         found = []
@@ -180,8 +180,8 @@ class Sources:
 
     def _waits(self, step: Step, slots: Slots) -> bool:
         """Whether the pass through the trunk can wait until the weights are known."""
-        behind = step.sharing.features is not None and not step.sharing.carried
-        alone = self.reducer.alone and not step.sharing.beyond
+        behind = step.owners.features is not None and not step.owners.carried
+        alone = self.reducer.alone and not step.owners.beyond
         return behind and alone and slots.looks_nowhere_else
 
     def _of_sums(self, step: Step, found: list[Sums]) -> tuple[Accumulated, TaskGradients]:
@@ -196,12 +196,12 @@ class Sources:
                 tasks=tuple(step.tasks[k] for k in index),
                 index=index,
                 losses=(),
-                stacked=torch.stack([sums.losses[k] for k in index], dim=-1),
+                values=torch.stack([sums.losses[k] for k in index], dim=-1),
                 plus=None,
             )
-            sharing = self._ownership.of_sums(call, step.tasks, sums.masks())
+            owners = self._ownership.of_sums(call, step.tasks, sums.masks())
             names = self._ownership.names
-            sources.append(Accumulated(sums, call, sharing, self.coordinates, names, self.reducer))
+            sources.append(Accumulated(sums, call, owners, self.coordinates, names, self.reducer))
         main, *further = sources
         total = len(step.tasks)
         views = [self.view(other, main.call, step.clock, total) for other in further]

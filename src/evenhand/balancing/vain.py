@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from evenhand.autodiff.call import Call
+from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.ownership import Ownership
-from evenhand.autodiff.sharing import Sharing
 
 
 class Unused:
@@ -73,19 +73,19 @@ def unused(methods: Sequence[str]) -> str:
     )
 
 
-def detached(call: Call, tasks: Sequence[str], sharing: Sharing, known: bool) -> str | None:
+def detached(call: Call, tasks: Sequence[str], owners: Owners, known: bool) -> str | None:
     """What to say where some losses reach what is shared, and others pass it by.
 
     Args:
         call: the call.
         tasks: all tasks.
-        sharing: whose the leaves are that it reaches.
+        owners: whose the leaves are that it reaches.
         known: whether it is known what is shared by another word than the graph's: features, or
             the structure of the model. Without it a task may well have a tower of its own.
     """
-    if not known or call.phase or not sharing.balanced or len(call.tasks) < 2:
+    if not known or call.phase or not owners.balanced or len(call.tasks) < 2:
         return None
-    return _told([tasks[k] for k in call.index if not sharing.sharers >> k & 1])
+    return _told([tasks[k] for k in call.index if not owners.sharers >> k & 1])
 
 
 def detached_from(ownership: Ownership, tasks: Sequence[str]) -> str | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenhand.arguments import require_fields, require_kind
 from evenhand.asking import option
-from evenhand.autodiff.chunking import Chunking, Jacobian
+from evenhand.autodiff.chunking import Chunking, JacobianMode
 from evenhand.comparison.job import APART
 from evenhand.recipes import RECIPES, Recipe, recipe
 from evenhand.sources import DESIGNS, is_function, is_table
@@ -228,7 +228,7 @@ class Settings:
     weights_rate: float = 0.025
     observe_every: int = 10
     stack: str = "auto"
-    jacobian: Jacobian = "looped"
+    jacobian: JacobianMode = "looped"
     splits: int = 1
     design: str = "hold-out"
     references: str = "none"

@@ -2,10 +2,10 @@
 
 The graph leads to whole parameters, which are there only while a pass needs them, so gradients
 cannot be asked for by `torch.autograd.grad`: an ordinary backward pass leaves its mean over ranks,
-each rank's part of it, in `.grad`. One such pass for each task gives the rows in parts; the Gramian
-is the sum over parts, and a combination needs nothing sent. At the representation every rank has
-its own samples' gradients; one backward pass in which the features' gradient is replaced by the
-combination then gives the update.
+each rank's part of it, in `.grad`. One such pass for each task gives the gradients in parts; the
+Gramian is the sum over parts, and a combination needs nothing sent. At the representation every
+rank has its own samples' gradients; one backward pass in which the features' gradient is replaced
+by the combination then gives the update.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from evenhand.autodiff.call import Call, require_finite
 from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.gradients import (
     Columns,
+    Gradient,
     NonFiniteError,
     Place,
     Reducer,
-    Row,
     norms,
     times,
 )
+from evenhand.autodiff.jacobian import Jacobian, beside, fill, plain_column, real
+from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.passes import Update
-from evenhand.autodiff.rows import Rows, beside, fill, plain_column, real
-from evenhand.autodiff.sharing import Sharing
 from evenhand.distributed.reducing import RanksReducer
 from evenhand.distributed.wrappers import groups_of
 
@@ -95,14 +95,14 @@ class FullySharded:
     def passes(
         self,
         call: Call,
-        sharing: Sharing,
+        owners: Owners,
         reducer: Reducer,
         coordinates: Coordinates,
         names: Mapping[Tensor, str],
     ) -> ShardedPasses:
         """The passes of a call."""
         assert isinstance(reducer, RanksReducer)
-        return ShardedPasses(self, call, sharing, reducer, coordinates, names)
+        return ShardedPasses(self, call, owners, reducer, coordinates, names)
 
     def wake(self, terms: Sequence[Tensor]) -> None:
         """Let a backward pass from each of these gather and reduce, whatever the model's output is.
@@ -167,7 +167,7 @@ class ShardedPasses:
 
     Args:
         model: the model.
-        call, sharing, reducer, coordinates, names: see `Passes`.
+        call, owners, reducer, coordinates, names: see `Passes`.
 
     Raises:
         ValueError: features are several tensors.
@@ -177,17 +177,17 @@ class ShardedPasses:
         self,
         model: FullySharded,
         call: Call,
-        sharing: Sharing,
+        owners: Owners,
         reducer: RanksReducer,
         coordinates: Coordinates,
         names: Mapping[Tensor, str],
     ) -> None:
-        if sharing.features is not None and len(sharing.features) > 1:
+        if owners.features is not None and len(owners.features) > 1:
             raise ValueError("under fully_shard features= must be one tensor")
         self.call = call
-        self.sharing = sharing
+        self.owners = owners
         self.tasks = call.tasks
-        self.shared = sharing.balanced
+        self.shared = owners.balanced
         self.sharers = -1  # on another rank a task may share more
         self._model = model
         self._reducer = reducer
@@ -199,7 +199,7 @@ class ShardedPasses:
         self._scale = scale
         model.wake(self._each if self._plus is None else [*self._each, self._plus])
         self._by_task: list[dict[int, Tensor]] | None = None
-        self._heads: Rows | None = None
+        self._heads: Jacobian | None = None
         self._gramians: dict[Place, Tensor] = {}
 
     # The passes -------------------------------------------------------------------------------
@@ -223,13 +223,13 @@ class ShardedPasses:
                 part.grad = grad
 
     @property
-    def _rows(self) -> list[dict[int, Tensor]]:
+    def _of_tasks(self) -> list[dict[int, Tensor]]:
         """Each task's gradients by all parts, from one backward pass each."""
         if self._by_task is None:
             self._by_task = [self._passed(loss) for loss in self._each]
         return self._by_task
 
-    def _deltas(self) -> Rows:
+    def _deltas(self) -> Jacobian:
         """∂L_i/∂Z of this rank's samples."""
         if self._heads is None:
             (z,) = self._features()
@@ -237,22 +237,22 @@ class ShardedPasses:
             for i, loss in enumerate(self._each):
                 fill(column, i, self._by_features(loss))
             m, leading = len(self.tasks), self.call.leading
-            self._heads = Rows(column, [z], leading, m, self.call.stacked)
+            self._heads = Jacobian(column, [z], leading, m, self.call.values)
         return self._heads
 
-    def _by_features(self, value: Tensor) -> Row:
-        found: Row = torch.autograd.grad(
+    def _by_features(self, value: Tensor) -> Gradient:
+        found: Gradient = torch.autograd.grad(
             value, self._features(), retain_graph=True, allow_unused=True
         )
         return found
 
     def _features(self) -> list[Tensor]:
-        if not self.sharing.features:
+        if not self.owners.features:
             raise ValueError(
                 "at='representation' needs the features that all tasks share, with their graph: "
                 "pass features= to backward"
             )
-        return self.sharing.features
+        return self.owners.features
 
     # What methods ask for ---------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class ShardedPasses:
         """The tensors that `place` differentiates by."""
         if place == "representation":
             return self._features()
-        return chosen_targets(place, self.shared, self.sharing.last_layer)
+        return chosen_targets(place, self.shared, self.owners.last_layer)
 
     def gramian(self, place: Place) -> Tensor:
         """G at `place`, [m, m]."""
@@ -276,10 +276,10 @@ class ShardedPasses:
 
     def _gramian_of_parts(self, parts: Sequence[Tensor]) -> Tensor:
         m = len(self.tasks)
-        total = self.call.stacked.new_zeros(m, m, dtype=torch.float64)
+        total = self.call.values.new_zeros(m, m, dtype=torch.float64)
         for part in parts:
-            rows = [row.get(id(part)) for row in self._rows]
-            flat = [None if g is None else real(_local(g)).reshape(-1) for g in rows]
+            there = [found.get(id(part)) for found in self._of_tasks]
+            flat = [None if g is None else real(_local(g)).reshape(-1) for g in there]
             some = next((g for g in flat if g is not None), None)
             if some is not None:
                 block = torch.stack([some.new_zeros(some.shape) if g is None else g for g in flat])
@@ -291,13 +291,14 @@ class ShardedPasses:
     def jacobian(self, place: Place) -> Tensor:
         """J at `place`, [m, n]."""
         if place == "representation":
-            rows = self._deltas()
-            found = self._reducer.features_of_all(rows.jacobian(), rows.sizes)
+            deltas = self._deltas()
+            found = self._reducer.features_of_all(deltas.matrix(), deltas.sizes)
         else:
             pieces = []
             for part in self._model.parts_of(self.targets(place)):
                 zero = torch.zeros(part.shape, dtype=part.dtype, device=part.device)
-                whole = [_whole(row[id(part)]) if id(part) in row else zero for row in self._rows]
+                there = [found.get(id(part)) for found in self._of_tasks]
+                whole = [zero if g is None else _whole(g) for g in there]
                 pieces.append(real(torch.stack(whole)).reshape(len(whole), -1))
             found = torch.cat(pieces, dim=-1)
         require_finite(found.mT, self.tasks, "gradient")
@@ -308,7 +309,7 @@ class ShardedPasses:
         return norms(self.gramian(place))
 
     def product(self, place: Place, weights: Tensor) -> Tensor:
-        """G w at `place`, [m]; from all rows, since no pass here can be differentiated again."""
+        """G w at `place`, [m]; from all g_i, since no pass here can be differentiated again."""
         return times(self.gramian(place), weights)
 
     def known_gramian(self, *places: Place) -> Tensor | None:
@@ -332,17 +333,17 @@ class ShardedPasses:
 
     def in_span(self, trunk: Tensor | None, heads: Tensor | None) -> Update:
         """Σ trunk_i g_i for balanced leaves and Σ heads_i ∂L_i/∂θ for all others, and `plus`'s."""
-        ones = torch.ones_like(self.call.stacked)
+        ones = torch.ones_like(self.call.values)
         heads = ones if heads is None else heads
         same = trunk is None or not self.shared or torch.equal(trunk, heads)
         trunk = heads if trunk is None else trunk
-        if self._by_task is None and (same or self.sharing.features):
+        if self._by_task is None and (same or self.owners.features):
             return self._by_one_pass(None if same else trunk, heads)
-        return self._from_rows(lambda row: self._sum(row, trunk), heads)
+        return self._from_tasks(lambda part: self._sum(part, trunk), heads)
 
     def off_span(self, direction: Tensor, place: Place, heads: Tensor | None) -> Update:
         """A direction [n] at `place` for balanced leaves; the others and `plus` as in `in_span`."""
-        heads = torch.ones_like(self.call.stacked) if heads is None else heads
+        heads = torch.ones_like(self.call.values) if heads is None else heads
         scale = 1 if self._scale is None else self._scale
         if place == "representation":
             (z,) = self._features()
@@ -352,7 +353,7 @@ class ShardedPasses:
         pieces = torch.split(direction * scale, sizes, dim=-1)
         parts = self._model.parts_of(self.shared)
         cut = {id(part): _cut(piece, part) for piece, part in zip(pieces, parts, strict=True)}
-        return self._from_rows(lambda row: cut[id(row)], heads)
+        return self._from_tasks(lambda part: cut[id(part)], heads)
 
     def _by_one_pass(self, trunk: Tensor | None, heads: Tensor) -> Update:
         if trunk is None:
@@ -376,11 +377,11 @@ class ShardedPasses:
         terms = [loss * w for loss, w in zip(self._each, heads.to(self._each[0]), strict=True)]
         return torch.stack(terms if self._plus is None else [*terms, self._plus]).sum()
 
-    def _from_rows(self, balanced: Callable[[Tensor], Tensor | None], heads: Tensor) -> Update:
-        """Gradients of the rows of all tasks; `balanced` says what a balanced part gets."""
+    def _from_tasks(self, balanced: Callable[[Tensor], Tensor | None], heads: Tensor) -> Update:
+        """Gradients from those of all tasks; `balanced` says what a balanced part gets."""
         found: dict[int, Tensor] = {}
         there = {id(part) for part in self._model.parts_of(self.shared)}
-        for part in self._model.parts_of(self.sharing.trained):
+        for part in self._model.parts_of(self.owners.trained):
             g = balanced(part) if id(part) in there else self._sum(part, heads)
             if g is not None:
                 found[id(part)] = g
@@ -391,14 +392,14 @@ class ShardedPasses:
 
     def _sum(self, part: Tensor, weights: Tensor) -> Tensor | None:
         total: Tensor | None = None
-        for row, weight in zip(self._rows, weights.unbind(-1), strict=True):
-            g = row.get(id(part))
+        for found, weight in zip(self._of_tasks, weights.unbind(-1), strict=True):
+            g = found.get(id(part))
             if g is not None:
                 total = added(total, g * beside(weight, _local(g)).item())
         return total
 
     def _update(self, found: Mapping[int, Tensor]) -> Update:
-        parts = self._model.parts_of(self.sharing.trained)
+        parts = self._model.parts_of(self.owners.trained)
         return Update(parts, [found.get(id(part)) for part in parts])
 
     def settled(self, update: Update) -> Update:
@@ -408,7 +409,7 @@ class ShardedPasses:
     def require_finite(self, update: Update) -> None:
         """Raises NonFiniteError, naming the tasks, where a part on any rank is not finite."""
         bad = [part for part, g in update.items() if not finite([_local(g)])]
-        alone = [{id(part) for part in self._model.parts_of(mine)} for mine in self.sharing.alone]
+        alone = [{id(part) for part in self._model.parts_of(mine)} for mine in self.owners.alone]
         guilty = [any(id(part) in mine for part in bad) for mine in alone]
         some, *flags = self._reducer.anywhere([bool(bad), *guilty])
         if some and any(flags):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from evenhand.autodiff.gradients import Reducer, Row
-from evenhand.autodiff.rows import Rows
+from evenhand.autodiff.gradients import Gradient, Reducer
+from evenhand.autodiff.jacobian import Jacobian
 from evenhand.distributed.ranks import Ranks
-from evenhand.distributed.sharded import ShardedRows
+from evenhand.distributed.sharded import ShardedJacobian
 from evenhand.distributed.wrappers import Managed
 
 
@@ -28,20 +28,22 @@ class RanksReducer(Reducer):
         self._ranks = ranks
         self._managed = managed
 
-    def rows(self, rows: Rows) -> Rows:
-        if rows.leading:  # networks of an ensemble have Gramians of their own
-            return rows.replaced(self._ranks.means)
-        return ShardedRows.of(self._ranks, rows)
+    def reduced(self, jacobian: Jacobian) -> Jacobian:
+        if jacobian.leading:  # networks of an ensemble have Gramians of their own
+            return jacobian.replaced(self._ranks.means)
+        return ShardedJacobian.of(self._ranks, jacobian)
 
-    def combined(self, rows: Rows, weights: Tensor) -> tuple[Row, bool]:
+    def combined(self, jacobian: Jacobian, weights: Tensor) -> tuple[Gradient, bool]:
         managed = self._managed()
-        handed_over = not managed.partly and all(id(t) in managed.all for t in rows.targets)
-        if isinstance(rows, ShardedRows) and handed_over:
-            return rows.combined_here(weights), False  # the wrapper's reduction gathers the parts
-        return rows.combined(weights), True
+        handed_over = not managed.partly and all(id(t) in managed.all for t in jacobian.targets)
+        if isinstance(jacobian, ShardedJacobian) and handed_over:
+            return jacobian.combined_here(
+                weights
+            ), False  # the wrapper's reduction gathers the parts
+        return jacobian.combined(weights), True
 
-    def row(self, row: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor | None]:
-        return self._ranks.means(row, leaves)
+    def gradient(self, found: Gradient, leaves: Sequence[Tensor]) -> list[Tensor | None]:
+        return self._ranks.means(found, leaves)
 
     def mean(self, value: Tensor) -> Tensor:
         return self._ranks.sum(value) / self._ranks.size

@@ -1,8 +1,8 @@
 """All tasks' gradients of which each rank keeps a part.
 
-The rows are added up over ranks by a reduce-scatter: of the coordinates of all targets, joined,
-each rank gets the mean for an R-th. The Gramian is the sum over parts, a combination of the rows is
-made part by part and gathered. That is half of what a sum on every rank would send, and an R-th of
+Gradients are added up over ranks by a reduce-scatter: of the coordinates of all targets, joined,
+each rank gets the mean for an R-th. The Gramian is the sum over parts, a combination is made part
+by part and gathered. That is half of what a sum on every rank would send, and an R-th of
 its memory.
 """
 
@@ -15,28 +15,28 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from evenhand.autodiff.gradients import Row
-from evenhand.autodiff.rows import Rows, numbers, real
+from evenhand.autodiff.gradients import Gradient
+from evenhand.autodiff.jacobian import Jacobian, numbers, real
 from evenhand.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class _Part:
-    """This rank's part of the rows at the targets of one type and place.
+    """This rank's part of the gradients by the targets of one type and place.
 
     Attributes:
         targets: the positions of these targets among all.
         starts: where each begins among the joined coordinates; one more for the end.
-        rows: [m, n_s], coordinates rank · n_s to (rank + 1) · n_s.
+        values: [m, n_s], coordinates rank · n_s to (rank + 1) · n_s.
     """
 
     targets: list[int]
     starts: list[int]
-    rows: Tensor
+    values: Tensor
 
     def here(self, chosen: set[int], rank: int) -> list[slice]:
-        """Which columns of `rows` belong to the chosen targets."""
-        width = self.rows.shape[1]
+        """Which columns of `values` belong to the chosen targets."""
+        width = self.values.shape[1]
         first = rank * width
         found: list[slice] = []
         for k, begin, end in zip(self.targets, self.starts, self.starts[1:], strict=False):
@@ -49,13 +49,13 @@ class _Part:
         return found
 
 
-class ShardedRows(Rows):
-    """The mean over ranks of rows, of which this rank keeps a part.
+class ShardedJacobian(Jacobian):
+    """The mean over ranks of Jacobians, of which this rank keeps a part.
 
     Args:
         ranks: all of them.
         parts: this rank's.
-        rows: rows of the same tasks.
+        jacobian: one of the same tasks.
         every: all targets.
         chosen: the positions of those that are meant, in order.
     """
@@ -64,45 +64,45 @@ class ShardedRows(Rows):
         self,
         ranks: Ranks,
         parts: Sequence[_Part],
-        rows: Rows,
+        jacobian: Jacobian,
         every: Sequence[Tensor],
         chosen: Sequence[int],
     ) -> None:
         targets = [every[k] for k in chosen]
-        super().__init__([], targets, rows.leading, rows.m, rows.like, len(chosen))
+        super().__init__([], targets, jacobian.leading, jacobian.m, jacobian.like, len(chosen))
         self._ranks = ranks
         self._parts = parts
         self._every = every
         self._chosen = list(chosen)
 
     @classmethod
-    def of(cls, ranks: Ranks, rows: Rows) -> ShardedRows:
-        """The mean over ranks of rows that every rank has, of a single network."""
+    def of(cls, ranks: Ranks, jacobian: Jacobian) -> ShardedJacobian:
+        """The mean over ranks of what every rank has, of a single network."""
         kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for k, target in enumerate(rows.targets):
+        for k, target in enumerate(jacobian.targets):
             dtype = torch.empty(0, dtype=target.dtype).real.dtype
             kinds.setdefault((dtype, target.device), []).append(k)
         parts = []
         for (dtype, device), places in kinds.items():
             starts = [0]
             for k in places:
-                starts.append(starts[-1] + numbers(rows.targets[k]))
+                starts.append(starts[-1] + numbers(jacobian.targets[k]))
             width = -(-starts[-1] // ranks.size)
-            joined = torch.zeros(rows.m, width * ranks.size, dtype=dtype, device=device)
+            joined = torch.zeros(jacobian.m, width * ranks.size, dtype=dtype, device=device)
             for k, begin, end in zip(places, starts, starts[1:], strict=False):
-                stack = rows.columns[k].stack()
-                if stack is not None:
-                    plain = torch.view_as_real(stack) if stack.is_complex() else stack
-                    joined[:, begin:end] = plain.reshape(rows.m, end - begin)
-            by_rank = joined.view(rows.m, ranks.size, width).transpose(0, 1)
+                dense = jacobian.columns[k].dense()
+                if dense is not None:
+                    plain = torch.view_as_real(dense) if dense.is_complex() else dense
+                    joined[:, begin:end] = plain.reshape(jacobian.m, end - begin)
+            by_rank = joined.view(jacobian.m, ranks.size, width).transpose(0, 1)
             parts.append(_Part(places, starts, ranks.scattered(by_rank) / ranks.size))
-        found = cls(ranks, parts, rows, rows.targets, range(len(rows.targets)))
-        found.looked_at = rows.looked_at
+        found = cls(ranks, parts, jacobian, jacobian.targets, range(len(jacobian.targets)))
+        found.looked_at = jacobian.looked_at
         return found
 
-    def among(self, positions: Sequence[int]) -> Rows:
+    def among(self, positions: Sequence[int]) -> Jacobian:
         chosen = [self._chosen[k] for k in positions]
-        return ShardedRows(self._ranks, self._parts, self, self._every, chosen)
+        return ShardedJacobian(self._ranks, self._parts, self, self._every, chosen)
 
     def gramian(self) -> Tensor:
         dtype = torch.promote_types(self._dtype, torch.float32)
@@ -110,25 +110,27 @@ class ShardedRows(Rows):
         seen = set(self._chosen[: self.looked_at])
         for part in self._parts:
             for columns in part.here(seen, self._ranks.rank):
-                block = real(part.rows[:, columns])
+                block = real(part.values[:, columns])
                 gramian += (block @ block.mT).to(gramian)
         return self._ranks.sum(gramian)
 
-    def combined(self, weights: Tensor) -> Row:
-        gathered = [self._ranks.joined(weights.to(part.rows) @ part.rows) for part in self._parts]
+    def combined(self, weights: Tensor) -> Gradient:
+        gathered = [
+            self._ranks.joined(weights.to(part.values) @ part.values) for part in self._parts
+        ]
         return self._cut(gathered)
 
-    def combined_here(self, weights: Tensor) -> Row:
+    def combined_here(self, weights: Tensor) -> Gradient:
         """R times this rank's part of a combination, zeros elsewhere: the mean over ranks is it."""
         size, rank = self._ranks.size, self._ranks.rank
         spread = []
         for part in self._parts:
-            whole = part.rows.new_zeros(size, part.rows.shape[1])
-            whole[rank] = size * (weights.to(part.rows) @ part.rows)
+            whole = part.values.new_zeros(size, part.values.shape[1])
+            whole[rank] = size * (weights.to(part.values) @ part.values)
             spread.append(whole.view(-1))
         return self._cut(spread)
 
-    def _cut(self, joined: Sequence[Tensor]) -> Row:
+    def _cut(self, joined: Sequence[Tensor]) -> Gradient:
         """The pieces of vectors over all coordinates that belong to the chosen targets."""
         pieces: dict[int, Tensor] = {}
         for part, vector in zip(self._parts, joined, strict=True):
@@ -136,22 +138,22 @@ class ShardedRows(Rows):
                 pieces[k] = _shaped(vector[begin:end], self._every[k])
         return [pieces[k] for k in self._chosen]
 
-    def row(self, i: int) -> Row:
+    def gradient(self, i: int) -> Gradient:
         unit = torch.zeros(self.m, dtype=self._dtype, device=self._device)
         unit[i] = 1
         return self.combined(unit)
 
-    def against(self, row: Row) -> Tensor:
+    def against(self, direction: Gradient) -> Tensor:
         seen = slice(self.looked_at)
         flat = [
             torch.zeros(numbers(t), dtype=self._dtype, device=self._device)
             if other is None
             else real(other.to_dense()).reshape(-1).to(self._device, self._dtype)
-            for t, other in zip(self.targets[seen], row[seen], strict=True)
+            for t, other in zip(self.targets[seen], direction[seen], strict=True)
         ]
-        return self.jacobian() @ torch.cat(flat)
+        return self.matrix() @ torch.cat(flat)
 
-    def jacobian(self) -> Tensor:
+    def matrix(self) -> Tensor:
         pieces: dict[int, Tensor] = {}
         for part, whole in zip(self._parts, self._whole, strict=True):
             for k, begin, end in zip(part.targets, part.starts, part.starts[1:], strict=False):
@@ -162,7 +164,7 @@ class ShardedRows(Rows):
 
     @cached_property
     def _whole(self) -> list[Tensor]:
-        return [self._ranks.columns(part.rows) for part in self._parts]
+        return [self._ranks.columns(part.values) for part in self._parts]
 
 
 def _shaped(piece: Tensor, target: Tensor) -> Tensor:

@@ -198,18 +198,18 @@ def _behind(output: Any) -> set[int] | None:
         tensors = [t for t in leaves(output) if t.requires_grad]
     except TypeError:
         return None
-    stack = [edge_of(t)[0] for t in tensors]
-    seen: set[Any] = set(stack)
+    waiting = [edge_of(t)[0] for t in tensors]
+    seen: set[Any] = set(waiting)
     found: set[int] = set()
-    while stack:
-        node = stack.pop()
+    while waiting:
+        node = waiting.pop()
         variable = getattr(node, "variable", None)
         if variable is not None:
             found.add(id(variable))
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
-                stack.append(child)
+                waiting.append(child)
     return found
 
 

@@ -13,7 +13,7 @@ from evenhand.network import Reading
 
 
 @dataclass
-class Sharing:
+class Owners:
     """Whose the leaves are that the losses of one call reach, and that train in it.
 
     Attributes:
@@ -69,24 +69,24 @@ class Looked(Protocol):
 class Decided:
     """A decision that is remembered; its leaves are held weakly."""
 
-    def __init__(self, sharing: Sharing) -> None:
-        self._balanced = _weak(sharing.balanced)
-        self._carried = _weak(sharing.carried)
-        self._beyond = _weak(sharing.beyond)
-        self._alone = [_weak(mine) for mine in sharing.alone]
-        self._common = _weak([leaf for leaf, _ in sharing.common])
-        self._masks = [mask for _, mask in sharing.common]
-        self._extra = _weak(sharing.extra)
-        self._frozen = _weak(sharing.frozen)
-        self._last_layer = _weak(sharing.last_layer)
-        self._sharers = sharing.sharers
-        self._has_features = sharing.features is not None
-        self._has_readings = bool(sharing.readings)
+    def __init__(self, owners: Owners) -> None:
+        self._balanced = _weak(owners.balanced)
+        self._carried = _weak(owners.carried)
+        self._beyond = _weak(owners.beyond)
+        self._alone = [_weak(mine) for mine in owners.alone]
+        self._common = _weak([leaf for leaf, _ in owners.common])
+        self._masks = [mask for _, mask in owners.common]
+        self._extra = _weak(owners.extra)
+        self._frozen = _weak(owners.frozen)
+        self._last_layer = _weak(owners.last_layer)
+        self._sharers = owners.sharers
+        self._has_features = owners.features is not None
+        self._has_readings = bool(owners.readings)
 
-    def again(self, found: Looked) -> Sharing | None:
+    def again(self, found: Looked) -> Owners | None:
         """The same decision for another call; None if one of its leaves is gone."""
         try:
-            return Sharing(
+            return Owners(
                 balanced=_alive(self._balanced),
                 carried=_alive(self._carried),
                 beyond=_alive(self._beyond),

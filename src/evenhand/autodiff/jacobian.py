@@ -1,17 +1,17 @@
 """The gradients g_i of m tasks at some tensors, and the few products that anybody wants of them.
 
-`Rows` has a column per target: all tasks' gradients by it. Columns come in several forms with one
-meaning, each holding what costs least:
+A `Jacobian` has a column per target: all tasks' gradients by it. Columns come in several forms with
+one meaning, each holding what costs least:
 
     Few        the m tensors as autograd made them, while m is small: nothing is copied
     Stacked    one tensor [m, ...]: Gramian and combination are matrix products
     Heads      by the features of linear heads, δ_i W_i, kept as the factors δ_i and W_i
-    Product    by a layer's weight, δ_iᵀ A, likewise (`factors.py`), where rows are few
+    Product    by a layer's weight, δ_iᵀ A, likewise (`factors.py`), where samples are few
     Scattered  by an embedding's table, likewise, the rows that a batch looks up
     Sparse     gradients that come sparse, and stay so
 
-A task's gradient by all targets is a `Row`, None where the task does not reach a target. Leading
-dimensions of the targets (`leading`) are independent networks.
+A task's gradient by all targets is a `Gradient`, None where the task does not reach a target.
+Leading dimensions of the targets (`leading`) are independent networks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
-from evenhand.autodiff.gradients import Row
+from evenhand.autodiff.gradients import Gradient
 
 FEW = 3
 """Up to so many tasks tensors are kept as they come: the inner products of pairs cost less than
-copies of the rows."""
+copies."""
 SMALL = 8192
 """Numbers of a gradient whose copy costs less than a call."""
 
@@ -41,7 +41,7 @@ class Column(ABC):
         """Task i's."""
 
     @abstractmethod
-    def stack(self) -> Tensor | None:
+    def dense(self) -> Tensor | None:
         """All tasks', [m, ...], zeros where one does not reach; None if none does."""
 
     @abstractmethod
@@ -97,11 +97,11 @@ class Few(Filled):
     def entry(self, i: int) -> Tensor | None:
         return self.entries[i]
 
-    def stack(self) -> Tensor | None:
-        return stacked(self.entries)
+    def dense(self) -> Tensor | None:
+        return dense_of(self.entries)
 
     def gramian(self) -> Tensor | None:
-        return _gramian(self.stack(), self.leading)
+        return _gramian(self.dense(), self.leading)
 
     @property
     def some(self) -> Tensor | None:
@@ -135,10 +135,10 @@ class Few(Filled):
         return total
 
     def against(self, other: Tensor) -> Tensor | None:
-        return _against(self.stack(), other, self.leading)
+        return _against(self.dense(), other, self.leading)
 
 
-class Stacked(Filled):
+class Dense(Filled):
     """One tensor for all tasks.
 
     Args:
@@ -167,17 +167,17 @@ class Stacked(Filled):
     def entry(self, i: int) -> Tensor | None:
         return self._entries[i] if self._tensor is None else self._tensor[i]
 
-    def stack(self) -> Tensor | None:
+    def dense(self) -> Tensor | None:
         if self._tensor is None:
-            self._tensor = stacked(self._entries)
+            self._tensor = dense_of(self._entries)
             self._entries = []
         return self._tensor
 
     def gramian(self) -> Tensor | None:
-        return _gramian(self.stack(), self.leading)
+        return _gramian(self.dense(), self.leading)
 
     def combined(self, weights: Tensor) -> Tensor | None:
-        tensor = self.stack()
+        tensor = self.dense()
         if tensor is None:
             return None
         if self.leading:
@@ -186,7 +186,7 @@ class Stacked(Filled):
         return (weights.to(tensor.dtype) @ tensor.reshape(self.m, shape.numel())).view(shape)
 
     def against(self, other: Tensor) -> Tensor | None:
-        return _against(self.stack(), other, self.leading)
+        return _against(self.dense(), other, self.leading)
 
 
 class Sparse(Filled):
@@ -224,10 +224,10 @@ class Sparse(Filled):
     def entry(self, i: int) -> Tensor | None:
         return self.entries[i]
 
-    def stack(self) -> Tensor | None:
-        return stacked([None if g is None else g.to_dense() for g in self.entries])
+    def dense(self) -> Tensor | None:
+        return dense_of([None if g is None else g.to_dense() for g in self.entries])
 
-    def _rows(self) -> tuple[Tensor, Tensor] | None:
+    def _jacobians(self) -> tuple[Tensor, Tensor] | None:
         """The numbers of the rows that some task has, [u], and what they hold, [m, u, ...]."""
         if self._found is None:
             some = [g for g in self.entries if g is not None]
@@ -243,11 +243,11 @@ class Sparse(Filled):
         return self._found
 
     def gramian(self) -> Tensor | None:
-        found = self._rows()
+        found = self._jacobians()
         return None if found is None else _gramian(found[1], torch.Size())
 
     def combined(self, weights: Tensor) -> Tensor | None:
-        found = self._rows()
+        found = self._jacobians()
         if found is None:
             return None
         numbers, rows = found
@@ -258,7 +258,7 @@ class Sparse(Filled):
         )
 
     def against(self, other: Tensor) -> Tensor | None:
-        found = self._rows()
+        found = self._jacobians()
         if found is None:
             return None
         numbers, rows = found
@@ -292,18 +292,18 @@ class Heads(Column):
     def entry(self, i: int) -> Tensor | None:
         return self._deltas[i] @ self._matrices[i]
 
-    def stack(self) -> Tensor | None:
+    def dense(self) -> Tensor | None:
         m = len(self._deltas)
-        stack = self._features.new_empty(m, *self._features.shape)
-        for delta, matrix, out in zip(self._deltas, self._matrices, stack, strict=True):
+        dense = self._features.new_empty(m, *self._features.shape)
+        for delta, matrix, out in zip(self._deltas, self._matrices, dense, strict=True):
             torch.matmul(delta, matrix, out=out)
-        return stack
+        return dense
 
     def gramian(self) -> Tensor | None:
         b, width = self._delta.shape
         k, m = self._matrix.shape[1], len(self._deltas)
         if width**2 * (b + k) > m * b * k * (m + width):
-            return _gramian(self.stack(), torch.Size())
+            return _gramian(self.dense(), torch.Size())
         delta, matrix = self._delta, self._matrix
         if delta.dtype in (torch.float16, torch.bfloat16):
             delta, matrix = delta.float(), matrix.float()
@@ -333,7 +333,7 @@ SMALLEST = 1e-28
 """A squared norm below it is too near to where single precision underflows to be exact."""
 
 
-class Rows:
+class Jacobian:
     """g_i for each of m tasks.
 
     Args:
@@ -370,26 +370,26 @@ class Rows:
         """How many columns of the Jacobian each target has."""
         return [numbers(t) // self.leading.numel() for t in self.targets[: self.looked_at]]
 
-    def among(self, positions: Sequence[int]) -> Rows:
-        """The same rows at some of the targets."""
+    def among(self, positions: Sequence[int]) -> Jacobian:
+        """The same gradients at some of the targets."""
         columns = [self.columns[k] for k in positions]
         targets = [self.targets[k] for k in positions]
-        return Rows(columns, targets, self.leading, self.m, self.like)
+        return Jacobian(columns, targets, self.leading, self.m, self.like)
 
     def replaced(
         self,
         function: Callable[[Sequence[Tensor | None], Sequence[Tensor]], Sequence[Tensor | None]],
-    ) -> Rows:
+    ) -> Jacobian:
         """With all columns [m, ...] replaced by what `function` makes of them.
 
         It also gets, for each, a tensor of the same shape and kind, and reads nothing of it.
         """
         likes = [t.detach().expand(self.m, *t.shape) for t in self.targets]
-        stacks = function([column.stack() for column in self.columns], likes)
-        columns: list[Column] = [Stacked(self.m, self.leading, stack) for stack in stacks]
-        return Rows(columns, self.targets, self.leading, self.m, self.like, self.looked_at)
+        whole = function([column.dense() for column in self.columns], likes)
+        columns: list[Column] = [Dense(self.m, self.leading, dense) for dense in whole]
+        return Jacobian(columns, self.targets, self.leading, self.m, self.like, self.looked_at)
 
-    def row(self, i: int) -> Row:
+    def gradient(self, i: int) -> Gradient:
         """g_i."""
         return [column.entry(i) for column in self.columns]
 
@@ -403,16 +403,16 @@ class Rows:
                 return self._wide().gramian()
         return gramian
 
-    def _wide(self) -> Rows:
-        """The same rows in double precision, those that are looked at."""
+    def _wide(self) -> Jacobian:
+        """The same gradients in double precision, those that are looked at."""
         columns: list[Column] = []
         targets = self.targets[: self.looked_at]
         for column in self.columns[: self.looked_at]:
-            stack = column.stack()
-            kind = None if stack is None else torch.promote_types(stack.dtype, torch.float64)
-            wide = None if stack is None else stack.to(kind)
-            columns.append(Stacked(self.m, self.leading, wide))
-        wider = Rows(columns, targets, self.leading, self.m, self.like)
+            dense = column.dense()
+            kind = None if dense is None else torch.promote_types(dense.dtype, torch.float64)
+            wide = None if dense is None else dense.to(kind)
+            columns.append(Dense(self.m, self.leading, wide))
+        wider = Jacobian(columns, targets, self.leading, self.m, self.like)
         wider._dtype = torch.float64
         return wider
 
@@ -442,7 +442,7 @@ class Rows:
         return gramian
 
     def _small(self) -> tuple[list[Few], Sequence[Column]]:
-        """The columns whose rows side by side cost less than the products of each, and the rest."""
+        """The columns that cost less side by side than the products of each, and the rest."""
         columns = self.columns[: self.looked_at]
         small: list[Few] = []
         others: list[Column] = []
@@ -458,41 +458,41 @@ class Rows:
             return [], columns
         return small, others
 
-    def combined(self, weights: Tensor) -> Row:
-        """Σ_i weights_i g_i, weights [..., m]; None where every row is."""
+    def combined(self, weights: Tensor) -> Gradient:
+        """Σ_i weights_i g_i, weights [..., m]; None where every g_i is."""
         return [column.combined(weights) for column in self.columns]
 
-    def against(self, row: Row) -> Tensor:
-        """⟨g_i, row⟩, [..., m]."""
+    def against(self, direction: Gradient) -> Tensor:
+        """⟨g_i, direction⟩, [..., m]."""
         total = torch.zeros(*self.leading, self.m, dtype=self._dtype, device=self._device)
-        for column, other in zip(self.columns[: self.looked_at], row, strict=True):
+        for column, other in zip(self.columns[: self.looked_at], direction, strict=True):
             if other is not None and (part := column.against(other)) is not None:
                 total += part.to(total.device)
         return total
 
-    def jacobian(self) -> Tensor:
-        """The rows flattened and joined, [..., m, n]; zeros where a task does not reach."""
+    def matrix(self) -> Tensor:
+        """The gradients flattened and joined, [..., m, n]; zeros where a task does not reach."""
         pieces = []
         seen = slice(self.looked_at)
         for column, target in zip(self.columns[seen], self.targets[seen], strict=True):
-            stack = column.stack()
-            if stack is None:
+            dense = column.dense()
+            if dense is None:
                 size = numbers(target) // self.leading.numel()
                 empty = torch.zeros(*self.leading, self.m, size, dtype=self._dtype)
                 pieces.append(empty.to(self._device))
             else:
-                pieces.append(_matrix(real(stack), self.leading).to(self._device))
+                pieces.append(_matrix(real(dense), self.leading).to(self._device))
         if not pieces:
             return self.like.new_zeros(*self.leading, self.m, 0)
         return torch.cat(pieces, dim=-1)
 
 
-def fill(columns: list[Filled], where: int | slice, row: Row) -> None:
+def fill(columns: list[Filled], where: int | slice, found: Gradient) -> None:
     """Put what autograd found for a task, or for a slice of them.
 
     A column whose gradients turn out to be sparse is replaced by one that keeps them so.
     """
-    for k, gradient in enumerate(row):
+    for k, gradient in enumerate(found):
         if gradient is not None and gradient.is_sparse and not isinstance(columns[k], Sparse):
             columns[k] = Sparse.taking(columns[k])
         columns[k].put(where, gradient)
@@ -502,7 +502,7 @@ def plain_column(m: int, leading: torch.Size) -> Filled:
     """An empty column of the form that suits m tasks."""
     if m <= FEW or leading:
         return Few([None] * m, leading)
-    return Stacked(m, leading)
+    return Dense(m, leading)
 
 
 # Small arithmetic --------------------------------------------------------------------------------
@@ -516,7 +516,7 @@ def beside(weight: Tensor, gradient: Tensor) -> Tensor:
     return weight.reshape(weight.shape + (1,) * (gradient.ndim - weight.ndim))
 
 
-def stacked(entries: Sequence[Tensor | None]) -> Tensor | None:
+def dense_of(entries: Sequence[Tensor | None]) -> Tensor | None:
     """[m, ...], zeros for those that are None; None if all are."""
     some = next((entry for entry in entries if entry is not None), None)
     if some is None:
@@ -536,21 +536,21 @@ def numbers(tensor: Tensor) -> int:
     return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
-def _matrix(stack: Tensor, leading: torch.Size) -> Tensor:
+def _matrix(dense: Tensor, leading: torch.Size) -> Tensor:
     """[m, *leading, ...] → [*leading, m, n]."""
-    size = stack[0].numel() // leading.numel() if leading.numel() else 0
-    return stack.reshape(stack.shape[0], *leading, size).movedim(0, -2)
+    size = dense[0].numel() // leading.numel() if leading.numel() else 0
+    return dense.reshape(dense.shape[0], *leading, size).movedim(0, -2)
 
 
-def _gramian(stack: Tensor | None, leading: torch.Size) -> Tensor | None:
-    if stack is None:
+def _gramian(dense: Tensor | None, leading: torch.Size) -> Tensor | None:
+    if dense is None:
         return None
-    block = _matrix(real(stack), leading)
+    block = _matrix(real(dense), leading)
     return block @ block.mT
 
 
-def _against(stack: Tensor | None, other: Tensor, leading: torch.Size) -> Tensor | None:
-    if stack is None:
+def _against(dense: Tensor | None, other: Tensor, leading: torch.Size) -> Tensor | None:
+    if dense is None:
         return None
-    block, column = _matrix(real(stack), leading), real(other)
+    block, column = _matrix(real(dense), leading), real(other)
     return (block @ column.reshape(*leading, block.shape[-1], 1)).squeeze(-1)
