@@ -784,7 +784,7 @@ class Balancer(nn.Module):
         if balance.gramian is None or not (self.zero == "leave_out" or stops):
             return None
         squares = balance.gramian.diagonal(dim1=-2, dim2=-1)
-        if float(squares.amin()) > 0:
+        if min(squares.reshape(-1).tolist()) > 0:
             return None
         zero = (squares <= 0).reshape(-1, len(balance.tasks)).all(0).tolist()
         looked_at = range(len(balance.tasks)) if solved.sharers is None else solved.sharers

@@ -76,7 +76,7 @@ class Blocks:
         return [*self.shared, *self.own_of(self.own)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Reading:
     """How one head reads the features Z, a tensor: through `probe`, which no other head sees.
 
@@ -97,8 +97,8 @@ class Reading:
         """Through an alias of the features, or through the output of a linear head."""
         if head is None:
             return cls(probe, None, (), probe._version)
-        parameters = (head.weight,) if head.bias is None else (head.weight, head.bias)
-        return cls(probe, head.weight, parameters, probe._version)
+        weight, bias = head.weight, head.bias
+        return cls(probe, weight, (weight,) if bias is None else (weight, bias), probe._version)
 
     @property
     def intact(self) -> bool:
@@ -187,14 +187,15 @@ class MultiTaskNetwork(nn.Module):
         Raises:
             KeyError: `tasks` names a head that is not there.
         """
+        heads = dict(zip(self.tasks, self.heads, strict=True))
         wanted = self.tasks if tasks is None else tuple(tasks)
-        if unknown := [task for task in wanted if task not in self.tasks]:
+        if unknown := [task for task in wanted if task not in heads]:
             raise KeyError(f"no head is called {unknown[0]!r}: there are {', '.join(self.tasks)}")
         features = self.features_of(wanted, inputs, named)
         readings: dict[str, Reading] = {}
         if self.fused and isinstance(features, Tensor):
             return self._read_at_once(wanted, features)
-        outputs = {task: self._read(task, features, readings) for task in wanted}
+        outputs = {task: self._read(task, heads[task], features, readings) for task in wanted}
         return Outputs(outputs, features, readings, self)
 
     def features_of(
@@ -207,9 +208,10 @@ class MultiTaskNetwork(nn.Module):
         """A term of the parameters that is nobody's task, for ``plus=``; None: there is none."""
         return None
 
-    def _read(self, task: str, features: Nest, readings: dict[str, Reading]) -> Any:
+    def _read(
+        self, task: str, head: nn.Module, features: Nest, readings: dict[str, Reading]
+    ) -> Any:
         """The output of `task`, and how its head came to it."""
-        head = self.head(task)
         if not isinstance(features, Tensor) or not features.requires_grad:
             return head(features)
         if _is_plainly_linear(head):

@@ -180,10 +180,12 @@ def _finite_here(present: Sequence[Tensor]) -> bool:
 
     Of types that are mixed the sum is of the widest, so none overflows that would not by itself.
     """
-    small = [g for g in present if g.numel() <= SMALL and g.layout == torch.strided]
+    small: list[Tensor] = []
+    large: list[Tensor] = []
+    for g in present:
+        (small if g.numel() <= SMALL and g.layout == torch.strided else large).append(g)
     if len(small) < 2:
         return all(map(all_finite, present))
-    large = [g for g in present if g.numel() > SMALL or g.layout != torch.strided]
     return all_finite(torch.cat([g.reshape(-1) for g in small])) and all(map(all_finite, large))
 
 

@@ -143,14 +143,16 @@ def active(
         ValueError: a task is unknown, a loss has the wrong shape, or none has a loss where there
             must be `some`.
     """
-    unknown = [t for t in (*losses, *(phase.tasks if phase else ())) if t not in tasks]
+    known = set(tasks)
+    unknown = [t for t in (*losses, *(phase.tasks if phase else ())) if t not in known]
     if unknown:
         raise ValueError(
             f"unknown task {unknown[0]!r}: the tasks are {', '.join(tasks)}"
             f"{_nearest(unknown[0], tasks)}; they are fixed by tasks= or the first call"
         )
     admitted = tasks if phase is None else phase.tasks
-    found = {task: losses[task] for task in tasks if task in losses and task in admitted}
+    among = set(admitted)
+    found = {task: losses[task] for task in tasks if task in losses and task in among}
     if some and not found:
         raise ValueError(f"none of the tasks {', '.join(admitted)} has a loss in this call")
     for task, loss in found.items():

@@ -70,7 +70,7 @@ class Found:
                 edge_of(r.probe): r for r in outputs.readings.values() if r.probe.requires_grad
             }
             # What a compiled function returned beside the features did not come from them.
-            if any(is_python(node) for node, _ in probes):
+            if any(map(is_python, {type(node) for node, _ in probes})):
                 probes = {}
         reach = walk(roots, [*edges, *probes], counted=plus - 1)
         direct = through = 0
@@ -82,7 +82,9 @@ class Found:
             through |= mask
             for parameter in probes[edge].parameters:
                 if parameter.requires_grad:
-                    reach.leaves[parameter] = reach.leaves.get(parameter, 0) | mask
+                    before = reach.leaves.setdefault(parameter, mask)
+                    if before | mask != before:
+                        reach.leaves[parameter] = before | mask
                     if edge in reach.joint_stops:
                         reach.joint.add(parameter)
         whole = direct | through
@@ -93,13 +95,16 @@ class Found:
                 "made inside a compiled network nothing can be used: compile trunk and heads apart"
             )
         behind = walk([(edge, 1) for edge in edges]).leaves if edges else {}
-        reached = {leaf: mask & ~plus for leaf, mask in reach.leaves.items() if mask & ~plus}
+        reached, extra = reach.leaves, []
+        if call.plus is not None:
+            reached = {leaf: mask & ~plus for leaf, mask in reach.leaves.items() if mask & ~plus}
+            extra = [leaf for leaf, mask in reach.leaves.items() if mask & plus]
         found = cls(
             reached={**reached, **{p: reached.get(p, 0) | (whole & ~plus) for p in behind}},
             joint=reach.joint,
             behind=set(behind),
             round={leaf for leaf in behind if leaf in reached},
-            extra=[leaf for leaf, mask in reach.leaves.items() if mask & plus],
+            extra=extra,
             features=features,
             readings=[],
         )

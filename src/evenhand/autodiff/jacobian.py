@@ -331,6 +331,8 @@ class Heads(Column):
 
 SMALLEST = 1e-28
 """A squared norm below it is too near to where single precision underflows to be exact."""
+FEW_NUMBERS = 16
+"""Below so many Python looks at numbers sooner than torch finds their least."""
 
 
 class Jacobian:
@@ -397,9 +399,9 @@ class Jacobian:
         """The same, in double precision where squares overflow single precision, or underflow."""
         gramian = self.gramian()
         if gramian.dtype == torch.float32 and gramian.device.type != "mps":
-            squares = gramian.diagonal(dim1=-2, dim2=-1)
-            least, most = (float(bound) for bound in squares.detach().aminmax())
-            if not SMALLEST <= least <= most < torch.inf:
+            squares = gramian.detach().diagonal(dim1=-2, dim2=-1)
+            bounds = squares if squares.numel() < FEW_NUMBERS else torch.stack(squares.aminmax())
+            if not all(SMALLEST <= s < torch.inf for s in bounds.reshape(-1).tolist()):
                 return self._wide().gramian()
         return gramian
 

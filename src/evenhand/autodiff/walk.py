@@ -73,9 +73,9 @@ def edge_of(tensor: Tensor) -> Edge:
     return found.node, found.output_nr
 
 
-def is_python(node: Node) -> bool:
-    """Whether a node is of a function that is written in Python, or compiled."""
-    return issubclass(type(node), BackwardCFunction)
+def is_python(kind: type) -> bool:
+    """Whether nodes of this type are of a function that is written in Python, or compiled."""
+    return issubclass(kind, BackwardCFunction)
 
 
 def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted: int = -1) -> Reach:
@@ -180,8 +180,8 @@ def _kind(kind: type) -> tuple[bool, bool]:
     found = _KINDS.get(kind)
     if found is None:
         passing = kind.__name__ in PASSING
-        python = issubclass(kind, BackwardCFunction)
-        found = _KINDS[kind] = passing, not passing and (python or kind.__name__ in JOINING)
+        joining = is_python(kind) or kind.__name__ in JOINING
+        found = _KINDS[kind] = passing, not passing and joining
     return found
 
 
