@@ -181,10 +181,15 @@ def _simple(shape: torch.Size, targets: Tensor) -> Iterator[Tensor]:
 
 
 def _fitted(problem: Problem, task: str, empty: Nest, train: _Some) -> Nest:
-    """The constant of the lowest mean loss over the training samples (L-BFGS)."""
+    """The constant of the lowest mean loss over the training samples (L-BFGS).
+
+    Where a loss has kinks, the line search may divide by zero and end in NaN: the best constant
+    that it met on the way is then taken.
+    """
     value = tree_map(lambda leaf: leaf.clone().requires_grad_(), empty)
     optimizer = torch.optim.LBFGS(leaves(value), max_iter=60, line_search_fn="strong_wolfe")
     batches = [(len(leaves(x)[0]), y) for x, y in train.in_order(MOST) if task in y]
+    lowest, met = math.inf, empty
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -194,13 +199,17 @@ def _fitted(problem: Problem, task: str, empty: Nest, train: _Some) -> Nest:
             losses = problem.losses({task: output}, {task: targets[task]})
             total = total + size * losses.get(task, torch.zeros(()))
         total = total / max(1, sum(size for size, _ in batches))
+        nonlocal lowest, met
+        if total.item() < lowest:
+            lowest, met = total.item(), tree_map(lambda leaf: leaf.detach().clone(), value)
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
         return total
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it so
-    return tree_map(Tensor.detach, value)
+    found = tree_map(Tensor.detach, value)
+    return found if all(bool(leaf.isfinite().all()) for leaf in leaves(found)) else met
 
 
 def _repeated(value: Tensor, size: int) -> Tensor:
