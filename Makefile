@@ -36,7 +36,7 @@ trainers: .venv-trainers/.stamp  ## hold the examples for trainers against the b
 	$(PYTHON) -m venv --clear .venv-trainers
 	.venv-trainers/bin/python -m pip install $(PIP_FLAGS) -c examples/trainers/constraints.txt -e . accelerate lightning transformers
 	@touch $@
-ranks: venv  ## hold every method, slot and place on two and three processes against one (two processor hours; goes on where it was stopped)
+ranks: venv  ## hold every method, slot and place on two and three processes against one (half a processor hour; goes on where it was stopped)
 	nice -n 19 $(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/ranks.py --summary
 
