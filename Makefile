@@ -43,9 +43,9 @@ ranks: venv  ## hold every method, slot and place on two and three processes aga
 executors: .venv-executors/.stamp  ## kill workers of Ray and of submitit in mid-run (minutes, an environment of its own)
 	.venv-executors/bin/python benchmarks/executors.py
 
-.venv-executors/.stamp: pyproject.toml
+.venv-executors/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-executors
-	.venv-executors/bin/python -m pip install $(PIP_FLAGS) -e '.[app,ray,slurm]'
+	.venv-executors/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[app,ray,slurm]'
 	@touch $@
 
 lint: venv  ## check style, formatting and types

@@ -50,7 +50,7 @@ import evenhand
 ROOT = Path(__file__).parents[1]
 sys.path[0] = str(ROOT / "tests")  # this file has the other's name
 
-from ranks import IN_TURN, ROUTES, Variation, differences, train, variations  # noqa: E402 - it lies in another folder
+from ranks import IN_TURN, ROUTES, Variation, differences, leave, train, variations  # noqa: E402 - it lies in another folder
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a mesh would take the cards that there are
 RESULTS = ROOT / "benchmarks" / "results"
@@ -174,13 +174,14 @@ def work(
         dist.destroy_process_group()
         begun = time.process_time()
         if LATE in wrong:
-            return
+            break
         if rank == 0:
             wrong = {name: "; ".join(told[:3])[:400] for name, told in wrong.items() if told}
             agree = len(chosen.trainings()) - len(wrong)
             seconds = round(sum(spent), 1)
             parts = (chosen.method, chosen.slot, chosen.at, world, agree, wrong, seconds)
             write(Path(out), Line(*parts, torch.__version__, source))
+    leave()
 
 
 LATE = "the time is over"

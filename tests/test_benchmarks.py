@@ -111,6 +111,12 @@ def _shifted(solved: eh.Solved) -> eh.Solved:
     return eh.Solved(solved.weights + 1e-6, solved.solution)
 
 
+def test_times_on_paper_are_those_that_the_page_tells(monkeypatch) -> None:
+    monkeypatch.syspath_prepend("replaced by the script")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "communication.py"))
+    assert f"\n{script['on_paper']()}\n" in (ROOT / "docs" / "scaling.md").read_text()
+
+
 def test_lines_of_ranks_depend_on_all_that_a_training_calls(monkeypatch, tmp_path) -> None:
     monkeypatch.syspath_prepend("replaced by the script")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
