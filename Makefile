@@ -36,16 +36,16 @@ trainers: .venv-trainers/.stamp  ## hold the examples for trainers against the b
 	$(PYTHON) -m venv --clear .venv-trainers
 	.venv-trainers/bin/python -m pip install $(PIP_FLAGS) -c examples/trainers/constraints.txt -e . accelerate lightning transformers
 	@touch $@
-ranks: venv  ## hold every method, slot and place on two and three processes against one (two processor hours; goes on where it was stopped)
+ranks: venv  ## hold every method, slot and place on two and three processes against one (half a processor hour; goes on where it was stopped)
 	nice -n 19 $(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/ranks.py --summary
 
 executors: .venv-executors/.stamp  ## kill workers of Ray and of submitit in mid-run (minutes, an environment of its own)
 	.venv-executors/bin/python benchmarks/executors.py
 
-.venv-executors/.stamp: pyproject.toml
+.venv-executors/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-executors
-	.venv-executors/bin/python -m pip install $(PIP_FLAGS) -e '.[app,ray,slurm]'
+	.venv-executors/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[app,ray,slurm]'
 	@touch $@
 
 lint: venv  ## check style, formatting and types

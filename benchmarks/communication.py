@@ -1,7 +1,7 @@
 """The numbers that a rank sends in a step, counted, beside the table of docs/scaling.md.
 
 python benchmarks/communication.py          # counted, on this machine
-    python benchmarks/communication.py --paper  # the time it would take, from bandwidth and latency
+python benchmarks/communication.py --paper  # the time it would take, from bandwidth and latency
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1] / "tests")
 
 from ranks import spawned  # noqa: E402 - it lies in another folder
-from traffic import MODES, network, sent, table  # noqa: E402
+from traffic import MODES, ROUTES, network, sent, table  # noqa: E402
 
 BANDWIDTH = 25e9
 """Bytes a second that a rank sends: 200 Gbit/s."""
@@ -22,27 +22,33 @@ LATENCY = 10e-6
 """Seconds of a message from one rank to the next."""
 
 
-def on_paper(trunk: float = 25e6, heads: float = 1e6, m: int = 4, last: float = 2e6) -> None:
+def on_paper(trunk: float = 25e6, heads: float = 1e6, m: int = 4, last: float = 2e6) -> str:
     """Milliseconds a step that collectives of numbers of 4 bytes take, if nothing overlaps.
 
     A ring has 2(R − 1) messages one behind the other, a tree 2 log₂ R; libraries take the tree for
     small sums and the ring for large ones, so the better of both is counted for each collective.
+
+    Returns:
+        The table of docs/scaling.md.
     """
     p = trunk + heads
     modes = {
         "the plain sum": [2 * p],
-        "losses": [6 * m, 2 * p],
-        "representation": [6 * m, 2 * m**2, 2 * p],
-        "last layer": [6 * m, m * last, 2 * m**2, 2 * p],
-        "online": [6 * m, 2 * m, 2 * p],
-        "parameters": [6 * m, m * trunk, 2 * m**2, trunk, 2 * heads],
-        "parameters, wrapped": [6 * m, m * trunk, 2 * m**2, 2 * p],
+        "losses alone decide": [6 * m, 2 * p],
+        '`at="representation"`': [6 * m, 2 * m**2, 2 * p],
+        '`at="last_layer"`': [6 * m, m * last, 2 * m**2, 2 * p],
+        "one product": [6 * m, 2 * m, 2 * p],
+        '`at="parameters"`, plain': [6 * m, m * trunk, 2 * m**2, trunk, 2 * heads],
+        '`at="parameters"`, wrapped': [6 * m, m * trunk, 2 * m**2, 2 * p],
+        "`fully_shard`, the plain sum": [p, p],
+        '`fully_shard`, `at="representation"`': [6 * m, 2 * m**2, p, p],
+        '`fully_shard`, `at="parameters"`': [6 * m, 2 * m**2, p, *[trunk + heads / m] * m],
     }
-    print(f"T = {trunk:.0e}, H = {heads:.0e}, m = {m}, last layer {last:.0e}; ms a step")
-    print(f"{'':22}" + "".join(f"{size:>8}" for size in (8, 64, 1024)))
+    lines = ["| mode | 8 ranks | 64 | 1,024 |", "|---|---|---|---|"]
     for name, sends in modes.items():
         times = [sum(seconds(n, size) for n in sends) * 1e3 for size in (8, 64, 1024)]
-        print(f"{name:22}" + "".join(f"{ms:8.1f}" for ms in times))
+        lines.append(f"| {name} | " + " | ".join(f"{ms:.1f}" for ms in times) + " |")
+    return "\n".join(lines)
 
 
 def seconds(numbers: float, size: int) -> float:
@@ -54,10 +60,10 @@ def seconds(numbers: float, size: int) -> float:
 
 def main() -> None:
     if "--paper" in sys.argv:
-        on_paper()
+        print(on_paper())
         return
     warnings.simplefilter("ignore")
-    modes = [(name, route) for name in MODES for route in ("plain", "wrapped")]
+    modes = [(name, route) for name in MODES for route in ROUTES]
     model = network()
     trunk = sum(p.numel() for p in model.trunk.parameters())
     print(f"trunk T = {trunk}, heads H = {sum(p.numel() for p in model.heads.parameters())}, m = 4")

@@ -279,6 +279,7 @@ def work(rank: int, todo: list[Check], kind: str, folder: str, news: str) -> Non
         if rank == 0:
             tell(news, asdict(compared(check, ranks, references[check.alone])))
     dist.destroy_process_group()
+    os._exit(0)  # torch holds the group of a mesh, and its threads may abort the interpreter's end
 
 
 def tell(news: str, what: dict[str, Any]) -> None:

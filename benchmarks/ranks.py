@@ -3,14 +3,22 @@
     python benchmarks/ranks.py [--worlds 2 3] [--methods mgda upgrad] [--jobs 1] [--minutes 5]
                                [--out FILE]
     python benchmarks/ranks.py --summary    # of the file, into benchmarks/results/ranks.txt
+    python benchmarks/ranks.py --sources    # the files that a line depends on, and their checksum
 
-Each is trained for three steps in float64, with every way to share out a batch and every route, and
-must agree with one process to 1e-10, and all ranks with each other bit for bit.
+A line of FILE is one method, slot and place on so many ranks: how many of its eight trainings
+agree, one for each route (plain, `DistributedDataParallel`, `fully_shard`; `loss` and `backward`),
+and what is wrong with the others. A training takes seven steps in float64, in which the batch is
+shared out in every way in turn: evenly; unevenly; with tasks that are missing on some ranks; with
+one that is missing on all; with a loss, and with a gradient, that is NaN on one rank; with a rank
+that has next to nothing. With which way it begins differs from line to line. Gradients of every
+step, parameters and states must agree with one process to 1e-10, and all ranks with each other bit
+for bit; tests/test_ranks.py trains three steps in each way alone, of a sample.
 
-A line of FILE is one method, slot and place on so many ranks: how many of its 48 trainings agree,
-and what is wrong with the others. The order is shuffled, once for all, so that a part of the lines
-is a fair sample. Called again, it goes on: lines without a fault are not made again. Several groups
-of ranks are at work at a time with --jobs; after --minutes, what is not finished is dropped.
+The order is shuffled, once for all, so that a part of the lines is a fair sample. Called again, it
+goes on: lines without a fault are not made again, unless they were made by another source or
+another torch, in which case they are dropped from FILE. The source is the files of evenhand that a
+balanced step imports (`STEP`), by their contents, and those of the test. Several groups of ranks
+are at work at a time with --jobs; after --minutes, what is not finished is dropped.
 """
 
 from __future__ import annotations
@@ -22,12 +30,14 @@ import json
 import os
 import random
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +45,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import evenhand
+
 ROOT = Path(__file__).parents[1]
 sys.path[0] = str(ROOT / "tests")  # this file has the other's name
 
-from ranks import ROUTES, SHARES, Variation, differences, train, variations  # noqa: E402 - it lies in another folder
+from ranks import IN_TURN, ROUTES, Variation, differences, leave, train, variations  # noqa: E402 - it lies in another folder
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a mesh would take the cards that there are
 RESULTS = ROOT / "benchmarks" / "results"
 DEADLINE = datetime.timedelta(seconds=30)
 """Of every collective."""
-SLICE = 12
+SLICE = 40
 """Lines that one group of processes makes before it ends and another is started."""
+STEP = ("balancer", "distributed", "weighting", "aggregation", "schedules", "network")
+"""What a balanced step of the registry is asked of. The public names, which the test goes by, load
+more (what compares, what diagnoses), of which no training calls anything."""
 EXPECTED = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 """What a training may raise; it is told in the line."""
 
@@ -60,8 +75,9 @@ class Round:
     world: int
 
     def trainings(self) -> list[Variation]:
-        v = Variation(self.method, self.slot, self.at, "", "")
-        return [replace(v, share=share, route=route) for share in SHARES for route in ROUTES]
+        first = zlib.crc32(repr(astuple(self)).encode()) % len(IN_TURN)
+        v = Variation(self.method, self.slot, self.at, f"in turn from {first}", "")
+        return [replace(v, route=route) for route in ROUTES]
 
 
 @dataclass
@@ -94,14 +110,32 @@ def rounds(worlds: Sequence[int], methods: Sequence[str] | None) -> list[Round]:
     return found
 
 
-def source() -> str:
-    """A checksum of what is under test and of what tests it."""
-    files = [
-        *sorted((ROOT / "src").rglob("*.py")),
-        ROOT / "tests/ranks.py",
-        ROOT / "tests/cases.py",
-    ]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+def sources() -> list[Path]:
+    """What is under test and what tests it, in order of names.
+
+    Of evenhand, the modules that importing `STEP` loads in a process of its own, and all of
+    `distributed`, which is loaded when there are several processes.
+    """
+    names = [f"evenhand.{name}" for name in STEP]
+    loaded = (
+        f"import sys; [__import__(name) for name in {names}]; print(*(m.__file__ for name, m in "
+        "sys.modules.items() if name.split('.')[0] == 'evenhand'), sep='\\n')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+    )
+    files = {Path(line) for line in told.stdout.split("\n") if line}
+    files |= set((Path(str(evenhand.__file__)).parent / "distributed").glob("*.py"))
+    return [*sorted(files), ROOT / "tests/cases.py", ROOT / "tests/ranks.py"]
+
+
+def checksum(files: Sequence[Path]) -> str:
+    """Of the contents of files, one behind the other with their names."""
+    found = hashlib.sha256()
+    for file in files:
+        contents = file.read_bytes()
+        found.update(f"{file.parent.name}/{file.name} {len(contents)}\n".encode() + contents)
+    return found.hexdigest()[:12]
 
 
 def lines(file: Path) -> dict[Round, Line]:
@@ -122,12 +156,13 @@ def write(file: Path, line: Line) -> None:
 # One group of ranks -----------------------------------------------------------------------------
 
 
-def work(rank: int, world: int, folder: str, todo: list[Round], until: float, out: str) -> None:
+def work(
+    rank: int, world: int, folder: str, todo: list[Round], until: float, out: str, source: str
+) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    code = source()
+    begun = 0.0  # the first line's time has that of the start in it
     for number, chosen in enumerate(todo):
-        begun = time.process_time()
         alone = list(dict.fromkeys(v.alone for v in chosen.trainings()))
         mine = {v: train(v, 0, 1) for v in alone[rank::world]}  # no group yet: one process
         store = f"file://{folder}/{number}"
@@ -137,14 +172,16 @@ def work(rank: int, world: int, folder: str, todo: list[Round], until: float, ou
         wrong = dict(_outcomes(chosen, mine, rank, world, until))
         spent = _told(time.process_time() - begun, rank, world)
         dist.destroy_process_group()
+        begun = time.process_time()
         if LATE in wrong:
-            return
+            break
         if rank == 0:
             wrong = {name: "; ".join(told[:3])[:400] for name, told in wrong.items() if told}
             agree = len(chosen.trainings()) - len(wrong)
             seconds = round(sum(spent), 1)
             parts = (chosen.method, chosen.slot, chosen.at, world, agree, wrong, seconds)
-            write(Path(out), Line(*parts, torch.__version__, code))
+            write(Path(out), Line(*parts, torch.__version__, source))
+    leave()
 
 
 LATE = "the time is over"
@@ -156,7 +193,7 @@ def _outcomes(
     """What each training's ranks differ in, on the first rank."""
     alone = {v: found for there in _told(mine, rank, world) for v, found in there.items()}
     for variation in chosen.trainings():
-        name = f"{variation.share}, {variation.route}"
+        name = f"{variation.route}, {variation.share}"
         found: Any
         try:
             found = train(variation, rank, world)
@@ -186,7 +223,7 @@ def _told(what: Any, rank: int, world: int) -> list[Any]:
 # All groups -------------------------------------------------------------------------------------
 
 
-def run(todo: list[Round], jobs: int, until: float, out: Path) -> None:
+def run(todo: list[Round], jobs: int, until: float, out: Path, source: str) -> None:
     """Groups of processes, `jobs` at a time, of a few rounds each, until there is no more."""
     running: list[tuple[Any, list[Round], Any]] = []
     while (todo and time.time() < until) or running:
@@ -194,7 +231,7 @@ def run(todo: list[Round], jobs: int, until: float, out: Path) -> None:
             chosen = [r for r in todo if r.world == todo[0].world][:SLICE]
             todo = [r for r in todo if r not in chosen]
             folder = tempfile.TemporaryDirectory()
-            arguments = (chosen[0].world, folder.name, chosen, until, str(out))
+            arguments = (chosen[0].world, folder.name, chosen, until, str(out), source)
             context = mp.start_processes(
                 work, arguments, nprocs=chosen[0].world, join=False, start_method="spawn"
             )
@@ -205,39 +242,52 @@ def run(todo: list[Round], jobs: int, until: float, out: Path) -> None:
                 ended = context.join(timeout=0.3)
             except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
                 ended = True
-                todo = [*todo, *_after(error, chosen, out)]
+                todo = [*todo, *_after(error, chosen, out, source)]
             if ended:
                 running.remove(entry)
                 folder.cleanup()
 
 
-def _after(error: Exception, chosen: list[Round], out: Path) -> list[Round]:
+def _after(error: Exception, chosen: list[Round], out: Path, source: str) -> list[Round]:
     """A line for the round in which ranks ended, and the rounds that are left."""
     known = lines(out)
     left = [r for r in chosen if r not in known]
     if left:
         first, told = left.pop(0), str(error).strip().splitlines()[-1]
         parts = (first.method, first.slot, first.at, first.world, 0, {"all": told[:400]}, 0.0)
-        write(out, Line(*parts, torch.__version__, source()))
+        write(out, Line(*parts, torch.__version__, source))
         print(f"  {first}: {told}", flush=True)
     return left
 
 
-def summary(file: Path) -> str:
+def only_of(file: Path, source: str) -> dict[Round, Line]:
+    """The lines that this source and this torch have made; all others are dropped from the file."""
+    found = {
+        r: line
+        for r, line in lines(file).items()
+        if (line.source, line.torch) == (source, torch.__version__)
+    }
+    file.write_text("")
+    for line in found.values():
+        write(file, line)
+    return found
+
+
+def summary(file: Path, source: str) -> str:
     """What the file's lines come to."""
     found, every = lines(file), rounds((2, 3), None)
     versions = ", ".join(sorted({line.torch for line in found.values()}))
-    told = [
-        f"python benchmarks/ranks.py   (gloo, float64, 1e-10; torch {versions}; "
-        f"{len({line.source for line in found.values()})} state(s) of the source)"
-    ]
+    told = [f"python benchmarks/ranks.py   (gloo, float64, 1e-10; torch {versions})"]
+    if old := sum(line.source != source for line in found.values()):
+        told.append(f"{old} of {len(found)} lines were made by another source than the present one")
     for world in (2, 3):
         there = [line for line in found.values() if line.world == world]
-        agree, of = sum(line.agree for line in there), len(there) * len(SHARES) * len(ROUTES)
+        agree, of = sum(line.agree for line in there), len(there) * len(ROUTES)
         whole = sum(r.world == world for r in every)
         hours = sum(line.seconds for line in there) / 3600
         told.append(
-            f"{world} ranks: {agree} of {of} trainings agree with one process; {len(there)} of "
+            f"{world} ranks: {agree} of {of} trainings of {len(IN_TURN)} steps agree with one "
+            f"process; {len(there)} of "
             f"{whole} methods, slots and places; {hours:.2f} processor hours"
             + (f", {hours * whole / len(there):.2f} for all" if there else "")
         )
@@ -257,19 +307,25 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--out", type=Path, default=RESULTS / "ranks.jsonl")
     parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--sources", action="store_true")
     options = parser.parse_args()
     until = time.time() + 60 * options.minutes
+    files = sources()
+    source = checksum(files)
+    if options.sources:
+        print(*files, source, sep="\n")
+        return 0
     if not options.summary:
         if "lo" in [name for _, name in socket.if_nameindex()]:  # the host may have no name
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what it was asked for
-        known = lines(options.out)
+        known = only_of(options.out, source)
         todo = [
             r for r in rounds(options.worlds, options.methods) if r not in known or known[r].wrong
         ]
         print(f"{len(todo)} lines to make", flush=True)
-        run(todo, options.jobs, until, options.out)
-    told = summary(options.out)
+        run(todo, options.jobs, until, options.out, source)
+    told = summary(options.out, source)
     print(told)
     if options.summary:
         (RESULTS / "ranks.txt").write_text(told + "\n")

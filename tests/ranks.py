@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,16 @@ ROUTES = (
     "blocks loss",
 )
 SHARES = ("even", "uneven", "missing", "gone", "nan", "empty")
+IN_TURN = (
+    ("even", 0),
+    ("uneven", 1),
+    ("missing", 0),
+    ("gone", 1),
+    ("nan", 1),
+    ("nan", 2),
+    ("empty", 0),
+)
+"""Ways to share out a batch, each with its most telling step, for a training that takes all."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,8 @@ class Variation:
         method: the name of a case.
         slot: "weighting" or "aggregator".
         at: a place; "" for the method's own.
-        share: how samples and labels are shared out.
+        share: how samples and labels are shared out in all steps, one of `SHARES`; or "in turn from
+            k", every step in the next of the ways `IN_TURN`.
         route: what the model is wrapped in, and who calls backward.
     """
 
@@ -78,6 +90,14 @@ class Variation:
         """The same training in one process."""
         call = "backward" if self.route.endswith("backward") else "loss"
         return replace(self, route=f"plain {call}")
+
+    @property
+    def steps(self) -> list[tuple[str, int]]:
+        """For each step, how its batch is shared out, and as which of the steps of that way."""
+        turn, _, first = self.share.partition(" from ")
+        if turn == "in turn":
+            return [*IN_TURN[int(first) :], *IN_TURN[: int(first)]]
+        return [(self.share, step) for step in range(STEPS)]
 
 
 @dataclass
@@ -170,23 +190,24 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
     every = route in ("sharded", "blocks") and world > 1
     if every:
         shard(model, blocks=route == "blocks")
-    optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.05)
+    named = dict(model.named_parameters())  # under fully_shard the parts, as the optimizer has them
+    optimizer = torch.optim.SGD([*named.values(), *balancer.parameters()], lr=0.05)
     found = Trained([], [], [], {}, {}, [])
-    part = parts(variation.share, world)[rank]
     further = max((m.traits.batches for m in balancer.methods), default=1) - 1
-    for step in range(STEPS):
+    for number, (share, step) in enumerate(variation.steps):
         optimizer.zero_grad()
-        there = labelled(variation.share, step, len(tasks))[part]
-        losses, outputs, counts = batch(wrapped, step, part, there, every)
-        if variation.share == "nan" and step == 1 and rank == world - 1:
+        part = parts(share, world)[rank]
+        there = labelled(share, step, len(tasks))[part]
+        losses, outputs, counts = batch(wrapped, number, part, there, every)
+        if share == "nan" and step == 1 and rank == world - 1:
             losses["c"] = losses["c"] * torch.nan
-        if variation.share == "nan" and step == 2 and rank == world - 1:
+        if share == "nan" and step == 2 and rank == world - 1:
             losses["c"] = losses["c"] + (0 * outputs["c"]).sum().sqrt()  # whose gradient is NaN
         samples = [
-            batch(wrapped, 100 * (k + 1) + step, part, there, every)[0] for k in range(further)
+            batch(wrapped, 100 * (k + 1) + number, part, there, every)[0] for k in range(further)
         ]
         features = outputs if route == "plain" and not further else model.trunk
-        clock = Clock(epoch=step, step=step)
+        clock = Clock(epoch=number, step=number)
         options = {"features": features, "samples": samples, "counts": counts, "clock": clock}
         try:
             if call == "backward":
@@ -200,20 +221,54 @@ def train(variation: Variation, rank: int, world: int) -> Trained:
             if balancer.last is not None:
                 found.losses.append(balancer.last.losses.clone())
                 found.norms.append(balancer.last.norms)
-        named = [*model.named_parameters(), *balancer.named_parameters()]
-        found.gradients.append({name: whole(p.grad) for name, p in named})
+        every_named = [*named.items(), *balancer.named_parameters()]
+        found.gradients.append({name: here(p.grad) for name, p in every_named})
         if not found.errors[-1]:
             optimizer.step()
-        with torch.no_grad():
-            after, _, counts = batch(model, step, part, there, every)
-        balancer.updated(after, clock, counts=counts)
-    found.parameters = {name: whole(p) for name, p in model.named_parameters()}
+        if any(method.traits.after for method in balancer.methods):
+            with torch.no_grad():
+                after, _, counts = batch(model, number, part, there, every)
+            balancer.updated(after, clock, counts=counts)
+    found.parameters = {name: here(p) for name, p in named.items()}
     found.state = {
         name: value.clone()
         for name, value in balancer.state_dict().items()
         if isinstance(value, Tensor)
     }
+    if every:
+        found.gradients = joined(found.gradients, named, world)
+        (found.parameters,) = joined([found.parameters], named, world)
     return found
+
+
+def here(tensor: Tensor | None) -> Tensor | None:
+    """A copy of what this rank has of it."""
+    if tensor is None:
+        return None
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def joined(
+    found: Sequence[dict[str, Tensor | None]], parted: Collection[str], world: int
+) -> list[dict[str, Tensor | None]]:
+    """The whole tensors of what is parted by its first dimension; in one message.
+
+    Raises:
+        ValueError: some ranks have a tensor, and some have none.
+    """
+    told: list[Any] = [None] * world
+    dist.all_gather_object(told, [{name: some[name] for name in parted} for some in found])
+    wholes = []
+    for some, *of_ranks in zip(found, *told, strict=True):
+        whole = dict(some)
+        for name in parted:
+            pieces = [there[name] for there in of_ranks]
+            none = [piece is None for piece in pieces]
+            if any(none) and not all(none):
+                raise ValueError(f"some ranks have {name!r}, and some have none")
+            whole[name] = None if any(none) else torch.cat(pieces)
+        wholes.append(whole)
+    return wholes
 
 
 def differences(ranks: Sequence[Any], alone: Trained, tolerance: float = 1e-10) -> list[str]:
@@ -304,7 +359,7 @@ Job = tuple[Callable[[Any, int, int], Any], Any]
 
 def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("error")
     store = f"file://{folder}/store"
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world, timeout=DEADLINE
@@ -313,13 +368,32 @@ def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
     for job, argument in jobs:
         try:
             found.append(job(argument, rank, world))
-        except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        except (
+            ValueError,
+            TypeError,
+            RuntimeError,
+            ArithmeticError,
+            LookupError,
+            Warning,
+        ) as error:
             found.append(f"{type(error).__name__}: {error}")
             if "EVENHAND_TRACE" in os.environ:
                 traceback.print_exc()
         dist.barrier()
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+    leave()
+
+
+def leave() -> NoReturn:
+    """End this process at once, and not by way of the interpreter's end.
+
+    A group that something still holds (torch itself holds that of a mesh for good) has threads
+    then, and one that drops a tensor without an interpreter aborts the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def spawned(world: int, jobs: Sequence[Job]) -> list[list[Any]]:

@@ -109,3 +109,54 @@ def test_checks_on_a_device_find_what_differs_and_end(monkeypatch, tmp_path) -> 
 
 def _shifted(solved: eh.Solved) -> eh.Solved:
     return eh.Solved(solved.weights + 1e-6, solved.solution)
+
+
+def test_times_on_paper_are_those_that_the_page_tells(monkeypatch) -> None:
+    monkeypatch.syspath_prepend("replaced by the script")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "communication.py"))
+    assert f"\n{script['on_paper']()}\n" in (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_lines_of_ranks_depend_on_all_that_a_training_calls(monkeypatch, tmp_path) -> None:
+    monkeypatch.syspath_prepend("replaced by the script")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "ranks.py"))
+    files = script["sources"]()
+    package = Path(eh.__file__).parent
+    rooms = {file.relative_to(package).parts[0] for file in files if package in file.parents}
+    assert not rooms & {"app", "comparison", "data", "doctor", "tables", "training"}
+    assert set(package.glob("distributed/*.py")) < set(files)
+    called = set()
+    sys.setprofile(lambda frame, *_: called.add((frame.f_code.co_filename, frame.f_code.co_name)))
+    try:
+        for method in ("mgda", "uncertainty", "moco", "modo-2", "graddrop", "central+tension"):
+            variation = script["Variation"](method, "aggregator", "", "even", "plain loss")
+            if method == "uncertainty":
+                variation = script["replace"](variation, slot="weighting")
+            script["train"](variation, 0, 1)
+    finally:
+        sys.setprofile(None)
+    ours = {Path(file) for file, name in called if name != "<module>" and str(package) in file}
+    assert package / "balancer.py" in ours
+    assert ours - {package / "__init__.py"} <= set(files)
+
+    twin = tmp_path / "evenhand" / "balancer.py"
+    twin.parent.mkdir()
+    twin.write_text("one")
+    before = script["checksum"]([twin])
+    assert script["checksum"]([twin]) == before
+    twin.write_text("another")
+    assert script["checksum"]([twin]) != before
+
+
+def test_lines_of_ranks_are_of_one_source(monkeypatch, tmp_path) -> None:
+    monkeypatch.syspath_prepend("replaced by the script")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "ranks.py"))
+    file, torch = tmp_path / "lines.jsonl", script["torch"].__version__
+    for source, of in (("old", torch), ("new", torch), ("new", "1.0")):
+        line = script["Line"](source + of, "aggregator", "", 2, 8, {}, 1.0, of, source)
+        script["write"](file, line)
+    (kept,) = script["only_of"](file, "new").values()
+    assert (kept.source, kept.torch) == ("new", torch)
+    assert list(script["lines"](file).values()) == [kept]

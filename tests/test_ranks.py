@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import traffic
 from evenhand import Balancer
 from evenhand.distributed.fully_sharded import require_reducing
 from ranks import ROUTES, SHARES, Job, Variation, differences, spawned, train, variations
@@ -43,7 +44,7 @@ def sample(world: int) -> list[Variation]:
 def test_ranks(world: int) -> None:
     """All that is asked of them, in one group of processes; `make ranks` asks of every method."""
     jobs: list[Job] = [(train, variation) for variation in sample(world)]
-    jobs += [(sent, (name, route)) for name in MODES for route in ("plain", "wrapped")]
+    jobs += [(sent, (name, route)) for name in MODES for route in traffic.ROUTES]
     jobs += [(named, name) for name in CASES] if world == 2 else []
     found = spawned(world, jobs)
     wrong: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,19 @@ def run(*options: str, processes: int = 2) -> list[str]:
     command = [*launcher, "--nproc-per-node", str(processes), str(EXAMPLE), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr[-3000:]
+    assert "Warning" not in done.stderr
     return done.stdout.splitlines()
 
 
-def test_a_job_that_was_told_to_stop_goes_on(tmp_path) -> None:
+@pytest.fixture(scope="module")
+def whole() -> list[str]:
+    """Six steps of two processes, and the sum of all parameters' sizes."""
+    return run("--steps", "6")
+
+
+def test_a_job_that_was_told_to_stop_goes_on(whole, tmp_path) -> None:
     """On as many processes to the same bits, on one to rounding."""
     checkpoint = ["--checkpoint", str(tmp_path / "job.pt")]
-    whole = run("--steps", "6")
     before = run("--steps", "6", *checkpoint, "--terminate-at", "2")
     after = run("--steps", "6", *checkpoint)
     assert len(before) == 4
@@ -35,14 +42,27 @@ def test_a_job_that_was_told_to_stop_goes_on(tmp_path) -> None:
         assert numbers(one) == pytest.approx(numbers(other), rel=1e-3)
 
 
-def test_sharded_parameters_and_their_checkpoint_give_the_same_steps(tmp_path) -> None:
-    checkpoint = ["--checkpoint", str(tmp_path / "job")]
-    plain = run("--steps", "4")
-    sharded = run("--steps", "4", "--shard", *checkpoint, "--terminate-at", "1")[:2]
-    sharded += run("--steps", "4", "--shard", *checkpoint)
-    assert len(sharded) == 5
-    for one, other in zip(plain[:-1], sharded[:-1], strict=True):
-        assert numbers(one) == pytest.approx(numbers(other), rel=1e-3)
+def test_sharded_parameters_and_their_checkpoint_give_the_same_steps(whole, tmp_path) -> None:
+    """On as many processes to the same bits, on more to rounding, and as without --shard."""
+    checkpoint, copy = tmp_path / "job", tmp_path / "copy"
+    options = ["--steps", "6", "--shard"]
+    sharded = run(*options)
+    before = run(*options, "--checkpoint", str(checkpoint), "--terminate-at", "2")
+    shutil.copytree(checkpoint, copy)
+    after = run(*options, "--checkpoint", str(checkpoint))
+    assert before[:3] == sharded[:3]
+    assert after == sharded[3:]
+    on_three = run(*options, "--checkpoint", str(copy), processes=3)
+    for line, *others in zip(sharded[3:-1], on_three[:-1], whole[3:-1], strict=True):
+        for other in others:
+            assert numbers(other) == pytest.approx(numbers(line), rel=1e-3)
+    assert size(on_three) == pytest.approx(size(sharded), rel=1e-6)
+    assert size(whole) == pytest.approx(size(sharded), rel=1e-6)
+
+
+def size(lines: list[str]) -> float:
+    """The sum of all parameters' sizes."""
+    return float.fromhex(lines[-1].removeprefix("parameters "))
 
 
 def numbers(line: str) -> list[float]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork, OnlineMinNorm, Uncertainty
 
 M = 4
+ROUTES = ("plain", "wrapped", "sharded")
 MODES = {
     "losses": lambda: {"weighting": Uncertainty()},
     "representation": lambda: {"aggregator": MGDA(at="representation")},
@@ -52,30 +55,37 @@ class Counter:
 @contextmanager
 def counted(counter: Counter) -> Iterator[None]:
     """Inside, the collectives of this process are counted."""
-    plain = {
-        name: getattr(dist, name)
-        for name in ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather")
+
+    def first(tensor: Tensor, other: Any) -> None:
+        counter.one_way(tensor.numel())
+
+    def second(tensor: Tensor, other: Tensor) -> None:
+        counter.one_way(other.numel())
+
+    counts: dict[str, Callable[[Any, Any], None]] = {
+        "all_reduce": lambda value, _: counter.all_reduce(value.numel()),
+        "all_gather": lambda whole, _: counter.one_way(sum(part.numel() for part in whole)),
+        "all_gather_into_tensor": first,
+        "all_gather_single": first,  # since torch 2.13
+        "reduce_scatter_tensor": second,
+        "reduce_scatter_single": second,
     }
+    plain = {name: getattr(dist, name) for name in counts if hasattr(dist, name)}
 
-    def all_reduce(value: Tensor, *rest: Any, **options: Any) -> Any:
-        counter.all_reduce(value.numel())
-        return plain["all_reduce"](value, *rest, **options)
+    def counting(name: str) -> Callable[..., Any]:
+        arguments = inspect.signature(plain[name])
 
-    def reduce_scatter(mine: Tensor, whole: Tensor, *rest: Any, **options: Any) -> Any:
-        counter.one_way(whole.numel())
-        return plain["reduce_scatter_tensor"](mine, whole, *rest, **options)
+        def collective(*args: Any, **options: Any) -> Any:
+            bound = arguments.bind(*args, **options)
+            bound.apply_defaults()
+            counts[name](*list(bound.arguments.values())[:2])
+            return plain[name](*args, **options)
 
-    def all_gather(whole: Tensor, mine: Tensor, *rest: Any, **options: Any) -> Any:
-        counter.one_way(whole.numel())
-        return plain["all_gather_into_tensor"](whole, mine, *rest, **options)
-
-    def all_gather_list(whole: list[Tensor], mine: Tensor, *rest: Any, **options: Any) -> Any:
-        counter.one_way(sum(part.numel() for part in whole))
-        return plain["all_gather"](whole, mine, *rest, **options)
+        return collective
 
     try:
-        dist.all_reduce, dist.reduce_scatter_tensor = all_reduce, reduce_scatter
-        dist.all_gather_into_tensor, dist.all_gather = all_gather, all_gather_list
+        for name in plain:
+            setattr(dist, name, counting(name))
         yield
     finally:
         for name, function in plain.items():
@@ -93,6 +103,8 @@ def sent(mode: tuple[str, str], rank: int, world: int) -> tuple[float, int]:
     balancer = Balancer(**MODES[name](), tasks=tasks, model=model, factored="never")
     counter = Counter(world)
     wrapped: nn.Module = model
+    if route == "sharded":
+        fully_shard(model)
     if route == "wrapped":
         wrapped = DistributedDataParallel(model, bucket_cap_mb=0.01)
 
@@ -120,17 +132,27 @@ def table(mode: tuple[str, str], world: int) -> tuple[float, float]:
     name, route = mode
     model = network()
     trunk, heads = model.trunk, model.heads
-    t, h, last = (
-        sum(p.numel() for p in ps)
-        for ps in (trunk.parameters(), heads.parameters(), trunk[-2].parameters())
-    )
     leaves = len(list(model.parameters()))
-    f, p, own = (world - 1) / world, t + h, route == "plain"
+    f, own = (world - 1) / world, route == "plain"
     of_trunk = len(list(trunk.parameters()))
+    header = 2 * f * (3 * (M + 1) + 1)
 
     def padded(size: int) -> int:
         return -(-size // world) * world
 
+    def numbers(module: nn.Module) -> int:
+        """Under `fully_shard` every parameter is padded, by its first dimension."""
+        if route == "sharded":
+            return sum(padded(len(p)) * p[0].numel() for p in module.parameters())
+        return sum(p.numel() for p in module.parameters())
+
+    t, h, last = numbers(trunk), numbers(heads), numbers(trunk[-2])
+    p = t + h
+    if route == "sharded":
+        sums = 0 if name == "losses" else M**2
+        rows = 0 if name in ("losses", "representation") else f * (M - 1) * t
+        # Whether some rank reaches less, and whether all is finite.
+        return 2 * f * (p + sums) + rows, header + 2 * f * 2 * (M + 1)
     main = {
         "losses": 2 * f * p,
         "representation": 2 * f * (M**2 + p),
@@ -140,7 +162,6 @@ def table(mode: tuple[str, str], world: int) -> tuple[float, float]:
         if own
         else f * M * padded(t) + 2 * f * (p + M**2),
     }[name]
-    header = 2 * f * (3 * (M + 1) + 1)
     # A reduction of one's own says of each leaf whether anybody has a gradient, dense or sparse.
     said = leaves - (of_trunk if name == "parameters" else 0) if own else 0
     said += of_trunk if name == "online" and not own else 0

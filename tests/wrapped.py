@@ -132,6 +132,46 @@ def sharded_afterwards(rank: int, world: int) -> list[Tensor]:
     return [whole(p.grad) for p in model.parameters()]
 
 
+def skipped(rank: int, world: int, wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
+    """A step is skipped, and momentum moves the parameters all the same."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model, nonfinite="skip")
+    wrapped = wrap(model) if world > 1 else model
+    named = dict(model.named_parameters())  # under fully_shard those that the optimizer has
+    optimizer = torch.optim.SGD(named.values(), lr=0.1, momentum=0.9)
+    found = []
+    for step in range(3):
+        losses, _, _ = batch(wrapped, step, *part_of(rank, world))
+        if step == 1 and rank == world - 1:
+            losses["c"] = losses["c"] * torch.nan
+        optimizer.zero_grad(set_to_none=False)
+        balancer.loss(losses).backward()
+        optimizer.step()
+        found += [whole(p.grad) for p in named.values()]
+    return found
+
+
+def looked_at(rank: int, world: int, wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
+    """Gradients are looked at between a backward pass and the move; the graph is kept."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(at="representation"), tasks=TASKS, model=model)
+    wrapped = wrap(model) if world > 1 else model
+    named = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(named.values(), lr=0.1)
+    found: list[Tensor] = []
+    caught: list[Tensor] = []
+    model.trunk.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    for step in range(2):
+        losses, _, _ = batch(wrapped, step, *part_of(rank, world))
+        optimizer.zero_grad()
+        balancer.backward(losses, features=caught[-1], retain_graph=True)
+        view = balancer.gradients(losses, features=caught[-1])
+        found += [view.gramian, view.at("representation").gramian]
+        optimizer.step()
+        found += [whole(p.grad) for p in named.values()]
+    return found
+
+
 class Hiding(nn.Module):
     """Its outputs are in a container that torch does not look into."""
 
@@ -295,6 +335,9 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "sharded, hidden outputs": sharded_with_hidden_outputs,
     "sharded, missing": missing_of_a_sharded_model,
     "sharded, accumulated": accumulated_sharded,
+    "sharded, skipped": lambda r, w: skipped(r, w, fully_shard),
+    "sharded, looked at": lambda r, w: looked_at(r, w, fully_shard),
+    "wrapped, skipped": lambda r, w: skipped(r, w, DistributedDataParallel),
     "lazy": lambda r, w: lazy(r, w, plain, aggregator=MGDA()),
     "lazy, unused": lambda r, w: lazy(r, w, unused, aggregator=MGDA()),
     "lazy, unused, losses": lambda r, w: lazy(r, w, unused, weighting=GLS()),

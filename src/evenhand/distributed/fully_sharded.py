@@ -72,9 +72,11 @@ class FullySharded:
     def __init__(self, model: nn.Module) -> None:
         self._root: Any = model
         self._parts: list[Any] = []
+        self._groups: list[Any] = []
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 for group in groups_of(module):
+                    self._groups.append(group)
                     self._parts += [part for part in group.fsdp_params if part not in self._parts]
         meshes = {part.sharded_param.device_mesh for part in self._parts}
         if len(meshes) != 1 or next(iter(meshes)).ndim > 1:
@@ -115,6 +117,33 @@ class FullySharded:
         for term in terms:
             hooked: Any = term.register_hook
             hooked(begin)
+
+    @contextmanager
+    def kept_gathered(self) -> Iterator[None]:
+        """Inside, what the forward pass has left gathered stays so between backward passes.
+
+        That is what has `reshard_after_forward=False`, as a root has by default: it waits whole for
+        the backward pass anyway, and is not gathered anew for each of several. It is left as it was
+        found: what stayed whole when parameters move would be out of date in the next forward pass.
+        """
+        kept = [
+            g for g in self._groups if g.reshard_after_backward and not g._reshard_after_forward
+        ]
+        apart = [group for group in kept if not group.is_unsharded]
+        for group in kept:
+            group.reshard_after_backward = False
+        try:
+            yield
+        finally:
+            for group in kept:
+                group.reshard_after_backward = True
+            for group in apart:
+                group.reshard()
+
+    def put_away(self) -> None:
+        """Leave each rank its parts alone, also after a forward pass without a backward one."""
+        for group in self._groups:
+            group.reshard()
 
     @contextmanager
     def as_in_the_graph(self) -> Iterator[None]:
@@ -226,7 +255,10 @@ class ShardedPasses:
     def _of_tasks(self) -> list[dict[int, Tensor]]:
         """Each task's gradients by all parts, from one backward pass each."""
         if self._by_task is None:
-            self._by_task = [self._passed(loss) for loss in self._each]
+            *first, last = self._each
+            with self._model.kept_gathered():
+                rows = [self._passed(loss) for loss in first]
+            self._by_task = [*rows, self._passed(last)]
         return self._by_task
 
     def _deltas(self) -> Jacobian:
@@ -234,8 +266,9 @@ class ShardedPasses:
         if self._heads is None:
             (z,) = self._features()
             column = [plain_column(len(self.tasks), self.call.leading)]
-            for i, loss in enumerate(self._each):
-                fill(column, i, self._by_features(loss))
+            with self._model.kept_gathered():
+                for i, loss in enumerate(self._each):
+                    fill(column, i, self._by_features(loss))
             m, leading = len(self.tasks), self.call.leading
             self._heads = Jacobian(column, [z], leading, m, self.call.values)
         return self._heads

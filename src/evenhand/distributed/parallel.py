@@ -231,16 +231,22 @@ class Parallel:
         return list(reached) if self.sharded is None else self.sharded.handed(reached)
 
     def untouched(self, reached: Iterable[Tensor]) -> Callable[[], None]:
-        """What leaves without a gradient as they are when the wrapper has ended.
+        """What is to be done when a step's backward pass has ended, the wrapper's part included.
 
-        One that does not look for unused parameters gives zeros to those that no rank has reached.
+        `DistributedDataParallel`, where it does not look for unused parameters, gives zeros to
+        leaves that no rank has reached: they have none again. Under `fully_shard` a skipped step
+        has no backward pass that puts whole parameters away, and would leave the next forward pass
+        those of now.
         """
         there = {id(p) for p in reached}
         without = [p for p in self.wrappers.waiting if id(p) not in there and p.grad is None]
+        sharded = self.sharded
 
         def restore() -> None:
             for leaf in without:
                 leaf.grad = None
+            if sharded is not None:
+                sharded.put_away()
 
         return restore
 

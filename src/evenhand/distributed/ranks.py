@@ -11,6 +11,8 @@ from torch import Tensor
 
 BUCKET = 25 * 2**20
 """Bytes that travel together, as in `DistributedDataParallel`."""
+SINGLE = hasattr(dist, "reduce_scatter_single")
+"""Whether this torch has the names that 2.13 gave to two collectives; it warns of the old ones."""
 
 
 class Ranks:
@@ -84,13 +86,15 @@ class Ranks:
     def scattered(self, by_rank: Tensor) -> Tensor:
         """This rank's Σ over ranks of a tensor [R, ...], of which each rank gets one entry."""
         mine = torch.empty_like(by_rank[0], memory_format=torch.contiguous_format)
-        dist.reduce_scatter_tensor(mine.view(-1), by_rank.contiguous().view(-1), group=self.group)
+        scatter = dist.reduce_scatter_single if SINGLE else dist.reduce_scatter_tensor
+        scatter(mine.view(-1), by_rank.contiguous().view(-1), group=self.group)
         return mine
 
     def joined(self, part: Tensor) -> Tensor:
         """All ranks' vectors of one length, one behind the other."""
         whole = part.new_empty(self.size * part.numel())
-        dist.all_gather_into_tensor(whole, part.contiguous(), group=self.group)
+        gather = dist.all_gather_single if SINGLE else dist.all_gather_into_tensor
+        gather(whole, part.contiguous(), group=self.group)
         return whole
 
     def columns(self, part: Tensor) -> Tensor:
