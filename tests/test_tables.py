@@ -205,6 +205,12 @@ def test_a_columns_kind_is_found(cells, kind, values) -> None:
     [
         (["1", "2", "abc"], r"mixes numbers and text: 'abc' in row 3 \(1 of 3"),
         (["1,5", "2.5", "3"], "mixes numbers and text: '2.5'"),
+        (["1.5", "2.5", "3,5"], r"mixes numbers and text: '3,5' in row 3 \(1 of 3"),
+        (["1,234.50", "999.5"], "marks between thousands, such as '1,234.50'"),
+        (["1.234,50", "2.345,60"], "marks between thousands, such as '1.234,50'"),
+        (["1 234", "12 345"], "marks between thousands, such as '1 234'"),
+        (["$5", "-$7.50", "6"], "numbers with signs .*, such as '\\$5': write digits"),
+        (["12 %", "7%", "x"], "numbers with signs .*, such as '12 %'"),
         (["1,234", "5", "12,345"], "'1,234' may be a thousand or a fraction"),
         (["1", "inf", "2"], "holds inf in row 2"),
         (["1", "1e300", "2"], r"holds 1e\+300 in row 2"),
@@ -215,6 +221,11 @@ def test_a_columns_kind_is_found(cells, kind, values) -> None:
 def test_a_column_that_cannot_be_told_is_refused(cells, said) -> None:
     with pytest.raises(ValueError, match=said):
         found("c", column(cells))
+
+
+@pytest.mark.parametrize("cells", [["A 100", "B 200"], ["1-2", "3-4"], ["5 kg", "7 m"], ["+", "%"]])
+def test_words_with_numbers_in_them_are_words(cells) -> None:
+    assert found("c", column(cells)).kind == "category"
 
 
 def test_a_kind_that_is_asked_for_is_held_to() -> None:
@@ -325,7 +336,9 @@ def test_what_was_fitted_is_kept_as_json(tmp_path) -> None:
     torch.manual_seed(0)
     other = again.network(("ill", "grade"))
     assert str(one) == str(other)
-    for wrong in ("[]", "{}", '{"format": "other"}', "no json"):
+    assert {column.form for column in again.columns} == {"", "iso"}
+    odd = prepared.to_json().replace('"form": "iso"', '"form": "%Q"')
+    for wrong in ("[]", "{}", '{"format": "other"}', "no json", odd):
         with pytest.raises(ValueError, match=r"preparation of a table|has the format"):
             Prepared.from_json(wrong)
 
@@ -572,14 +585,15 @@ def test_what_is_odd_is_said() -> None:
         ({"y": [None] * 60}, {}, "is blank in every row"),
         ({"y": [1.5] * 60}, {}, "is 1.5 in every row"),
         ({"y": ["a"] * 60}, {}, "'a' in every row"),
+        ({"y": [f"k{k % 40}" for k in range(60)]}, {}, "40 different values in 60 labels"),
         ({"y": ["2025-01-01", "2025-01-02"] * 30}, {}, "is a date"),
         ({"y": [f"k{k}" for k in range(60)] * 5, "x": [1.0, 2.0] * 150}, {"kinds": {}}, ""),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused(change, asked, said) -> None:
     if not said:
-        change = {"y": [f"k{k}" for k in range(300)], "x": [1.0, 2.0] * 150}
-        said = "300 different values"
+        change = {"y": [f"k{k % 300}" for k in range(900)], "x": [1.0, 2.0] * 450}
+        said = "300 different values: more than 200 classes"
     with pytest.raises(ValueError, match=said) as error:
         look(base() | change, **asked)
     assert "\n" not in str(error.value)
@@ -719,6 +733,9 @@ def test_an_official_test_set_stays(tmp_path) -> None:
     ill = [int(make(k).validation.targets["ill"].nansum()) for k in range(4)]
     assert max(ill) - min(ill) <= 1  # classes have their share in what is drawn beside it
     lacking = {k: v for k, v in patients(30).items() if k != "age"}
+    for rest in ({"drop": ["age"]}, {"inputs": ["bmi"]}):  # what is not asked of is not needed
+        beside = str(write(tmp_path / "q2.csv", lacking))
+        assert len(table_problem(file, {"targets": ["ill"], "test": beside} | rest)(0).test) == 30
     asked = {"targets": TARGETS, "test": str(write(tmp_path / "q2.csv", lacking))}
     with pytest.raises(ValueError, match=r"q2.csv has no column 'age'"):
         table_problem(file, asked)(0)
