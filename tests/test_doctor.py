@@ -21,6 +21,7 @@ from evenhand.comparison.inference import Estimate
 from evenhand.comparison.request import Settings
 from evenhand.data import Problem, Split, Task
 from evenhand.data.splits import Parts, Pool
+from evenhand.doctor import examine as examine_module
 from evenhand.doctor import trials
 from evenhand.doctor.agreement import agreement
 from evenhand.doctor.costs import costs
@@ -492,6 +493,8 @@ def test_what_cannot_be_stacked_is_told() -> None:
         ),
     )
     assert "dropout" in trials.obstacle({0: dropping}, asked)
+    decayed = replace(problem, optimizer="adamw(weight_decay=0.5)")
+    assert trials.obstacle({0: decayed}, asked) == "AdamW has no stacked form"
     with pytest.raises(ValueError, match="has no width"):
         run({0: replace(problem, scaled=None)}, [replace(asked[0], width=2.0)], [1])
 
@@ -538,6 +541,22 @@ def test_harm_is_that_by_hand(monkeypatch) -> None:
             error = (second - first) / math.sqrt(2) * math.sqrt(1 / 2 + 0.25)
             assert harm[task].scale == pytest.approx(error)
     assert experiments.learned()["b"].mean == pytest.approx(100 * (1 - 1 / of_test[1]))
+
+
+def test_any_optimizer_of_torch_trains_the_small_experiments() -> None:
+    """A step of Adagrad, by torch, from the same network on the same batch."""
+    problem = examine_module._problem(Settings.suggested(small(), optimizer="adagrad(eps=0.01)"))
+    asked = Trial(0, (1.0, 2.0, 1.0), 0.05)
+    found = run({0: problem}, [asked], [1])[asked].validation[0]
+    net = trials._network(problem, asked)
+    own = torch.optim.Adagrad(net.parameters(), lr=0.05, eps=0.01)
+    inputs, targets = trials._stream(problem, asked).batch(0)
+    losses = problem.losses(net(inputs), targets)
+    sum(w * loss for w, loss in zip(asked.weights, losses.values(), strict=True)).backward()
+    own.step()
+    held = problem.validation
+    after = problem.losses(net(held.inputs), held.targets)
+    assert found.tolist() == pytest.approx([loss.item() for loss in after.values()], rel=1e-5)
 
 
 # The ladder's words ---------------------------------------------------------------------------

@@ -258,7 +258,8 @@ RECTIFIED = 5.0
 
 def _averaged(step: float, beta: float) -> float:
     """ρ_t of RAdam: how many gradients its running mean is worth (Liu et al., ICLR 2020)."""
-    return 2 / (1 - beta) - 1 - 2 * step * beta**step / (1 - beta**step)
+    kept = math.pow(beta, step)
+    return 2 / (1 - beta) - 1 - 2 * step * kept / (1 - kept)
 
 
 # The look-ahead -------------------------------------------------------------------------------
