@@ -239,7 +239,10 @@ class TableProblem:
             if preparation.varies(reading, rows)
         )
         if not columns:
-            raise ValueError(f"{table.name}: no input varies in the training part")
+            raise ValueError(
+                f"{table.name}: no input varies in the training part, which has {len(rows):,} of "
+                f"{table.rows:,} rows"
+            )
         fitted = {
             target.title: (target.fitted(reading, rows, question.balance), reading)
             for target, reading in table.targets.values()

@@ -123,14 +123,11 @@ def _separated(
     name: str, content: bytes, blank: frozenset[str], encoding: str, separator: str | None = None
 ) -> Table:
     text = _decoded(name, content, encoding)
-    try:
-        # Line ends are left to the csv module: a quoted cell may hold some.
-        lines = csv.reader(
-            io.StringIO(text, newline=""), delimiter=separator or _separator(text), strict=True
-        )
-        header, rows, numbers = _table_lines(name, lines)
-    except csv.Error as error:
-        raise ValueError(f"{name}: {error}") from error
+    # Line ends are left to the csv module: a quoted cell may hold some.
+    lines = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator or _separator(text), strict=True
+    )
+    header, rows, numbers = _table_lines(name, lines)
     for number, row in zip(numbers, rows, strict=True):
         if len(row) != len(header):
             raise ValueError(
@@ -145,18 +142,29 @@ def _separated(
 
 
 def _table_lines(name: str, lines: Any) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows, and the line on which each row ends; empty lines are no rows."""
+    """Header, rows, and the line on which each row ends; empty lines are no rows.
+
+    Raises:
+        ValueError: quotes do not match, or there is no line.
+    """
     header: list[str] | None = None
     rows: list[list[str]] = []
     numbers: list[int] = []
-    for row in lines:
-        if not row:
-            continue
-        if header is None:
-            header = row
-            continue
-        rows.append(row)
-        numbers.append(lines.line_num)
+    whole = 0
+    try:
+        for row in lines:
+            whole = lines.line_num
+            if not row:
+                continue
+            if header is None:
+                header = row
+                continue
+            rows.append(row)
+            numbers.append(whole)
+    except csv.Error as error:
+        ended = str(error) == "unexpected end of data"
+        said = "a quote is opened and not closed" if ended else str(error)
+        raise ValueError(f"{name}, line {whole + 1}: {said}") from error
     if header is None:
         raise ValueError(f"{name} is empty")
     return header, rows, numbers
