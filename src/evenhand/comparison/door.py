@@ -112,7 +112,7 @@ def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker,
     columns = columns_of(asked)
     if columns is not None:
         question = Question.of(said)
-        seen = examined(held(columns), question, tested(question))
+        seen = examined(held(columns, strict=False), question, tested(question))
         return TableProblem("", question, seen), {}
     if said:
         raise ValueError(f"{', '.join(said)}: only a table has columns")

@@ -33,6 +33,8 @@ COMPARED = 10_000
 """Rows by which columns of numbers are held against each other."""
 IDENTIFYING = 20
 """Rows from which on a column without repetition is taken for an identifier."""
+NAMED = 3
+"""Columns that are left out are named up to so many where none is left."""
 PAIRS = 10
 """Columns that say the same are named up to so many pairs."""
 RARE = 0.05
@@ -135,6 +137,8 @@ def _joined(table: Table, test: Table, question: Question) -> Table:
     parts = (*question.targets, question.group, question.time, question.weight)
     inputs = question.inputs or [name for name in table.columns if name not in question.drop]
     asked = [name for name in table.columns if name in {*inputs, *parts}]
+    if odd := [name for name in asked if name in test.unreadable]:
+        raise ValueError(f"{test.name}: {test.unreadable[odd[0]]}")
     if lacking := [name for name in asked if name not in test.columns]:
         raise ValueError(
             f"{test.name} has no column {shown(lacking[0])}, which {table.name} has; "
@@ -146,7 +150,7 @@ def _joined(table: Table, test: Table, question: Question) -> Table:
         if cells.dtype.kind != other.dtype.kind:
             cells, other = as_text(cells), as_text(other)
         both[name] = np.concatenate([cells, other])
-    return Table(table.name, both)
+    return Table(table.name, both, table.unreadable)
 
 
 # Columns with a part ----------------------------------------------------------------------------
@@ -307,8 +311,13 @@ def _inputs(
 ) -> dict[str, Reading]:
     spoken = {*question.targets, *question.drop, question.group, question.time, question.weight}
     names = question.inputs or [name for name in table.columns if name not in spoken]
-    refused: list[str] = []
+    refused = [
+        f"{why} ({of_table('drop', [name])} leaves it out)"
+        for name, why in table.unreadable.items()
+        if name not in question.drop and not question.inputs
+    ]
     found: dict[str, Reading] = {}
+    before = len(notes)
     for name in names:
         cells, kind = table.columns[name], question.kinds.get(name)
         try:
@@ -336,7 +345,10 @@ def _inputs(
     if refused:
         raise ValueError("; ".join(refused))
     if not found:
-        raise ValueError(f"{table.name}: no column is left to predict from")
+        why = "; ".join(notes[before:][:NAMED])
+        raise ValueError(
+            f"{table.name}: no column is left to predict from" + (f" ({why})" if why else "")
+        )
     return found
 
 

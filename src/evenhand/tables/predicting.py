@@ -89,7 +89,10 @@ class Predictor:
             ValueError: a column is not there, or holds something of another kind.
         """
         names = list(table.columns)
-        lacking = [c.name for c in self.prepared.columns if c.name not in names]
+        asked = [column.name for column in self.prepared.columns]
+        if odd := [name for name in asked if name in table.unreadable]:
+            raise ValueError(f"{table.name}: {table.unreadable[odd[0]]}")
+        lacking = [name for name in asked if name not in names]
         if lacking:
             more = f" (nor {len(lacking) - 1} more)" if len(lacking) > 1 else ""
             raise ValueError(
