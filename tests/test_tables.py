@@ -309,11 +309,13 @@ def test_a_columns_kind_is_found(cells, kind, values) -> None:
         (["1", "2", "abc"], r"mixes numbers and text: 'abc' in row 3 \(1 of 3"),
         (["1,5", "2.5", "3"], "mixes numbers and text: '2.5'"),
         (["1.5", "2.5", "3,5"], r"mixes numbers and text: '3,5' in row 3 \(1 of 3"),
-        (["1,234.50", "999.5"], "marks between thousands, such as '1,234.50'"),
-        (["1.234,50", "2.345,60"], "marks between thousands, such as '1.234,50'"),
-        (["1 234", "12 345"], "marks between thousands, such as '1 234'"),
-        (["$5", "-$7.50", "6"], "numbers with signs .*, such as '\\$5': write digits"),
-        (["12 %", "7%", "x"], "numbers with signs .*, such as '12 %'"),
+        ([f"{k},234.50" for k in range(1, 12)], "marks between thousands, such as '1,234.50'"),
+        ([f"{k}.234,50" for k in range(1, 12)], "marks between thousands, such as '1.234,50'"),
+        ([f"{k} 234" for k in range(1, 12)], "marks between thousands, such as '1 234'"),
+        ([f"{k}.234.567" for k in range(1, 12)], "marks between thousands, such as '1.234.567'"),
+        ([*(f"-${k}.5" for k in range(11)), "6"], r"signs .*, such as '-\$0.5': write digits"),
+        ([*(f"{k} %" for k in range(11)), "x"], "numbers with signs .*, such as '0 %'"),
+        ([*(f"{k}€" for k in range(11)), *"12345"], "numbers with signs .*, such as '0€'"),
         (["1,234", "5", "12,345"], "'1,234' may be a thousand or a fraction"),
         (["1", "inf", "2"], "holds inf in row 2"),
         (["1", "1e300", "2"], r"holds 1e\+300 in row 2"),
@@ -326,8 +328,10 @@ def test_a_column_that_cannot_be_told_is_refused(cells, said) -> None:
         found("c", column(cells))
 
 
-@pytest.mark.parametrize("cells", [["A 100", "B 200"], ["1-2", "3-4"], ["5 kg", "7 m"], ["+", "%"]])
-def test_words_with_numbers_in_them_are_words(cells) -> None:
+@pytest.mark.parametrize("pattern", ["A {}", "{}-{}", "{} kg", "{}+", "{}:00", "({})", "1.{}.2"])
+def test_words_with_numbers_in_them_are_words(pattern) -> None:
+    assert found("c", column(["10%", "20%", "10%"])).kind == "category"
+    cells = [pattern.format(k, k + 1) for k in range(12)]
     assert found("c", column(cells)).kind == "category"
 
 

@@ -37,11 +37,11 @@ THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?")
 GROUPED = re.compile(
     r"\d{1,3}((,\d{3})+\.\d+|(\.\d{3})+,\d+|(,\d{3})+|(\.\d{3}){2,}|"
-    r"([ '\u2019\u00a0\u202f]\d{3})+([.,]\d+)?)"
+    r"([ '\u2019\u00a0\u202f]\d{3})+([.,]\d+)?)|\d+([.,]\d*)?|[.,]\d+"
 )
-"""A number with marks between its thousands: 1,234.50 or 1.234,50 or 1 234 or 1'234."""
-SIGNS = "+-$€£¥% \u00a0\u202f"
-"""What may stand around a number that is written for people: $5, 12 %."""
+"""A number, perhaps with marks between its thousands: 1,234.50 or 1.234,50 or 1 234 or 1'234."""
+DRESSED = re.compile(rf"[+-]?[$€£¥]?\s?[+-]?({GROUPED.pattern})\s?[$€£¥%]?")
+"""A number that is written for people: $5, 12 %, -1,234.50 €."""
 INFINITE = frozenset({"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"})
 FORMATS = (
     "%Y-%m-%d",
@@ -65,6 +65,8 @@ FORMATS = (
 """Of dates, besides ISO 8601."""
 MOSTLY = 0.5
 """A column of text with more numbers than this is a column of numbers with mistakes."""
+LEVELS = 10
+"""Numbers with signs, 10% and 20%, may be a category where there are no more of them."""
 LONG, WORDS = 40, 5
 """Free text has cells of so many letters or words in the mean, and few that repeat."""
 REPEATED = 0.5
@@ -110,12 +112,12 @@ def found(name: str, cells: Cells) -> Reading:
     numeric = sum(count for text, count in texts.items() if _number(text) is not None)
     if numeric == sum(texts.values()):
         return read_as("numeric", name, cells)
-    dressed = sum(count for text, count in texts.items() if _dressed(text))
-    if dressed and numeric + dressed > MOSTLY * sum(texts.values()):
-        one = next(text for text in texts if _dressed(text))
+    dressed = {text: n for text, n in texts.items() if _number(text) is None and _dressed(text)}
+    if len(dressed) > LEVELS and numeric + sum(dressed.values()) > MOSTLY * sum(texts.values()):
         raise ValueError(
             f"column {shown(name)} holds numbers with signs or marks between thousands, such as "
-            f"{_short(one)}: " + ways("write digits and a point alone", _as_category(name))
+            f"{_short(next(iter(dressed)))}: "
+            + ways("write digits and a point alone", _as_category(name))
         )
     if numeric > MOSTLY * sum(texts.values()):
         raise ValueError(_mixed(name, cells))
@@ -292,9 +294,7 @@ def _number(text: str, commas: bool | None = None) -> float | None:
 
 def _dressed(text: str) -> bool:
     """Whether it is a number as people write it, with signs or with marks between thousands."""
-    bare = text.strip(SIGNS)
-    known = NUMBER.fullmatch(bare) or COMMA.fullmatch(bare) or GROUPED.fullmatch(bare)
-    return known is not None and _number(text) is None
+    return DRESSED.fullmatch(text) is not None
 
 
 def _commas(cells: Cells) -> bool:
