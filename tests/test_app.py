@@ -342,6 +342,13 @@ def test_help_fits_a_terminal(command) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("command", ["", "new"])
+def test_who_asks_nothing_gets_the_help(command) -> None:
+    result = _run(command)
+    assert result.exit_code == 2
+    assert result.stderr == _run(f"{command} --help").stdout
+
+
 def test_help_names_every_default() -> None:
     words = " ".join(_run("compare --help").stdout.split())
     for default in (

@@ -21,6 +21,7 @@ from evenhand.comparison.inference import Estimate
 from evenhand.comparison.request import Settings
 from evenhand.data import Problem, Split, Task
 from evenhand.data.splits import Parts, Pool
+from evenhand.doctor import examine as examine_module
 from evenhand.doctor import trials
 from evenhand.doctor.agreement import agreement
 from evenhand.doctor.costs import costs
@@ -38,12 +39,13 @@ from evenhand.doctor.ladder import (
     TUNED,
     WIDER,
     Effort,
+    Experiments,
     Ladder,
     Rung,
     climb,
 )
 from evenhand.doctor.looks import look, preconditioner
-from evenhand.doctor.trials import Trial, run
+from evenhand.doctor.trials import Curves, Trial, run
 from evenhand.doctor.words import HEADLINES, words
 
 ROOT = Path(__file__).parents[1]
@@ -198,6 +200,31 @@ def test_a_looks_gradients_are_autograds() -> None:
     assert found.metric is None
 
 
+def test_a_looks_cosine_in_the_optimizers_metric_is_that_by_hand() -> None:
+    model, batches = two()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for batch in batches:
+        adam.zero_grad()
+        sum(two_losses(model, batch).values()).backward()
+        adam.step()
+    model.eval()
+    shared = list(model.trunk.parameters())
+    roots = [(adam.state[p]["exp_avg_sq"] / (1 - 0.999**6)).sqrt() + 1e-8 for p in shared]
+    divisor = torch.cat([root.flatten() for root in roots]).double()
+    rows = []
+    for batch in batches:
+        said = two_losses(model, batch).values()
+        each = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in said]
+        rows.append(torch.stack([torch.cat([g.flatten() for g in row]) for row in each]))
+    g = torch.stack(rows).double()
+    expected = agreement(torch.einsum("ain,bjn->aibj", g / divisor, g), ["a", "b"])
+    found = look(model, two_losses, list(batches), optimizer=adam).metric
+    for one, other in zip(found.squares, expected.squares, strict=True):
+        assert one.mean == pytest.approx(other.mean, rel=1e-3)
+        assert one.scale == pytest.approx(other.scale, rel=1e-3)
+    assert found.same_batch["a", "b"] == pytest.approx(expected.same_batch["a", "b"], rel=1e-3)
+
+
 def test_the_metric_is_what_adam_divides_by() -> None:
     parameter = nn.Parameter(torch.tensor([1.0, 1.0]))
     adam = torch.optim.Adam([parameter], lr=0.1)
@@ -211,6 +238,42 @@ def test_the_metric_is_what_adam_divides_by() -> None:
     assert torch.allclose(preconditioner(adam, parameter), expected, rtol=1e-5)
     with pytest.raises(ValueError, match="Adadelta is not known"):
         preconditioner(torch.optim.Adadelta([parameter]), parameter)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (partial(torch.optim.Adam, betas=(0.0, 0.9)), 4),
+        (partial(torch.optim.Adam, betas=(0.0, 0.9), amsgrad=True), 4),
+        (partial(torch.optim.AdamW, betas=(0.0, 0.9), amsgrad=True, weight_decay=0), 4),
+        (partial(torch.optim.NAdam, betas=(0.0, 0.9)), 4),
+        (partial(torch.optim.RAdam, betas=(0.0, 0.9)), 3),
+        (partial(torch.optim.RAdam, betas=(0.0, 0.9)), 9),
+        (partial(torch.optim.RMSprop, centered=True), 4),
+        (torch.optim.RMSprop, 4),
+        (torch.optim.Adagrad, 4),
+        (torch.optim.SGD, 4),
+    ],
+)
+def test_the_metric_is_what_a_step_shows(make, steps) -> None:
+    """Without momentum a step is g / divisor, up to one factor for all coordinates."""
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    own = make([parameter], lr=1e-2)
+    for step in range(steps):
+        gradient = torch.tensor([1.0, 30 * 0.5**step, 0.1 * 3 ** (step % 2)], dtype=torch.float64)
+        before, parameter.grad = parameter.detach().clone(), gradient
+        own.step()
+    shown = gradient / (before - parameter.detach())
+    divisor = preconditioner(own, parameter)
+    torch.testing.assert_close(divisor / divisor[0], shown / shown[0], rtol=1e-5, atol=0)
+
+
+def test_an_optimizer_of_which_the_metric_is_not_known_is_looked_at_in_the_plain_one() -> None:
+    model, batches = two()
+    train = partial(torch.optim.Adamax, lr=1e-2)
+    found = diagnose(model, two_losses, batches, train=train, steps=4, looks=2)
+    assert [at.metric for at in found.looks] == [None, None]
+    assert [at.step for at in found.looks] == [0, 4]
 
 
 def test_the_look_ahead_of_linear_losses_is_exact() -> None:
@@ -227,6 +290,8 @@ def test_the_look_ahead_of_linear_losses_is_exact() -> None:
     assert found["a", "b"].mean == pytest.approx(100 * length * -3 / 7, rel=1e-4)
     assert found["b", "a"].mean == pytest.approx(100 * length * -0.6 / 3, rel=1e-4)
     assert found["b", "b"].scale == pytest.approx(0, abs=1e-4)
+    below = look(model, losses, [-1.0, -2.0, -1.0, -2.0], reach=0.01).ahead.fall
+    assert below["a", "a"].mean == pytest.approx(100 * length / 3, rel=1e-4)  # a loss below zero
 
 
 def test_the_look_ahead_is_scored_on_another_batch() -> None:
@@ -238,6 +303,10 @@ def test_the_look_ahead_is_scored_on_another_batch() -> None:
     found = look(model, losses, [0, 1, 0, 1], reach=0.01).ahead.fall
     assert found["a", "a"].mean == 0  # what the step of one batch moves, the next does not see
     assert found["a", "b"].mean == pytest.approx(100 * 0.05 / 7, rel=1e-4)
+    low, high = 100 * 0.05 / math.sqrt(2) / 4, 100 * 0.05 / math.sqrt(2) / 3
+    assert found["b", "a"].mean == pytest.approx((low + high) / 2, rel=1e-4)
+    error = math.sqrt(4 * ((high - low) / 2) ** 2 / 3) / math.sqrt(4)  # deviation / √4
+    assert found["b", "a"].scale == pytest.approx(error, rel=1e-4)
 
 
 def test_diagnose_trains_a_copy_and_gives_the_metric() -> None:
@@ -424,8 +493,70 @@ def test_what_cannot_be_stacked_is_told() -> None:
         ),
     )
     assert "dropout" in trials.obstacle({0: dropping}, asked)
+    decayed = replace(problem, optimizer="adamw(weight_decay=0.5)")
+    assert trials.obstacle({0: decayed}, asked) == "AdamW has no stacked form"
     with pytest.raises(ValueError, match="has no width"):
         run({0: replace(problem, scaled=None)}, [replace(asked[0], width=2.0)], [1])
+
+
+def test_harm_is_that_by_hand(monkeypatch) -> None:
+    """Losses that are made up: what validation chooses, and harm and its error, worked out."""
+    held = {  # relative to the constant's, by rate: [times, tasks]
+        ("together", 0.1): [[0.9, 0.2, 0.5], [0.6, 0.6, 0.6]],
+        ("together", 0.2): [[0.5, 0.5, 0.9], [0.8, 0.3, 0.4]],  # its second mean is the lowest
+        ("apart", 0.1): [[0.3, 0.3, 0.3], [0.4, 0.4, 0.4]],  # its first
+        ("apart", 0.2): [[0.5, 0.5, 0.5], [0.35, 0.35, 0.35]],
+    }
+    tested = {
+        ("together", 0.1): [[5.0, 6.0, 7.0], [1.0, 1.0, 1.0]],
+        ("together", 0.2): [[8.0, 8.0, 8.0], [4.0, 3.0, 2.0]],
+        ("apart", 0.1): [[1.0, 1.0, 1.0], [9.0, 9.0, 9.0]],
+        ("apart", 0.2): [[7.0, 7.0, 7.0], [9.0, 9.0, 9.0]],
+    }
+
+    def made_up(problems, trials, times, blocks):
+        found = {}
+        for trial in trials:
+            kind = ("together" if min(trial.weights) > 0 else "apart", trial.rate)
+            shift = float(trial.split) if kind[0] == "together" else 0.0
+            validation = torch.tensor(held[kind], dtype=torch.float64) * constant
+            test = torch.tensor(tested[kind], dtype=torch.float64) + shift
+            found[trial] = Curves(validation, test.unsqueeze(1))
+        return found
+
+    monkeypatch.setattr("evenhand.doctor.ladder.run", made_up)
+    problem = small()
+    asked = Effort(2, 1, (0.1, 0.2), looks=2)
+    experiments = Experiments(lambda split: problem, asked, 0.25)
+    constant = torch.tensor(experiments.constant[0][0], dtype=torch.float64)
+    of_test = experiments.constant[0][1]
+    a = problem.train.targets["<b>a"].mean()
+    by_hand = float((problem.test.targets["<b>a"] - a).square().mean())
+    assert of_test[0] == pytest.approx(by_hand, rel=1e-5)
+    for name, test in ((TOGETHER, [4.0, 3.0, 2.0]), (OWN, [8.0, 3.0, 2.0])):
+        harm = experiments.rung(name).harm
+        for task, loss, c in zip(problem.tasks, test, of_test, strict=True):
+            first, second = 100 * (loss - 1) / c, 100 * (loss + 1 - 1) / c
+            assert harm[task].mean == pytest.approx((first + second) / 2)
+            error = (second - first) / math.sqrt(2) * math.sqrt(1 / 2 + 0.25)
+            assert harm[task].scale == pytest.approx(error)
+    assert experiments.learned()["b"].mean == pytest.approx(100 * (1 - 1 / of_test[1]))
+
+
+def test_any_optimizer_of_torch_trains_the_small_experiments() -> None:
+    """A step of Adagrad, by torch, from the same network on the same batch."""
+    problem = examine_module._problem(Settings.suggested(small(), optimizer="adagrad(eps=0.01)"))
+    asked = Trial(0, (1.0, 2.0, 1.0), 0.05)
+    found = run({0: problem}, [asked], [1])[asked].validation[0]
+    net = trials._network(problem, asked)
+    own = torch.optim.Adagrad(net.parameters(), lr=0.05, eps=0.01)
+    inputs, targets = trials._stream(problem, asked).batch(0)
+    losses = problem.losses(net(inputs), targets)
+    sum(w * loss for w, loss in zip(asked.weights, losses.values(), strict=True)).backward()
+    own.step()
+    held = problem.validation
+    after = problem.losses(net(held.inputs), held.targets)
+    assert found.tolist() == pytest.approx([loss.item() for loss in after.values()], rel=1e-5)
 
 
 # The ladder's words ---------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,3 +200,68 @@ def test_a_problem_is_compared(tmp_path) -> None:
         evenhand.compare(problem, out=tmp_path / "2", seed=3)
     with pytest.raises(ValueError, match="no column 'upp'; did you mean 'up'"):
         evenhand.compare(columns(), targets="upp", out=tmp_path / "2")
+
+
+# Listening ------------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_the_records(tmp_path, monkeypatch) -> None:
+    """The listener of the page, with what it writes to in place of TensorBoard's writer."""
+    from torchmetrics import MeanSquaredError
+
+    written: dict[str, list[tuple[str, float, int]]] = {}
+    closed: list[str] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            self.folder = str(Path(folder).relative_to(tmp_path / "curves"))
+            written.setdefault(self.folder, [])
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            written[self.folder].append((tag, value, step))
+
+        def close(self) -> None:
+            closed.append(self.folder)
+
+    board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    page = (Path(__file__).parents[1] / "docs/howto/records.md").read_text()
+    (shown,) = re.findall(r":class: tensorboard\n\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(shown, "records.md", "exec"), names)
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    goals = {"sum": x.sum(1, keepdim=True), "gap": x[:, :1] - x[:, 1:]}
+    part = [
+        Split(x[rows], {task: y[rows] for task, y in goals.items()})
+        for rows in torch.arange(60).split(20)
+    ]
+    task = Task(functional.mse_loss, MeanSquaredError, "MSE", False)
+    problem = Problem("p", "", "", dict.fromkeys(goals, task), network, *part)
+    told = names["ToTensorBoard"](str(tmp_path / "curves"))
+    found = evenhand.compare(
+        problem,
+        ["sg"],
+        out=tmp_path / "out",
+        epochs=2,
+        rates=(0.01,),
+        references="none",
+        listener=told,
+    )
+    (run,) = (r for r in found.results if r.job.recipe == "sg")
+    records = found.records(run)
+    assert [record.epoch for record in records] == [0, 1, 2]
+    curves = set(written[run.job.folder])
+    for record in records:
+        for what in ("losses", "validation", "metrics", "weights", "norms"):
+            for task, value in getattr(record, what).items():
+                assert (f"{what}/{task}", value, record.epoch) in curves
+    assert {(f"test/{task}", value, run.epoch) for task, value in run.test.items()} <= curves
+    assert len(curves) == len(run.test) + sum(
+        len(getattr(record, what))
+        for record in records
+        for what in ("losses", "validation", "metrics", "weights", "norms")
+    )
+    assert sorted(closed) == sorted(written) == sorted(r.job.folder for r in found.results)
+    with pytest.raises(TypeError, match="listener="):
+        evenhand.compare(problem, ["sg"], out=tmp_path / "2", listener="print")

@@ -93,6 +93,7 @@ def test_every_option_of_every_recipe_can_be_said_as_it_is() -> None:
         ("ate-sg(shared=1,shared=2)", "'shared' is given twice"),
         ("ate-sg(shared=1", "parentheses do not match|write name"),
         ("single-task(shared=1)", "no option 'shared'"),
+        ("stch(preference=(1,2))", "preference takes one value, not 2"),
     ],
 )
 def test_a_recipe_that_cannot_be_varied_so_is_refused(name, said) -> None:
@@ -230,6 +231,10 @@ def test_any_optimizer_of_torch_can_be_named() -> None:
     assert group["momentum"] == 0.9
     (group,) = optimizer("sgd(momentum=0.5,nesterov=true)")(parameter, lr=0.3).param_groups
     assert (group["momentum"], group["nesterov"]) == (0.5, True)
+    (group,) = optimizer("adam(betas=(0.8,0.95))")(parameter, lr=0.3).param_groups
+    assert group["betas"] == (0.8, 0.95)
+    (group,) = optimizer("adafactor(eps=(none,0.1))")(parameter, lr=0.3).param_groups
+    assert group["eps"] == (None, 0.1)
     made = settings(optimizer="rmsprop(alpha=0.5)")
     run = training(Job("sg", "", 0, 0.1), made.problem(), made)
     assert len(list(run.run())) == 3
@@ -243,7 +248,11 @@ def test_any_optimizer_of_torch_can_be_named() -> None:
         ("adamw(lr=1)", "no option 'lr'"),
         ("adamw(weight=1)", "no option 'weight'; there are"),
         ("adamw(weight_decay=-1)", "Invalid weight_decay"),
-        ("adam(betas=0.9)", "optimizer=adam"),
+        ("adam(betas=0.9)", r"betas must be 2 numbers, such as betas=\(0.9,0.999\)"),
+        ("adam(betas=(0.9,x))", "betas must be 2 numbers"),
+        ("adam(eps=(1,2))", "eps must be a number"),
+        ("adam(amsgrad=3)", "amsgrad must be true or false"),
+        ("sgd(maximize=true)", "no option 'maximize'"),
     ],
 )
 def test_an_optimizer_that_cannot_be_had_is_refused(name, said) -> None:

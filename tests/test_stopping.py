@@ -55,6 +55,21 @@ def test_what_is_not_finite_from_the_start_is_waited_for_as_long() -> None:
     assert stopping.exhausted
 
 
+def test_the_untrained_network_may_be_no_candidate() -> None:
+    """The lowest value is the first, that of epoch 0."""
+    values = (1.0, 3.0, 2.0, 2.5, 2.5)
+    usual, trained = EarlyStopping(patience=2), EarlyStopping(patience=2, untrained=False)
+    assert [usual.improved(v) for v in values] == [True, False, False, False, False]
+    assert [trained.improved(v) for v in values] == [False, True, True, False, False]
+    assert trained.best == 2.0
+    assert trained.exhausted
+    again = EarlyStopping(patience=2, untrained=False)
+    assert not again.improved(1.0)
+    later = EarlyStopping(patience=2, untrained=False)
+    later.load_state_dict(again.state_dict())
+    assert later.improved(3.0)
+
+
 def test_counters_go_on_where_they_were_saved() -> None:
     first, again = EarlyStopping(patience=3), EarlyStopping(patience=3)
     for value in (2.0, 1.0, 4.0, 4.0):

@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import re
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ from evenhand.comparison.budget import Cost, fitted
 from evenhand.comparison.constant import constants
 from evenhand.comparison.folder import read_manifest
 from evenhand.comparison.request import Settings, forget
-from evenhand.tables import kinds
+from evenhand.tables import arff, kinds
 from evenhand.tables.arrays import input_readings, input_table
 from evenhand.tables.examined import examined
 from evenhand.tables.kinds import found
@@ -97,6 +99,9 @@ def test_the_separator_is_told_from_the_lines(tmp_path, separator) -> None:
     table = read(file)
     assert list(table.columns) == ["x", "a, b; c"]
     assert table.columns["a, b; c"].tolist() == ["p", "q r"]
+    with file.open("a") as opened:
+        opened.write("\n   \n")  # a line of spaces is no row
+    assert len(read(file)) == 2
 
 
 def test_every_format_gives_the_same_table(tmp_path) -> None:
@@ -119,6 +124,102 @@ def test_every_format_gives_the_same_table(tmp_path) -> None:
         assert c.values.tolist() == ["a", "b", None], file
 
 
+HEAD = """% of Weka
+@RELATION 'some people'
+@attribute 'a b' REAL
+@attribute b{u,'v w',"x'y"}
+@attribute s string
+@attribute d date 'dd/MM/yyyy'
+@data
+"""
+
+
+def test_arff_with_quotes_and_sparse_rows() -> None:
+    rows = (
+        "1,u,'it\\'s, so',13/12/1970",
+        "% a comment",
+        ' -2e1 , "x\'y" , two words , ? ',
+        "?,'v w',?,02/01/1970",
+        "{2 zz, 3 01/01/1970, 1 'v w'}",
+    )
+    read_there = dict(arff.columns(HEAD + "\r\n".join(rows)))
+    np.testing.assert_array_equal(read_there["a b"], [1, -20, np.nan, 0])
+    assert read_there["b"] == ["u", "x'y", "v w", "v w"]
+    assert read_there["s"] == ["it's, so", "two words", None, "zz"]
+    days = read_there["d"].astype("datetime64[D]").astype(int)
+    assert days[[0, 2, 3]].tolist() == [346, 1, 0]
+    assert np.isnat(read_there["d"][1])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + "1,u,x", "line 8: 3 cells, but there are 4 attributes"),
+        (HEAD + "1,u,x,?,", "line 8: 5 cells"),
+        (HEAD + "1,q,x,?", "line 8: 'q' is no value of 'b'"),
+        (HEAD + "1_0,u,x,?", "line 8: '1_0' is no number, as 'a b' has"),
+        (HEAD + "1,u,x,1970-01-01", "line 8: time data"),
+        (HEAD + "1,u,'x,?", "line 8: quotes do not match"),
+        (HEAD + "{0 1}", "line 8: a sparse row leaves out 's', which is a string"),
+        (HEAD + "{4 1}", "line 8: '4 1' must be the number of an attribute"),
+        ("@attribute a relational\n@data", "line 1: the attribute 'a' has the type"),
+        ("@attribute a date yyyyyyyy\n@data", "line 1: dates written as 'yyyyyyyy'"),
+        ("@attribute a date 'yyyy yyyy'\n@data", "line 1: dates written as"),
+        ("@attribute a real", "it has no @data"),
+    ],
+)
+def test_arff_that_cannot_be_read_is_told_with_its_line(text, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        arff.columns(text)
+
+
+def test_simple_arff_is_read_as_scipy_reads_it() -> None:
+    from scipy.io.arff import loadarff
+
+    lines = [f"{k / 7:.6f},{'uv'[k % 2]},2020-01-{1 + k % 28:02d}" for k in range(50)]
+    head = (
+        "@relation r",
+        "@attribute x real",
+        "@attribute b {u,v}",
+        "@attribute d date yyyy-MM-dd",
+    )
+    text = "\n".join([*head, "@data", *lines])
+    theirs, _ = loadarff(io.StringIO(text))
+    ours = dict(arff.columns(text))
+    assert ours["x"].tolist() == theirs["x"].tolist()
+    assert ours["b"] == [cell.decode() for cell in theirs["b"]]
+    assert (ours["d"] == theirs["d"].astype("datetime64[s]")).all()
+
+
+@given(st.text(alphabet="@attribute da{},'\"?%0 1\n\\e", max_size=60), st.booleans())
+def test_whatever_arff_says_is_read_or_refused(text, headed) -> None:
+    with suppress(ValueError):
+        arff.columns((HEAD if headed else "") + text)
+
+
+def test_what_a_column_cannot_be_can_be_left_out(tmp_path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = range(40)
+    odd = {"x": [k % 7 for k in rows], "l": [[k] for k in rows], "y": [k % 5 + 0.5 for k in rows]}
+    odd["price"] = [Decimal(k) / 8 if k else None for k in rows]
+    parquet.write_table(pyarrow.table(odd), tmp_path / "t.parquet")
+    for file in (str(tmp_path / "t.parquet"), ""):
+        table = read(Path(file)) if file else held(odd, strict=False)
+        with pytest.raises(ValueError, match=r"'l' holds a list.*'drop': \['l'\]\} leaves it out"):
+            examined(table, Question.of({"targets": ["y"]}))
+        for column in ("group", "weight"):
+            with pytest.raises(ValueError, match="'l' holds a list"):
+                examined(table, Question.of({"targets": ["y"], column: "l"}))
+        both = Question.of({"targets": ["y"], "drop": ["l"]})
+        inputs = examined(table, both, table).inputs
+        assert list(inputs) == ["x", "price"]
+        np.testing.assert_array_equal(inputs["price"].values[:3], [np.nan, 0.125, 0.25])
+    with pytest.raises(TypeError, match="'l' holds a list"):
+        held(odd)
+
+
 def test_a_frame_is_read_as_its_file_is(tmp_path) -> None:
     pandas = pytest.importorskip("pandas")
     file = write(tmp_path / "p.csv", patients())
@@ -139,11 +240,13 @@ def test_a_frame_is_read_as_its_file_is(tmp_path) -> None:
     [
         (b"", "is empty"),
         (b"\n\n", "is empty"),
+        (b"\n  \n", "is empty"),
         (b"a,b\n", "has a header and no row"),
         (b"a,b\n1,2\n3\n", "line 3: 1 cells, but the header has 2"),
         (b"a,b\n1,2\n3,4,5\n", "line 3: 3 cells, but the header has 2"),
         (b"a,a\n1,2\n", "two columns are called 'a'"),
-        (b'a,b\n"1,2\n3,4\n', "unexpected end of data"),
+        (b'a,b\n0,0\n"1,2\n3,4\n', "line 3: a quote is opened and not closed"),
+        (b'a,b\n"1"2,3\n', "line 2: ',' expected after '\"'"),
         ("a,ö\n1,2\n".encode("latin-1"), "line 1: this is not utf-8"),
         (b"a,b\n1,\0\n", "zero bytes"),
     ],
@@ -205,6 +308,14 @@ def test_a_columns_kind_is_found(cells, kind, values) -> None:
     [
         (["1", "2", "abc"], r"mixes numbers and text: 'abc' in row 3 \(1 of 3"),
         (["1,5", "2.5", "3"], "mixes numbers and text: '2.5'"),
+        (["1.5", "2.5", "3,5"], r"mixes numbers and text: '3,5' in row 3 \(1 of 3"),
+        ([f"{k},234.50" for k in range(1, 12)], "marks between thousands, such as '1,234.50'"),
+        ([f"{k}.234,50" for k in range(1, 12)], "marks between thousands, such as '1.234,50'"),
+        ([f"{k} 234" for k in range(1, 12)], "marks between thousands, such as '1 234'"),
+        ([f"{k}.234.567" for k in range(1, 12)], "marks between thousands, such as '1.234.567'"),
+        ([*(f"-${k}.5" for k in range(11)), "6"], r"signs .*, such as '-\$0.5': write digits"),
+        ([*(f"{k} %" for k in range(11)), "x"], "numbers with signs .*, such as '0 %'"),
+        ([*(f"{k}€" for k in range(11)), *"12345"], "numbers with signs .*, such as '0€'"),
         (["1,234", "5", "12,345"], "'1,234' may be a thousand or a fraction"),
         (["1", "inf", "2"], "holds inf in row 2"),
         (["1", "1e300", "2"], r"holds 1e\+300 in row 2"),
@@ -215,6 +326,13 @@ def test_a_columns_kind_is_found(cells, kind, values) -> None:
 def test_a_column_that_cannot_be_told_is_refused(cells, said) -> None:
     with pytest.raises(ValueError, match=said):
         found("c", column(cells))
+
+
+@pytest.mark.parametrize("pattern", ["A {}", "{}-{}", "{} kg", "{}+", "{}:00", "({})", "1.{}.2"])
+def test_words_with_numbers_in_them_are_words(pattern) -> None:
+    assert found("c", column(["10%", "20%", "10%"])).kind == "category"
+    cells = [pattern.format(k, k + 1) for k in range(12)]
+    assert found("c", column(cells)).kind == "category"
 
 
 def test_a_kind_that_is_asked_for_is_held_to() -> None:
@@ -325,7 +443,9 @@ def test_what_was_fitted_is_kept_as_json(tmp_path) -> None:
     torch.manual_seed(0)
     other = again.network(("ill", "grade"))
     assert str(one) == str(other)
-    for wrong in ("[]", "{}", '{"format": "other"}', "no json"):
+    assert {column.form for column in again.columns} == {"", "iso"}
+    odd = prepared.to_json().replace('"form": "iso"', '"form": "%Q"')
+    for wrong in ("[]", "{}", '{"format": "other"}', "no json", odd):
         with pytest.raises(ValueError, match=r"preparation of a table|has the format"):
             Prepared.from_json(wrong)
 
@@ -572,14 +692,15 @@ def test_what_is_odd_is_said() -> None:
         ({"y": [None] * 60}, {}, "is blank in every row"),
         ({"y": [1.5] * 60}, {}, "is 1.5 in every row"),
         ({"y": ["a"] * 60}, {}, "'a' in every row"),
+        ({"y": [f"k{k % 40}" for k in range(60)]}, {}, "40 different values in 60 labels"),
         ({"y": ["2025-01-01", "2025-01-02"] * 30}, {}, "is a date"),
         ({"y": [f"k{k}" for k in range(60)] * 5, "x": [1.0, 2.0] * 150}, {"kinds": {}}, ""),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused(change, asked, said) -> None:
     if not said:
-        change = {"y": [f"k{k}" for k in range(300)], "x": [1.0, 2.0] * 150}
-        said = "300 different values"
+        change = {"y": [f"k{k % 300}" for k in range(900)], "x": [1.0, 2.0] * 450}
+        said = "300 different values: more than 200 classes"
     with pytest.raises(ValueError, match=said) as error:
         look(base() | change, **asked)
     assert "\n" not in str(error.value)
@@ -719,6 +840,9 @@ def test_an_official_test_set_stays(tmp_path) -> None:
     ill = [int(make(k).validation.targets["ill"].nansum()) for k in range(4)]
     assert max(ill) - min(ill) <= 1  # classes have their share in what is drawn beside it
     lacking = {k: v for k, v in patients(30).items() if k != "age"}
+    for rest in ({"drop": ["age"]}, {"inputs": ["bmi"]}):  # what is not asked of is not needed
+        beside = str(write(tmp_path / "q2.csv", lacking))
+        assert len(table_problem(file, {"targets": ["ill"], "test": beside} | rest)(0).test) == 30
     asked = {"targets": TARGETS, "test": str(write(tmp_path / "q2.csv", lacking))}
     with pytest.raises(ValueError, match=r"q2.csv has no column 'age'"):
         table_problem(file, asked)(0)

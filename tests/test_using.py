@@ -33,7 +33,7 @@ def garden(rows: int, seed: int, cities: tuple[str, ...] = ("Bern", "Oslo")) -> 
         "x": ["" if k % 11 == 0 else f"{v:.6f}" for k, v in enumerate(x)],
         "light": ["yes" if v else "no" for v in light],
         "city": random.choice(cities, rows).tolist(),
-        "day": [f"2025-{1 + k % 12:02d}-15" for k in range(rows)],
+        "day": [f"15/{1 + k % 12:02d}/2025" for k in range(rows)],
         "weight": [f"{h + n:.3f}" for h, n in zip(height, random.normal(size=rows), strict=True)],
         "tall": ["true" if h > 104 else "false" for h in height],
         "sort": [("ash", "birch", "cedar")[int(np.digitize(v, [-0.4, 0.4]))] for v in x],
@@ -149,6 +149,17 @@ def test_what_is_unknown_or_blank_is_told(folder) -> None:
     assert "'light' is blank in 4 rows, and never was in training" in told
     assert "'day' is blank in every row" in told
     assert np.isfinite(np.array(said["weight"], dtype=float)).all()
+
+
+def test_dates_are_read_as_in_training_where_they_could_be_read_in_two_ways(folder) -> None:
+    new = garden(6, 5)
+    days = {"own": "03/04/2025", "iso": "2025-04-03", "swapped": "2025-03-04"}
+    said = {}
+    for name, day in days.items():
+        said[name], told = predicted(folder, new | {"day": [day] * 6})
+        how = "'day': dates read as iso, in training as %d/%m/%Y"
+        assert told == ("" if name == "own" else f"evenhand: column {how}\n")
+    assert said["own"] == said["iso"] != said["swapped"]
 
 
 @pytest.mark.parametrize(

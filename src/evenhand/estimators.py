@@ -181,7 +181,7 @@ class MultiTaskBase(MultiOutputMixin):
         if eval_set is not None:
             further, known = self._further(*_pair(eval_set))
             inputs = {
-                name: arrays.joined(r, read_alike(r.kind, name, further.columns[name]))
+                name: arrays.joined(r, read_alike(r.kind, name, further.columns[name], r.form))
                 for name, r in inputs.items()
             }
             labels = {

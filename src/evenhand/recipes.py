@@ -214,8 +214,10 @@ def _listed(options: Mapping[str, Any]) -> str:
 
 
 def _require_kind(recipe_name: str, option: str, value: Value, default: Any) -> None:
-    """See that a value is of the kind of the default; where that is None, anything goes."""
+    """See that a value is of the kind of the default; where that is None, any single one goes."""
     kinds: tuple[type, ...]
+    if isinstance(value, tuple):
+        raise ValueError(f"{recipe_name}: {option} takes one value, not {len(value)}")
     match default:
         case bool():
             kinds = (bool,)

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from evenhand.text import quoted
 
-Value = int | float | bool | str | None
-WORDS: Mapping[str, Value] = {"true": True, "false": False, "none": None}
+Single = int | float | bool | str | None
+Value = Single | tuple[Single, ...]
+"""What an option is told; several values stand in parentheses, `betas=(0.9,0.99)`."""
+WORDS: Mapping[str, Single] = {"true": True, "false": False, "none": None}
 SPELLED = re.compile(r"\s*([^\s()=,][^()=,]*?)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
@@ -27,8 +29,8 @@ class Spelled:
     Example:
         >>> str(Spelled.of("ate-sg( shared = 10, own=10 )"))
         'ate-sg(shared=10,own=10)'
-        >>> Spelled.of("adam(lr=1e-3)").options
-        {'lr': 0.001}
+        >>> Spelled.of("adam(eps=1e-3,betas=(0.9,0.99))").options
+        {'eps': 0.001, 'betas': (0.9, 0.99)}
     """
 
     name: str
@@ -58,7 +60,7 @@ class Spelled:
     def __str__(self) -> str:
         if not self.options:
             return self.name
-        return f"{self.name}({','.join(f'{k}={_text(v)}' for k, v in self.options.items())})"
+        return f"{self.name}({','.join(f'{k}={written(v)}' for k, v in self.options.items())})"
 
 
 def split_list(text: str) -> list[str]:
@@ -86,6 +88,12 @@ def split_list(text: str) -> list[str]:
 
 
 def _value(text: str) -> Value:
+    if text.startswith("(") and text.endswith(")"):
+        return tuple(map(_single, split_list(text[1:-1])))
+    return _single(text)
+
+
+def _single(text: str) -> Single:
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     for kind in (int, float):
@@ -99,5 +107,8 @@ def _value(text: str) -> Value:
     return text
 
 
-def _text(value: Value) -> str:
+def written(value: Value) -> str:
+    """A value as it is typed."""
+    if isinstance(value, tuple):
+        return f"({','.join(map(written, value))})"
     return str(value).lower() if isinstance(value, bool) or value is None else f"{value}"

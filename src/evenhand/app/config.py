@@ -67,6 +67,16 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(number
 Count = Annotated[int, BeforeValidator(number), Field(ge=1)]
 
 
+Optimizer = Annotated[
+    str | None,
+    Option(
+        "NAME",
+        "sgd (momentum 0.9), adam, adamw(weight_decay=0.01), … [default: the data set's own]",
+        "optimizer",
+    ),
+]
+
+
 class Config(SourceOptions):
     """A comparison as the user asks for it. Options and keys of a file have these names.
 
@@ -138,14 +148,7 @@ class Config(SourceOptions):
         Annotated[Count, Field(le=MOST["epochs"])] | None,
         Option("N", "Stop a run after N epochs without improvement. [default: never]", "patience"),
     ] = None
-    optimizer: Annotated[
-        str | None,
-        Option(
-            "NAME",
-            "sgd (momentum 0.9), adam, adamw(weight_decay=0.01), … [default: the data set's own]",
-            "optimizer",
-        ),
-    ] = None
+    optimizer: Optimizer = None
     stack: Annotated[
         str,
         Option(

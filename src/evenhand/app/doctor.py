@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from evenhand import sources
 from evenhand.app import config, progress, table
-from evenhand.app.config import Count, Listed, Rate, for_shell
+from evenhand.app.config import Count, Listed, Optimizer, Rate, for_shell
 from evenhand.app.door import before_work as refusing
 from evenhand.app.door import stoppable
 from evenhand.app.options import Option, settings_of, spelled, takes_options
@@ -64,6 +64,7 @@ class Asked(SourceOptions):
         Listed[Rate] | None,
         Option("R,R,…", "Learning rates to choose from. [default: the data set's own]", "rates"),
     ] = None
+    optimizer: Optimizer = None
     budget: Annotated[
         str | None,
         Option(
@@ -122,7 +123,7 @@ class Asked(SourceOptions):
         """The command line that asks for the same."""
         words = ["evenhand", "doctor", self.source, *words_of(self.options())]
         words += ["--verify"] if self.verify else []
-        for name in ("splits", "design", "epochs", "budget", "lr"):
+        for name in ("splits", "design", "epochs", "optimizer", "budget", "lr"):
             value = getattr(self, name)
             words += [] if value is None else [f"--{name}", spelled(value)]
         return " ".join(map(for_shell, words))

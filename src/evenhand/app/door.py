@@ -184,11 +184,15 @@ def _lacks_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _short_usage() -> Iterator[None]:
-    """What is said about a wrong command line quotes at most a line of it."""
+    """What is said about a wrong command line quotes at most a line of it.
+
+    Where nothing was asked, the help is what is said, and stays as it is.
+    """
     try:
         yield
     except USAGE as error:
-        error.message = plain(error.message, 200)
+        if error.ctx is None or error.message != error.ctx.get_help():
+            error.message = plain(error.message, 200)
         raise
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from evenhand.recipes import Recipe
 if TYPE_CHECKING:
     from evenhand.comparison.compare import Comparison
     from evenhand.comparison.executors.base import Executor
+    from evenhand.comparison.job import Listener
     from evenhand.comparison.request import Maker
     from evenhand.data.problem import Problem
 
@@ -30,6 +31,7 @@ def compare(
     workers: int = 1,
     resume: bool = False,
     executor: str | Executor = "local",
+    listener: Listener | None = None,
     **settings: Any,
 ) -> Comparison:
     """Train tasks together and apart, and see which serves them; printing it gives the verdict.
@@ -45,6 +47,7 @@ def compare(
         resume: go on with what was begun in `out`.
         executor: where runs are trained: "local" (processes of this machine), "ray",
             "slurm(slurm_partition=…)", or an object such as `comparison.executors.ray.Ray(cpus=2)`.
+        listener: is told, in this process, of every record of a run and of its result.
         settings: as `Settings` has them: splits, seeds (as numbers), rates, epochs, …
 
     Raises:
@@ -71,6 +74,7 @@ def compare(
         ("out", out, str | Path | None),
         ("workers", workers, int),
         ("resume", resume, bool),
+        ("listener", listener, Callable[..., Any] | None),
     ):
         require_kind(name, value, kind)
     if workers < 1:
@@ -83,7 +87,13 @@ def compare(
     made = Settings.suggested(source, options=options, **settings)
     folder = Path(out) if out is not None else new_folder(sources.called(made.source))
     return comparing.compare(
-        made, recipes, folder, workers=workers, resume=resume, executor=executor
+        made,
+        recipes,
+        folder,
+        listener=listener or (lambda job, event: None),
+        workers=workers,
+        resume=resume,
+        executor=executor,
     )
 
 
@@ -102,7 +112,7 @@ def _source(asked: Any, said: Mapping[str, Any]) -> tuple[str | Problem | Maker,
     columns = columns_of(asked)
     if columns is not None:
         question = Question.of(said)
-        seen = examined(held(columns), question, tested(question))
+        seen = examined(held(columns, strict=False), question, tested(question))
         return TableProblem("", question, seen), {}
     if said:
         raise ValueError(f"{', '.join(said)}: only a table has columns")

@@ -20,7 +20,7 @@ from evenhand.autodiff.chunking import Chunking, JacobianMode
 from evenhand.comparison.job import APART
 from evenhand.recipes import RECIPES, Recipe, recipe
 from evenhand.sources import DESIGNS, is_function, is_table
-from evenhand.spelling import Spelled
+from evenhand.spelling import Spelled, Value, written
 from evenhand.text import LINE, plain, quoted
 
 if TYPE_CHECKING:
@@ -103,12 +103,14 @@ def optimizer(spelled: str) -> Callable[..., Optimizer]:
     kind: Any = getattr(torch.optim, TORCH[name], None)
     if kind is None:
         raise ValueError(f"optimizer={asked.name}: this version of torch has none")
-    known = [p for p in signature(kind).parameters if p not in ("params", "lr")]
+    known = [p for p in signature(kind).parameters if p not in NOT_ASKED]
     if unknown := [option for option in asked.options if option not in known]:
         raise ValueError(
             f"optimizer={spelled}: {asked.name} has no option {unknown[0]!r}; there are "
             f"{', '.join(known)}, and the rate is {option('rates')}"
         )
+    for given, value in asked.options.items():
+        _require_like(spelled, given, value, signature(kind).parameters[given].default)
     make = partial(OPTIMIZERS.get(name, kind), **asked.options)
     try:
         make([torch.zeros(1, requires_grad=True)], lr=1e-3)
@@ -116,6 +118,29 @@ def optimizer(spelled: str) -> Callable[..., Optimizer]:
         first, *_ = str(error).splitlines() or [type(error).__name__]
         raise ValueError(f"optimizer={spelled}: {plain(first, 2 * LINE)}") from error
     return make
+
+
+NOT_ASKED = ("params", "lr", "maximize", "capturable", "differentiable")
+"""What an optimizer takes and is not told: losses are minimised at the run's rate, on gradients."""
+
+
+def _require_like(spelled: str, name: str, value: Value, default: object) -> None:
+    """See that an option is of its default's kind: as many numbers, a truth value, or a number.
+
+    Raises:
+        ValueError: it is not.
+    """
+    switch = isinstance(default, bool) or name in ("foreach", "fused")
+    usual = default if isinstance(default, tuple) else (default,)
+    given = value if isinstance(value, tuple) else (value,)
+    kinds = (bool,) if switch else (int, float)
+    fits = isinstance(value, tuple) == isinstance(default, tuple) and len(given) == len(usual)
+    if fits and all(type(v) in kinds or v is d for v, d in zip(given, usual, strict=True)):
+        return
+    word = "true or false" if switch else "a number"
+    if isinstance(default, tuple):
+        word = f"{len(usual)} numbers, such as {name}={written(default)}"
+    raise ValueError(f"optimizer={spelled}: {name} must be {word}")
 
 
 def _require_optimizer(spelled: str) -> Spelled:

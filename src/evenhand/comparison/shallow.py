@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,10 +95,19 @@ def linear_models(flat: Flat, seed: int) -> Iterator[Predict]:
             model = LogisticRegression(C=1 / strength, max_iter=1000)
         pipeline = make_pipeline(StandardScaler(), model)
         weighed = {f"{pipeline.steps[-1][0]}__sample_weight": flat.weights}
-        with warnings.catch_warnings():  # not converged is a poorer model, and validation sees it
-            warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
+        with _quietly():
             pipeline.fit(flat.inputs, flat.targets, **weighed)
         yield _answering(flat, pipeline)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What scikit-learn warns of, a fit that has not converged or classes that hardly repeat, makes
+    a poorer model, and validation sees it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
+        yield
 
 
 def _answering(flat: Flat, model: Any) -> Predict:
@@ -119,12 +129,13 @@ def tree_models(flat: Flat, seed: int) -> Iterator[Predict]:
         else (HistGradientBoostingClassifier)
     )
     targets = flat.targets.T if flat.kind == "numbers" else [flat.targets]
-    fitted = [
-        kind(max_iter=TREES[-1], early_stopping=False, random_state=seed).fit(
-            flat.inputs, column, flat.weights
-        )
-        for column in targets
-    ]
+    with _quietly():
+        fitted = [
+            kind(max_iter=TREES[-1], early_stopping=False, random_state=seed).fit(
+                flat.inputs, column, flat.weights
+            )
+            for column in targets
+        ]
     for number in TREES:
         yield _first_trees(flat, fitted, number)
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from evenhand.arguments import checked
 from evenhand.autodiff.gradients import NonFiniteError
-from evenhand.doctor.looks import Look, Losses, look
+from evenhand.doctor.looks import Look, Losses, has_metric, look
 
 BATCHES = 16
 """How many batches a look takes."""
@@ -101,7 +101,9 @@ def diagnose(
         optimizer: that of the model's own training so far: the cosines are then given in its metric
             as well. Not together with `steps`.
         train: makes the optimizer that trains the copy, ``partial(torch.optim.Adam, lr=1e-3)``;
-            the looks after the first one are then given in its metric as well.
+            the looks after the first one are then given in its metric as well, where it divides by
+            the root of a running size of the gradient (Adam, AdamW, NAdam, RAdam, RMSprop,
+            Adagrad).
         steps: how many steps to train the copy.
         looks: how often to look, at least 2 where `steps` is given.
         number: how many batches a look takes, at least 4. Its memory is that of so many gradients
@@ -165,7 +167,7 @@ def watched(
         torch.manual_seed(seed)
         for step in range(steps + 1):
             if step in marks:
-                metric = own if step else None
+                metric = own if step and has_metric(own) else None
                 with _diverged(step):
                     found.append(look(copy, losses, seen, optimizer=metric, step=step, reach=reach))
             if step < steps:

@@ -115,7 +115,7 @@ def examine(
     seconds = budget if budget is not None else VERIFYING if verify else USUAL
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"budget={budget}: must be a positive number of seconds")
-    problem = settings.problem()
+    problem = _problem(settings)
     if len(problem.tasks) < 2:
         raise ValueError(f"{problem.name} has one task: a question between tasks needs two")
     problem.check_labels()
@@ -130,6 +130,11 @@ def examine(
     looking = _Looking(settings, problem, looks)
     with _threads(problem, looking.network):
         return _examined(settings, problem, looking, description, verify, clock, notes, say)
+
+
+def _problem(settings: Settings, split: int = 0) -> Problem:
+    """The problem of a split, with the optimizer that is asked for."""
+    return replace(settings.problem(split), optimizer=settings.optimizer)
 
 
 @contextmanager
@@ -239,7 +244,9 @@ def _verified(
         sampled.append(f"To keep within {clock}, given up: {', '.join(given_up)}.")
     again = settings.splits > 1
     experiments = Experiments(
-        settings.problem if again else lambda split: problem, effort, _ratio(settings, problem)
+        partial(_problem, settings) if again else lambda split: problem,
+        effort,
+        _ratio(settings, problem),
     )
 
     def training(what: str) -> None:

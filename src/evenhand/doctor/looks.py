@@ -53,7 +53,8 @@ class Affinity:
     """How much a step of one task changes the loss of another on a fresh batch.
 
     Attributes:
-        fall: {(mover, judged): percent by which the judged task's loss falls}, own steps included.
+        fall: {(mover, judged): percent of its size by which the judged task's loss falls}, own
+            steps included.
         reach: ‖Δθ‖ / ‖θ‖ of every step.
     """
 
@@ -70,7 +71,8 @@ class Look:
         losses: of each task, the mean over the batches.
         norms: ‖g_i‖ on one batch, likewise.
         whole: agreement over all shared parameters.
-        metric: the same in the optimizer's metric; None where that is not given, or the plain one.
+        metric: the same in the optimizer's metric; None where none was asked, or it is the plain
+            one.
         layers: agreement by layer, in the order of the model.
         ahead: the look-ahead.
     """
@@ -133,7 +135,7 @@ def look(
         dict(zip(tasks, values, strict=True)),
         dict(zip(tasks, norms, strict=True)),
         agreement(_sum(plain), tasks),
-        agreement(_sum(scaled), tasks) if scaled and _has_metric(optimizer) else None,
+        agreement(_sum(scaled), tasks) if scaled and has_metric(optimizer) else None,
         {layer: agreement(products, tasks) for layer, products in plain.items()},
         ahead,
     )
@@ -207,7 +209,8 @@ def _sum(parts: Mapping[str, Tensor]) -> Tensor:
 # The optimizer's metric -----------------------------------------------------------------------
 
 
-def _has_metric(optimizer: Optimizer | None) -> bool:
+def has_metric(optimizer: Optimizer | None) -> bool:
+    """Whether the optimizer divides by a running size of the gradient that is known here."""
     return type(optimizer) in SECOND_MOMENT
 
 
@@ -237,11 +240,26 @@ def preconditioner(optimizer: Optimizer, parameter: Tensor) -> Tensor:
             f"{type(optimizer).__name__} has taken no step of a shared parameter of shape "
             f"{list(parameter.shape)}: look after some training, or leave optimizer= out"
         )
-    size = state[key].detach().double()
+    size = state["max_exp_avg_sq" if group.get("amsgrad") else key].detach().double()
+    if group.get("centered"):
+        size = size - state["grad_avg"].detach().double().square()
     if isinstance(optimizer, CORRECTED):
-        size = size / (1 - group["betas"][1] ** float(state["step"]))
+        step, beta = float(state["step"]), group["betas"][1]
+        size = size / (1 - beta**step)
+        if type(optimizer) is RAdam and _averaged(step, beta) <= RECTIFIED:
+            return torch.ones_like(parameter)
     divisor: Tensor = size.sqrt() + group["eps"]
     return divisor
+
+
+RECTIFIED = 5.0
+"""Averaged gradients up to which RAdam takes the plain step."""
+
+
+def _averaged(step: float, beta: float) -> float:
+    """ρ_t of RAdam: how many gradients its running mean is worth (Liu et al., ICLR 2020)."""
+    kept = math.pow(beta, step)
+    return 2 / (1 - beta) - 1 - 2 * step * kept / (1 - kept)
 
 
 # The look-ahead -------------------------------------------------------------------------------
@@ -277,7 +295,7 @@ def _look_ahead(
                 after = _values(losses(model, fresh))
                 for judged in tasks:
                     value = before[judged]
-                    fall = 100 * (1 - after[judged] / value) if value else 0.0
+                    fall = 100 * (value - after[judged]) / abs(value) if value else 0.0
                     falls[mover, judged].append(fall)
             for p, old in zip(shared, there, strict=True):
                 p.copy_(old)

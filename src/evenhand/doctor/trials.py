@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from evenhand.comparison.request import OPTIMIZERS
+from evenhand.comparison.request import optimizer
 from evenhand.data.problem import Problem, Samples, Split, Stream, Task
 from evenhand.ensemble.network import Stack
 from evenhand.ensemble.optimizers import stacked
@@ -141,6 +141,10 @@ def obstacle(problems: Mapping[int, Problem], trials: Sequence[Trial]) -> str:
     if any(getattr(module, "p", 0) for module in networks[0].modules()):
         return "the network has dropout"
     try:
+        stacked([_optimizer(problem, trials[0].rate)])([{"params": []}])
+    except ValueError as error:
+        return str(error)
+    try:
         _losses_of(problem, Stack(networks), *_tried(problem))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first, *_ = str(error).splitlines() or [""]
@@ -201,7 +205,7 @@ def with_own_layers(network: MultiTaskNetwork, own: Sequence[int]) -> MultiTaskN
 
 
 def _optimizer(problem: Problem, rate: float) -> Callable[..., torch.optim.Optimizer]:
-    return partial(OPTIMIZERS[problem.optimizer], lr=rate)
+    return partial(optimizer(problem.optimizer), lr=rate)
 
 
 def _stream(problem: Problem, trial: Trial) -> Stream:
@@ -226,7 +230,7 @@ def _stream(problem: Problem, trial: Trial) -> Stream:
 
 def _alone(problem: Problem, trial: Trial, times: Sequence[int], blocks: int) -> Curves:
     network = _network(problem, trial)
-    optimizer = _optimizer(problem, trial.rate)(network.parameters())
+    own = _optimizer(problem, trial.rate)(network.parameters())
     stream = _stream(problem, trial)
     weight = dict(zip(problem.tasks, trial.weights, strict=True))
     wanted = [task for task in problem.tasks if weight[task]]
@@ -237,7 +241,7 @@ def _alone(problem: Problem, trial: Trial, times: Sequence[int], blocks: int) ->
         for time in times:
             network.train()
             while step < time:
-                _step(problem, network, optimizer, stream.batch(step), weight, wanted)
+                _step(problem, network, own, stream.batch(step), weight, wanted)
                 step += 1
             network.eval()
             curves.append(
@@ -252,7 +256,7 @@ def _alone(problem: Problem, trial: Trial, times: Sequence[int], blocks: int) ->
 def _step(
     problem: Problem,
     network: MultiTaskNetwork,
-    optimizer: torch.optim.Optimizer,
+    own: torch.optim.Optimizer,
     batch: tuple[Any, Mapping[str, Tensor]],
     weight: Mapping[str, float],
     wanted: Sequence[str],
@@ -265,9 +269,9 @@ def _step(
     total = torch.stack([weight[task] * loss for task, loss in losses.items()]).sum()
     if problem.penalty is not None:
         total = total + problem.penalty(network)
-    optimizer.zero_grad()
+    own.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-    optimizer.step()
+    own.step()
 
 
 @torch.no_grad()
@@ -308,7 +312,7 @@ def _as_one(
     }
     stack = Stack([drawn[trial.split] for trial in trials])  # which copies their parameters
     make = stacked([_optimizer(first, trial.rate) for trial in trials])
-    optimizer = make([{"params": list(stack.parameters())}])
+    own = make([{"params": list(stack.parameters())}])
     weights = torch.tensor([trial.weights for trial in trials])
     batches = _Batches(problems, trials)
     validation = _Parts([cast(Split, problems[t.split].validation) for t in trials])
@@ -322,9 +326,9 @@ def _as_one(
             means = (losses * labelled).sum(-1) / labelled.sum(-1).clamp_min(1)
             # A task of weight 0 may have a loss that is not finite; it is not in the sum.
             total = torch.where(weights > 0, weights * means.mT, torch.zeros(())).sum()
-            optimizer.zero_grad()
+            own.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-            optimizer.step()
+            own.step()
             step += 1
         stack.eval()
         curves.append((validation.means(first, stack, 1)[:, 0], test.means(first, stack, blocks)))

@@ -33,6 +33,8 @@ COMPARED = 10_000
 """Rows by which columns of numbers are held against each other."""
 IDENTIFYING = 20
 """Rows from which on a column without repetition is taken for an identifier."""
+NAMED = 3
+"""Columns that are left out are named up to so many where none is left."""
 PAIRS = 10
 """Columns that say the same are named up to so many pairs."""
 RARE = 0.05
@@ -77,7 +79,7 @@ def examined(table: Table, question: Question, test: Table | None = None) -> Exa
     official = 0
     if test is not None:
         official = len(test)
-        table = _joined(table, test)
+        table = _joined(table, test, question)
     if len(table) - official < FEW:
         raise ValueError(
             f"{table.name} has {len(table) - official} rows: at least {FEW} are needed to train, "
@@ -130,20 +132,25 @@ def tested(question: Question) -> Table | None:
 # Rows -------------------------------------------------------------------------------------------
 
 
-def _joined(table: Table, test: Table) -> Table:
-    """Both, the test rows last."""
-    if lacking := [name for name in table.columns if name not in test.columns]:
+def _joined(table: Table, test: Table, question: Question) -> Table:
+    """Both, the test rows last; of the columns that the question is about."""
+    parts = (*question.targets, question.group, question.time, question.weight)
+    inputs = question.inputs or [name for name in table.columns if name not in question.drop]
+    asked = [name for name in table.columns if name in {*inputs, *parts}]
+    if odd := [name for name in asked if name in test.unreadable]:
+        raise ValueError(f"{test.name}: {test.unreadable[odd[0]]}")
+    if lacking := [name for name in asked if name not in test.columns]:
         raise ValueError(
             f"{test.name} has no column {shown(lacking[0])}, which {table.name} has; "
             f"{nearest(lacking[0], list(test.columns))}"
         )
     both = {}
-    for name, cells in table.columns.items():
-        other = test.columns[name]
+    for name in asked:
+        cells, other = table.columns[name], test.columns[name]
         if cells.dtype.kind != other.dtype.kind:
             cells, other = as_text(cells), as_text(other)
         both[name] = np.concatenate([cells, other])
-    return Table(table.name, both)
+    return Table(table.name, both, table.unreadable)
 
 
 # Columns with a part ----------------------------------------------------------------------------
@@ -161,6 +168,8 @@ def _target(
             f"target {shown(name)} has {len(values)} whole numbers ({', '.join(values)}): they are "
             f"taken for classes; {of_table('kinds', {name: 'numeric'})} takes them for numbers"
         )
+    if kind is None and reading.kind == "category":
+        _require_classes(name, reading)
     made = targets.asked(name, reading, "")
     metric = question.metrics.get(name, USUAL[made.kind])
     from evenhand.tables.scores import score
@@ -175,6 +184,22 @@ def _target(
         )
     notes += _imbalance(made, reading, question)
     return made, reading
+
+
+def _require_classes(name: str, reading: Reading) -> None:
+    """See that the words of a target repeat.
+
+    Raises:
+        ValueError: there are more than half as many classes as labels.
+    """
+    counts = targets.counted(reading)
+    if len(counts) > counts.total() / 2:
+        keeps = of_table("kinds", {name: "category"})
+        raise ValueError(
+            f"target {shown(name)} has {len(counts):,} different values in {counts.total():,} "
+            f"labels, such as {shown(next(iter(counts)))}: these are hardly classes ({keeps} takes "
+            "them for classes all the same)"
+        )
 
 
 def _counts(values: npt.NDArray[np.float64]) -> bool:
@@ -286,8 +311,13 @@ def _inputs(
 ) -> dict[str, Reading]:
     spoken = {*question.targets, *question.drop, question.group, question.time, question.weight}
     names = question.inputs or [name for name in table.columns if name not in spoken]
-    refused: list[str] = []
+    refused = [
+        f"{why} ({of_table('drop', [name])} leaves it out)"
+        for name, why in table.unreadable.items()
+        if name not in question.drop and not question.inputs
+    ]
     found: dict[str, Reading] = {}
+    before = len(notes)
     for name in names:
         cells, kind = table.columns[name], question.kinds.get(name)
         try:
@@ -315,7 +345,10 @@ def _inputs(
     if refused:
         raise ValueError("; ".join(refused))
     if not found:
-        raise ValueError(f"{table.name}: no column is left to predict from")
+        why = "; ".join(notes[before:][:NAMED])
+        raise ValueError(
+            f"{table.name}: no column is left to predict from" + (f" ({why})" if why else "")
+        )
     return found
 
 

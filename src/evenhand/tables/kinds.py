@@ -35,6 +35,13 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WHOLE = re.compile(r"[+-]?\d+")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?")
+GROUPED = re.compile(
+    r"\d{1,3}((,\d{3})+\.\d+|(\.\d{3})+,\d+|(,\d{3})+|(\.\d{3}){2,}|"
+    r"([ '\u2019\u00a0\u202f]\d{3})+([.,]\d+)?)|\d+([.,]\d*)?|[.,]\d+"
+)
+"""A number, perhaps with marks between its thousands: 1,234.50 or 1.234,50 or 1 234 or 1'234."""
+DRESSED = re.compile(rf"[+-]?[$€£¥]?\s?[+-]?({GROUPED.pattern})\s?[$€£¥%]?")
+"""A number that is written for people: $5, 12 %, -1,234.50 €."""
 INFINITE = frozenset({"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"})
 FORMATS = (
     "%Y-%m-%d",
@@ -58,6 +65,8 @@ FORMATS = (
 """Of dates, besides ISO 8601."""
 MOSTLY = 0.5
 """A column of text with more numbers than this is a column of numbers with mistakes."""
+LEVELS = 10
+"""Numbers with signs, 10% and 20%, may be a category where there are no more of them."""
 LONG, WORDS = 40, 5
 """Free text has cells of so many letters or words in the mean, and few that repeat."""
 REPEATED = 0.5
@@ -74,12 +83,14 @@ class Reading:
             category: text, None where blank; labels: tuples of names, None where blank.
         told: what was decided in reading it; "" if nothing.
         words: boolean: how no and yes are written.
+        form: date: the format in which its text was read, "" if it came as dates.
     """
 
     kind: Kind
     values: Cells
     told: str = ""
     words: tuple[str, str] = ("0", "1")
+    form: str = ""
 
 
 def found(name: str, cells: Cells) -> Reading:
@@ -101,6 +112,13 @@ def found(name: str, cells: Cells) -> Reading:
     numeric = sum(count for text, count in texts.items() if _number(text) is not None)
     if numeric == sum(texts.values()):
         return read_as("numeric", name, cells)
+    dressed = {text: n for text, n in texts.items() if _number(text) is None and _dressed(text)}
+    if len(dressed) > LEVELS and numeric + sum(dressed.values()) > MOSTLY * sum(texts.values()):
+        raise ValueError(
+            f"column {shown(name)} holds numbers with signs or marks between thousands, such as "
+            f"{_short(next(iter(dressed)))}: "
+            + ways("write digits and a point alone", _as_category(name))
+        )
     if numeric > MOSTLY * sum(texts.values()):
         raise ValueError(_mixed(name, cells))
     if _format(name, list(texts)) is not None:
@@ -114,8 +132,8 @@ def found(name: str, cells: Cells) -> Reading:
     return Reading("category", cells)
 
 
-def read_as(kind: str, name: str, cells: Cells) -> Reading:
-    """The column as the kind that its reader says.
+def read_as(kind: str, name: str, cells: Cells, form: str = "") -> Reading:
+    """The column as the kind that its reader says; dates in a format, if all cells have it.
 
     Raises:
         ValueError: a cell is not of that kind; or there is no such kind.
@@ -124,7 +142,7 @@ def read_as(kind: str, name: str, cells: Cells) -> Reading:
         raise ValueError(f"{shown(name)}={kind}: a kind must be one of {', '.join(KINDS)}")
     if not present(cells).any():
         return Reading("empty", cells)
-    return AS[kind](name, cells)
+    return _date(name, cells, form) if kind == "date" else AS[kind](name, cells)
 
 
 def present(cells: Cells) -> npt.NDArray[np.bool_]:
@@ -208,12 +226,13 @@ def _category(name: str, cells: Cells) -> Reading:
     return Reading("category", as_text(cells))
 
 
-def _date(name: str, cells: Cells) -> Reading:
+def _date(name: str, cells: Cells, known: str = "") -> Reading:
     if cells.dtype.kind == "M":
         return Reading("date", _seconds(cells))
     texts = as_text(cells)
     distinct = list(dict.fromkeys(cell for cell in texts if cell is not None))
-    form = _format(name, distinct)
+    alike = known and all(_moment(text, known) is not None for text in distinct)
+    form = known if alike else _format(name, distinct)
     if form is None:
         wrong = next((t for t in distinct if _moment(t, "iso") is None), distinct[0])
         raise ValueError(
@@ -222,7 +241,7 @@ def _date(name: str, cells: Cells) -> Reading:
         )
     moments = {text: _moment(text, form) for text in distinct}
     told = "" if form == "iso" else f"dates read as {form}"
-    return Reading("date", _mapped(texts, lambda text: moments[text]), told)
+    return Reading("date", _mapped(texts, lambda text: moments[text]), told, form=form)
 
 
 def _labels(name: str, cells: Cells) -> Reading:
@@ -273,8 +292,16 @@ def _number(text: str, commas: bool | None = None) -> float | None:
     return None
 
 
+def _dressed(text: str) -> bool:
+    """Whether it is a number as people write it, with signs or with marks between thousands."""
+    return DRESSED.fullmatch(text) is not None
+
+
 def _commas(cells: Cells) -> bool:
-    return any(cell is not None and COMMA.fullmatch(cell) for cell in cells)
+    """Whether commas are decimal points: no fewer cells have one than have a point."""
+    texts = [cell for cell in cells if cell is not None]
+    commas = sum(COMMA.fullmatch(text) is not None for text in texts)
+    return commas > 0 and commas >= sum("." in text and _number(text) is not None for text in texts)
 
 
 def _finite(name: str, values: Floats) -> Floats:

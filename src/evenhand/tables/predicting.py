@@ -89,7 +89,10 @@ class Predictor:
             ValueError: a column is not there, or holds something of another kind.
         """
         names = list(table.columns)
-        lacking = [c.name for c in self.prepared.columns if c.name not in names]
+        asked = [column.name for column in self.prepared.columns]
+        if odd := [name for name in asked if name in table.unreadable]:
+            raise ValueError(f"{table.name}: {table.unreadable[odd[0]]}")
+        lacking = [name for name in asked if name not in names]
         if lacking:
             more = f" (nor {len(lacking) - 1} more)" if len(lacking) > 1 else ""
             raise ValueError(
@@ -99,7 +102,12 @@ class Predictor:
         found, notes = {}, []
         for column in self.prepared.columns:
             cells = table.columns[column.name]
-            reading = read_alike(column.kind, column.name, cells)
+            reading = read_alike(column.kind, column.name, cells, column.form)
+            if column.form and reading.form not in ("", column.form):
+                notes.append(
+                    f"column {shown(column.name)}: dates read as {reading.form}, in training as "
+                    f"{column.form}"
+                )
             if not present(cells).any():
                 notes.append(f"column {shown(column.name)} is blank in every row")
             if isinstance(column.fitted, OneHot):
@@ -138,14 +146,14 @@ class Predictor:
         return columns, notes
 
 
-def read_alike(kind: str, name: str, cells: Cells) -> Reading:
-    """Further cells of a column of this kind; all may be blank.
+def read_alike(kind: str, name: str, cells: Cells, form: str = "") -> Reading:
+    """Further cells of a column of this kind; all may be blank. Dates had this format.
 
     Raises:
         ValueError: a cell is not of that kind.
     """
     with asked_as(NoSettings()):
-        reading = kinds.read_as(kind, name, cells)
+        reading = kinds.read_as(kind, name, cells, form)
     if reading.kind != "empty":
         return reading
     if kind == "category":

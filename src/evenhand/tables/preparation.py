@@ -128,18 +128,21 @@ class Moments:
         days: how days since 1970 are scaled.
         hours: whether training cells have hours.
         middle: seconds since 1970 that fill a blank.
+        form: the format of dates that were text, "iso" or as `datetime.strptime` has it; "" if they
+            came as dates. Further rows are read in it, as 3/4/2025 could be either.
     """
 
     days: Scaled
     hours: bool
     middle: float
+    form: str = ""
 
     @classmethod
-    def fitted(cls, seconds: Floats) -> Moments:
+    def fitted(cls, seconds: Floats, form: str = "") -> Moments:
         """To training cells, seconds since 1970, NaN where blank."""
         known = seconds[~np.isnan(seconds)]
         middle = float(np.median(known)) if len(known) else 0.0
-        return cls(Scaled.fitted(seconds / DAY), bool((known % DAY != 0).any()), middle)
+        return cls(Scaled.fitted(seconds / DAY), bool((known % DAY != 0).any()), middle, form)
 
     def applied(self, seconds: Floats) -> Floats:
         filled = np.where(np.isnan(seconds), self.middle, seconds)
@@ -177,12 +180,17 @@ class Column:
             case "category":
                 return cls(name, "category", OneHot.fitted(cells))
             case "date":
-                return cls(name, "date", Moments.fitted(cells))
+                return cls(name, "date", Moments.fitted(cells, reading.form))
         raise ValueError(f"an input cannot be of kind {reading.kind!r}")
 
     def titles(self) -> list[str]:
         """What each of the columns it becomes is called."""
         return self.fitted.titles(plain(self.name))
+
+    @property
+    def form(self) -> str:
+        """The format of its dates, "" where there is none."""
+        return self.fitted.form if isinstance(self.fitted, Moments) else ""
 
     @property
     def fitted_blanks(self) -> bool:
@@ -207,7 +215,7 @@ class Column:
             case "category":
                 made = OneHot(tuple(rest["values"]), rest["other"])
             case "date":
-                made = Moments(Scaled(**rest["days"]), rest["hours"], rest["middle"])
+                made = Moments(**rest | {"days": Scaled(**rest["days"])})
             case "numeric" | "boolean":
                 made = Scaled(**rest)
             case other:

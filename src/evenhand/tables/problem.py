@@ -27,7 +27,7 @@ from evenhand.files import parsed
 from evenhand.network import MultiTaskNetwork
 from evenhand.tables import preparation
 from evenhand.tables.examined import Examined, opened
-from evenhand.tables.kinds import Reading, present
+from evenhand.tables.kinds import FORMATS, Reading, present
 from evenhand.tables.network import network
 from evenhand.tables.preparation import Column, Moments, OneHot, Scaled
 from evenhand.tables.question import Question
@@ -133,7 +133,7 @@ class _Category(OneHot):
     kind: Literal["category"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Date(Moments):
     name: str
     kind: Literal["date"]
@@ -166,6 +166,8 @@ def _require_numbers(entry: _Number | _Category | _Date | Target, where: str) ->
             numbers, scale = (), 1.0
         case _Date():
             numbers, scale = (entry.middle, entry.days.mean, entry.days.median), entry.days.scale
+            if entry.form not in ("", "iso", *FORMATS):
+                raise ValueError(f"{where}: no date is read as {quoted(entry.form)}")
         case _Number():
             numbers, scale = (entry.mean, entry.median), entry.scale
     if not (all(map(math.isfinite, (*numbers, scale))) and scale > 0):
@@ -237,7 +239,10 @@ class TableProblem:
             if preparation.varies(reading, rows)
         )
         if not columns:
-            raise ValueError(f"{table.name}: no input varies in the training part")
+            raise ValueError(
+                f"{table.name}: no input varies in the training part, which has {len(rows):,} of "
+                f"{table.rows:,} rows"
+            )
         fitted = {
             target.title: (target.fitted(reading, rows, question.balance), reading)
             for target, reading in table.targets.values()

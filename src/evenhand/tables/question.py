@@ -109,9 +109,10 @@ class Question:
         """Refuse names that no column of the table has.
 
         Raises:
-            ValueError: there is one, or no target; the message names the nearest.
+            ValueError: there is one, or no target (the message names the nearest); or a column that
+                is used cannot be read.
         """
-        names = list(table.columns)
+        names = [*table.columns, *table.unreadable]
         if not self.targets:
             raise ValueError(
                 f"{table.name}: name the columns to predict ({option('targets')}); "
@@ -132,6 +133,8 @@ class Question:
                 if name is not None and name not in names:
                     lacking = f"{table.name} has no column {_shown(name)}"
                     raise ValueError(f"{asked}: {lacking}; {nearest(name, names)}")
+                if name is not None and name in table.unreadable and columns is not self.drop:
+                    raise ValueError(f"{asked}: {table.unreadable[name]}")
         if aside := [name for name in self.metrics if name not in self.targets]:
             raise ValueError(f"{of_table('metrics')}: {_shown(aside[0])} is no target")
 

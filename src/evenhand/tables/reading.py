@@ -15,7 +15,8 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evenhand.files import LARGE, read_bytes, require_file
+from evenhand.tables import arff
 from evenhand.text import composed, quoted
 
 Cells = npt.NDArray[Any]
@@ -45,6 +47,7 @@ class Table:
     Attributes:
         name: of the file, for people.
         columns: in their order.
+        unreadable: columns that hold something else, lists perhaps, and what. They can be left out.
 
     Raises:
         ValueError: there is no column or no row.
@@ -52,10 +55,11 @@ class Table:
 
     name: str
     columns: Mapping[str, Cells]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.columns:
-            raise ValueError(f"{self.name} has no column")
+            raise ValueError(next(iter(self.unreadable.values()), f"{self.name} has no column"))
         if not len(self):
             raise ValueError(f"{self.name} has a header and no row")
 
@@ -64,7 +68,8 @@ class Table:
 
     def rows(self, index: npt.NDArray[np.int64]) -> Table:
         """The rows at `index`."""
-        return Table(self.name, {name: cells[index] for name, cells in self.columns.items()})
+        some = {name: cells[index] for name, cells in self.columns.items()}
+        return Table(self.name, some, self.unreadable)
 
 
 def read(file: Path, missing: Sequence[str] = (), encoding: str = "utf-8") -> Table:
@@ -123,14 +128,11 @@ def _separated(
     name: str, content: bytes, blank: frozenset[str], encoding: str, separator: str | None = None
 ) -> Table:
     text = _decoded(name, content, encoding)
-    try:
-        # Line ends are left to the csv module: a quoted cell may hold some.
-        lines = csv.reader(
-            io.StringIO(text, newline=""), delimiter=separator or _separator(text), strict=True
-        )
-        header, rows, numbers = _table_lines(name, lines)
-    except csv.Error as error:
-        raise ValueError(f"{name}: {error}") from error
+    # Line ends are left to the csv module: a quoted cell may hold some.
+    lines = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator or _separator(text), strict=True
+    )
+    header, rows, numbers = _table_lines(name, lines)
     for number, row in zip(numbers, rows, strict=True):
         if len(row) != len(header):
             raise ValueError(
@@ -145,18 +147,30 @@ def _separated(
 
 
 def _table_lines(name: str, lines: Any) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows, and the line on which each row ends; empty lines are no rows."""
+    """Header, rows, and the line on which each row ends; empty lines are no rows.
+
+    Raises:
+        ValueError: quotes do not match, or there is no line.
+    """
     header: list[str] | None = None
     rows: list[list[str]] = []
     numbers: list[int] = []
-    for row in lines:
-        if not row:
-            continue
-        if header is None:
-            header = row
-            continue
-        rows.append(row)
-        numbers.append(lines.line_num)
+    whole = 0
+    try:
+        for row in lines:
+            whole = lines.line_num
+            several = header is None or len(header) > 1
+            if not row or (several and len(row) == 1 and not row[0].strip()):
+                continue
+            if header is None:
+                header = row
+                continue
+            rows.append(row)
+            numbers.append(whole)
+    except csv.Error as error:
+        ended = str(error) == "unexpected end of data"
+        said = "a quote is opened and not closed" if ended else str(error)
+        raise ValueError(f"{name}, line {whole + 1}: {said}") from error
     if header is None:
         raise ValueError(f"{name} is empty")
     return header, rows, numbers
@@ -186,7 +200,8 @@ def _separator(text: str) -> str:
     best, most = ",", 1
     for separator in SEPARATORS:
         try:
-            counts = [len(row) for row in csv.reader(first, delimiter=separator) if row]
+            rows = csv.reader(first, delimiter=separator)
+            counts = [len(row) for row in rows if len(row) > 1 or any(map(str.strip, row))]
         except csv.Error:
             continue
         if counts and counts.count(counts[0]) > 0.8 * len(counts) and counts[0] > most:
@@ -236,28 +251,26 @@ def _parquet(name: str, content: bytes, blank: frozenset[str], encoding: str) ->
     except (pyarrow.ArrowException, OSError) as error:  # damaged pages are OSErrors
         raise ValueError(f"{name} is no Parquet file: {error}") from error
     names = _checked(name, found.column_names)
-    columns = [column.to_pylist() for column in found.columns]
-    return Table(name, {n: typed(c, n, blank) for n, c in zip(names, columns, strict=True)})
+    columns = (column.to_pylist() for column in found.columns)
+    return Table(name, *_apart(dict(zip(names, columns, strict=True)), blank))
 
 
 def _arff(name: str, content: bytes, blank: frozenset[str], encoding: str) -> Table:
-    from scipy.io import arff
-
     text = _decoded(name, content, encoding)
     try:
-        values, about = arff.loadarff(io.StringIO(text))
-    except (StopIteration, IndexError) as error:
-        raise ValueError(f"{name} is no ARFF file: it, or a line of it, ends early") from error
-    except (arff.ArffError, ValueError, NotImplementedError) as error:
+        found = arff.columns(text)
+    except ValueError as error:
         raise ValueError(f"{name} is no ARFF file that can be read: {error}") from error
-    columns = {}
-    for own, title in zip(about.names(), _checked(name, about.names()), strict=True):
-        cells = values[own]
-        if cells.dtype.kind == "S":
-            said = [cell.decode(encoding) for cell in cells.tolist()]
-            cells = _text_cells(said, blank | {"?"})
-        columns[title] = cells if cells.dtype.kind in "OM" else cells.astype(np.float64)
-    return Table(name, columns)
+    names = _checked(name, [title for title, _ in found])
+    return Table(
+        name,
+        {
+            title: _text_cells(["" if cell is None else cell for cell in cells], blank)
+            if isinstance(cells, list)
+            else cells
+            for title, (_, cells) in zip(names, found, strict=True)
+        },
+    )
 
 
 Reader = Callable[[str, bytes, frozenset[str], str], Table]
@@ -273,19 +286,41 @@ READERS: Mapping[str, Reader] = {
 # What Python holds ------------------------------------------------------------------------------
 
 
-def held(columns: Mapping[str, Iterable[Any]], name: str = "table") -> Table:
+def held(
+    columns: Mapping[str, Iterable[Any]], name: str = "table", *, strict: bool = True
+) -> Table:
     """A table of columns in memory: lists, arrays or a data frame's columns, by name.
 
     Raises:
         ValueError: they are not equally long, a name stands twice, or there is no row.
-        TypeError: a column holds something that is neither number, text, date nor blank.
+        TypeError: a column holds something that is neither number, text, date nor blank. If not
+            `strict` it is among `Table.unreadable` instead.
     """
     names = _checked(name, [str(title) for title in columns])
-    made = {n: typed(c, n, BLANK) for n, c in zip(names, columns.values(), strict=True)}
+    given = dict(zip(names, columns.values(), strict=True))
+    unreadable: dict[str, str] = {}
+    if strict:
+        made = {title: typed(cells, title, BLANK) for title, cells in given.items()}
+    else:
+        made, unreadable = _apart(given, BLANK)
     lengths = {title: len(cells) for title, cells in made.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{name}: its columns are not equally long: {lengths}")
-    return Table(name, made)
+    return Table(name, made, unreadable)
+
+
+def _apart(
+    columns: Mapping[str, Iterable[Any]], blank: frozenset[str]
+) -> tuple[dict[str, Cells], dict[str, str]]:
+    """The columns that can be read, and why the others cannot."""
+    made: dict[str, Cells] = {}
+    unreadable: dict[str, str] = {}
+    for name, values in columns.items():
+        try:
+            made[name] = typed(values, name, blank)
+        except TypeError as error:
+            unreadable[name] = str(error)
+    return made, unreadable
 
 
 def columns_of(frame: Any) -> Mapping[str, Any] | None:
@@ -335,7 +370,7 @@ def _truths(values: Sequence[Any]) -> Cells:
     return _objects([None if value is None else str(bool(value)).lower() for value in values])
 
 
-NUMBERS = int | float | np.integer | np.floating
+NUMBERS = int | float | np.integer | np.floating | Decimal
 """Real ones."""
 
 
@@ -376,6 +411,8 @@ def _nothing(value: Any) -> bool:
     """None, and what is not equal to itself: NaN, NaT."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
+    if isinstance(value, Decimal):
+        return value.is_nan()
     return isinstance(value, float | np.floating | np.datetime64) and value != value
 
 

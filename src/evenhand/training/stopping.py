@@ -82,7 +82,28 @@ class _Counter:
 
 @dataclass
 class EarlyStopping(_Counter):
-    """Stop after `patience` epochs without improvement; None never stops, but keeps the best."""
+    """Stop after `patience` epochs without improvement; None never stops, but keeps the best.
+
+    Attributes:
+        untrained: whether the network before training, of which the first value is, may be the best
+            one. If not, that value is neither kept nor counted, as in protocols that first look
+            after an epoch.
+        begun: whether there was a value.
+    """
+
+    untrained: bool = field(default=True, kw_only=True)
+    begun: bool = field(default=False, kw_only=True)
+
+    def improved(self, value: float) -> bool:
+        first, self.begun = not self.begun, True
+        return False if first and not self.untrained else super().improved(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "begun": self.begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.begun = state.get("begun", True)  # an older one was of a training that had begun
 
 
 @dataclass
