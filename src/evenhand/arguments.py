@@ -59,7 +59,13 @@ def require_kind(name: str, value: Any, hint: Any) -> None:
 
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(function)
+    """Its annotations; a class that is imported for type checkers alone may be anything."""
+    unseen: dict[str, Any] = {}
+    while True:
+        try:
+            return get_type_hints(function, localns=unseen)
+        except NameError as error:
+            unseen[str(error.name)] = Any
 
 
 @cache
@@ -97,12 +103,20 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is abc.Mapping:
         values = value.values() if isinstance(value, abc.Mapping) else ()
         # Of NaN among them the function says which it is.
-        return isinstance(value, abc.Mapping) and all(v != v or _fits(v, inner[1]) for v in values)
+        return isinstance(value, abc.Mapping) and all(
+            _fits(v, inner[1]) or (isinstance(v, float) and math.isnan(v)) for v in values
+        )
     if origin is abc.Callable:
         return callable(value)
-    if isinstance(hint, type) and origin is None and not vars(hint).get("_is_protocol"):
+    if isinstance(hint, type) and origin is None and _is_asked(hint):
         return isinstance(value, hint)
     return True
+
+
+def _is_asked(hint: type) -> bool:
+    """Whether a value can be asked if it is one: of protocols, those that say so."""
+    said = vars(hint)
+    return not said.get("_is_protocol") or bool(said.get("_is_runtime_protocol"))
 
 
 def _told(hint: Any) -> str:
@@ -120,7 +134,7 @@ def _told(hint: Any) -> str:
     if _is_word(hint):
         return f"one of {', '.join(map(repr, inner))}"
     origin = get_origin(hint)
-    if origin is abc.Callable:
+    if abc.Callable in (origin, hint):
         return "a function"
     if origin in (tuple, abc.Sequence, abc.Iterable):
         return f"several ({_told(inner[0])} each), not a single one or a text"

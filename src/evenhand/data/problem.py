@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from evenhand import theirs
-from evenhand.arguments import require_kind
+from evenhand.arguments import require_fields
 from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork, leaves
 from evenhand.schedules import mixed_seed
@@ -61,6 +61,7 @@ class Task:
 
     Raises:
         ValueError: `heads` is empty, or names a head twice; or see `Labelling`.
+        TypeError: something is of another kind; the message names it.
     """
 
     loss: Loss
@@ -76,6 +77,7 @@ class Task:
 
     def __post_init__(self) -> None:
         Labelling(self.missing, self.gaps)
+        require_fields(self)
         named = [] if self.heads is None or isinstance(self.heads, str) else list(self.heads)
         if self.heads is not None and (not self.heads or len(set(named)) < len(named)):
             raise ValueError(
@@ -103,6 +105,7 @@ def gathered(samples: Tensor, index: Tensor) -> Tensor:
     return found.view(*index.shape, *samples.shape[1:])
 
 
+@runtime_checkable
 class Preparation(Protocol):
     """What turns rows of a table into a network's inputs, and its outputs into cells.
 
@@ -115,6 +118,7 @@ class Preparation(Protocol):
         ...
 
 
+@runtime_checkable
 class Samples(Protocol):
     """What networks are validated and tested on: as many samples as its length, in one order."""
 
@@ -131,12 +135,18 @@ class Split:
 
     Raises:
         ValueError: the number of samples differs between inputs and targets, or there is none.
+        TypeError: they are no tensors.
     """
 
     inputs: Tensor
     targets: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
+        require_fields(self)
+        if scalars := [t for t, target in self.targets.items() if not target.dim()]:
+            raise ValueError(f"targets of {scalars[0]!r} are a single number: give [n, ...]")
+        if not self.inputs.dim():
+            raise ValueError("inputs= is a single number: give [n, ...]")
         sizes = {task: len(target) for task, target in self.targets.items()}
         wrong = {task: n for task, n in sizes.items() if n != len(self.inputs)}
         if wrong or not len(self.inputs):
@@ -191,6 +201,10 @@ class Problem:
         scaled: as `network`, its width multiplied by the number given.
         design: how the data are divided where nothing is said, see `data/splits.py`.
         preparation: what was fitted to the training part to make inputs and targets of a table.
+
+    Raises:
+        TypeError: something is of another kind; the message names it.
+        ValueError: `batch_size` or `epochs` is below 1, or there is no task.
     """
 
     name: str
@@ -213,6 +227,14 @@ class Problem:
     scaled: Callable[[Sequence[str], float], MultiTaskNetwork] | None = None
     design: str = "hold-out"
     preparation: Preparation | None = None
+
+    def __post_init__(self) -> None:
+        require_fields(self)
+        for name, value in (("batch_size", self.batch_size), ("epochs", self.epochs)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if not self.tasks:
+            raise ValueError("tasks= names none: a problem has one or more")
 
     def heads(self, tasks: Iterable[str]) -> tuple[str, ...]:
         """The heads that these tasks read, each once, in their order."""
@@ -428,7 +450,7 @@ class Stream:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        require_kind("batch_size", self.batch_size, int)
+        require_fields(self)
         self._order: tuple[int, Tensor] | None = None
         self._batches: _Numbered[Batch] | None = None
         self._indices: _Numbered[Sequence[int]] | None = None
