@@ -334,6 +334,25 @@ def test_what_a_balancer_is_told_of_a_step_is_looked_at(given, told) -> None:
         balancer.backward(_losses(), **given)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda problem, tasks: problem.network(tuple(problem.tasks))(torch.ones(2, 2), tasks=tasks),
+        lambda problem, tasks: problem.losses({}, {}, tasks),
+        lambda problem, tasks: problem.label_counts(tasks),
+        lambda problem, tasks: problem.check_labels(tasks),
+        lambda problem, tasks: problem.check_finite(tasks),
+    ],
+)
+def test_a_task_that_there_is_not_is_told_with_the_nearest(asked) -> None:
+    with pytest.raises(ValueError, match=r"tasks='clas': no .* did you mean 'class'"):
+        asked(mixed(), ["clas"])
+    with pytest.raises(TypeError, match="tasks='class': must be several"):
+        asked(mixed(), "class")
+    with pytest.raises(ValueError, match="must be different names"):
+        eh.Phase(("class", "class"))
+
+
 def test_a_text_is_no_list_of_tasks() -> None:
     for make in (lambda: eh.Balancer(tasks="abc"), lambda: eh.Balancer().bind("abc")):
         with pytest.raises(TypeError, match="tasks='abc': must be several"):

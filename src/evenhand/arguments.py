@@ -6,13 +6,13 @@ import inspect
 import math
 import types
 from collections import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import cache, wraps
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from evenhand.text import quoted
+from evenhand.text import quoted, unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,6 +141,30 @@ def _told(hint: Any) -> str:
     if origin is abc.Mapping:
         return f"a mapping to values ({_told(inner[1])} each)"
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def several(
+    argument: str, names: Iterable[str], known: Iterable[str], what: str
+) -> tuple[str, ...]:
+    """Names, each of which must be known.
+
+    Args:
+        argument: what the caller calls them.
+        names: them.
+        known: those that there are.
+        what: what has a name, in words.
+
+    Raises:
+        TypeError: a single text is given.
+        ValueError: one is not known; the message says the nearest.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"{argument}={quoted(names)}: must be several, not a text")
+    given, there = tuple(names), set(known)
+    for name in given:
+        if name not in there:
+            raise ValueError(unknown(name, known, what, argument))
+    return given
 
 
 def require_fields(made: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from evenhand import theirs
-from evenhand.arguments import require_fields
+from evenhand.arguments import require_fields, several
 from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork, leaves
 from evenhand.schedules import mixed_seed
@@ -236,6 +236,14 @@ class Problem:
         if not self.tasks:
             raise ValueError("tasks= names none: a problem has one or more")
 
+    def _named(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """Tasks of it.
+
+        Raises:
+            ValueError, TypeError: one is unknown; or a single text is given.
+        """
+        return several("tasks", tasks, self.tasks, "task")
+
     def heads(self, tasks: Iterable[str]) -> tuple[str, ...]:
         """The heads that these tasks read, each once, in their order."""
         return tuple(dict.fromkeys(head for task in tasks for head in self._heads_of(task)))
@@ -278,7 +286,7 @@ class Problem:
             tasks: whose losses; by default all tasks that can read what they need from `outputs`.
         """
         found = {}
-        for name in self.readable(outputs) if tasks is None else tasks:
+        for name in self.readable(outputs) if tasks is None else self._named(tasks):
             if name in targets:
                 task = self.tasks[name]
                 taken = task.labels.taken(self.read(name, outputs), targets[name])
@@ -300,7 +308,7 @@ class Problem:
         held = {name: part for name in parts if isinstance(part := getattr(self, name), Split)}
         return {
             name: {part: _counted(self.tasks[name], name, split) for part, split in held.items()}
-            for name in (self.tasks if tasks is None else tasks)
+            for name in (self.tasks if tasks is None else self._named(tasks))
         }
 
     def check_labels(
@@ -359,7 +367,7 @@ class Problem:
             ValueError: a target is infinite, or an output is not finite, in a part that is held in
                 memory; the message says of which task, and for how many samples.
         """
-        names = tuple(self.tasks if tasks is None else tasks)
+        names = tuple(self.tasks) if tasks is None else self._named(tasks)
         for part in parts:
             split = getattr(self, part)
             if not isinstance(split, Split):
