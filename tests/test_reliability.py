@@ -289,6 +289,12 @@ def _problem(samples: int = 24) -> Problem:
     return Problem("small", "", "", {"a": task, "b": task}, _network, *parts, epochs=2)
 
 
+def _with_tasks(**changes: Any) -> Callable[[Problem], Problem]:
+    return lambda problem: replace(
+        problem, tasks={name: replace(task, **changes) for name, task in problem.tasks.items()}
+    )
+
+
 def _settings(**changes: Any) -> Settings:
     given = {"seeds": (0, 1), "rates": (0.1,), "splits": 1, "references": "none"}
     return Settings.suggested(_problem(), **{**given, **changes})
@@ -398,6 +404,34 @@ def test_a_sample_that_spoils_a_task_is_told_before_training(part, tmp_path) -> 
 class _Repairing(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.nan_to_num())
+
+
+class _Textual(_Error):
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        raise RuntimeError("no text")
+
+
+WRONG_PIECES: dict[str, tuple[Callable[[Problem], Any], str]] = {
+    "test part": (
+        lambda p: replace(p, test=Split(p.test.inputs[:, :2], p.test.targets)),
+        r"the network \(test part\) fails: .*cannot be multiplied",
+    ),
+    "not a number": (_with_tasks(loss=lambda o, y: (o - y).mean() * math.nan), "'a' is NaN with"),
+    "metric": (_with_tasks(metric=_Textual), "the metric of task 'a' fails: .*no text"),
+    "units": (lambda p: replace(p, units=(0, 3)), r"units=\(0, 3\)"),
+    "groups": (lambda p: replace(p, test_groups=torch.zeros(3)), "one for each of the 24 test"),
+    "batches": (lambda p: replace(p, train=[1, 2]), "a batch of the data is 1: must be"),
+    "no length": (lambda p: replace(p, train=iter([1])), "source= is a list_iterator without"),
+    "penalty": (lambda p: replace(p, penalty=lambda n: "x"), "penalty= gave 'x': must give"),
+    "maker": (lambda p: lambda split: 3, "source= gave a int for split 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PIECES)
+def test_a_problems_wrong_piece_is_named(name, tmp_path) -> None:
+    change, told = WRONG_PIECES[name]
+    with pytest.raises((TypeError, ValueError), match=told):
+        compare(change(_problem()), ("sg",), tmp_path / "out")
 
 
 def test_a_network_may_make_a_number_of_nan() -> None:

@@ -402,11 +402,17 @@ def load_problem(source: str | Maker, split: int = 0) -> Problem:
 
     It is kept for the parts of one comparison; `compare` loads it afresh, see `forget`.
     """
-    if not isinstance(source, str):
-        return source(split)
     from evenhand import data
 
-    return data.problem(source, split)
+    if isinstance(source, str):
+        return data.problem(source, split)
+    made = source(split)
+    if not isinstance(made, data.Problem):
+        raise TypeError(
+            f"source= gave a {type(made).__name__} for split {split}: it must return an "
+            "evenhand.data.Problem"
+        )
+    return made
 
 
 @lru_cache(maxsize=4)

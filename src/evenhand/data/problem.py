@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from evenhand.arguments import require_fields, several
 from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork, leaves
 from evenhand.schedules import mixed_seed
+from evenhand.text import quoted
 
 if TYPE_CHECKING:
     from evenhand.data.splits import Pool
@@ -204,7 +205,8 @@ class Problem:
 
     Raises:
         TypeError: something is of another kind; the message names it.
-        ValueError: `batch_size` or `epochs` is below 1, or there is no task.
+        ValueError: `batch_size` or `epochs` is below 1, there is no task, or `units` or
+            `test_groups` do not fit.
     """
 
     name: str
@@ -235,6 +237,14 @@ class Problem:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if not self.tasks:
             raise ValueError("tasks= names none: a problem has one or more")
+        if self.units is not None and (len(self.units) != 2 or min(self.units) < 1):
+            raise ValueError(f"units={self.units}: must be two counts, each at least 1")
+        groups, test = self.test_groups, self.test
+        if groups is not None and isinstance(test, Split) and groups.shape != (len(test),):
+            raise ValueError(
+                f"test_groups has the shape {tuple(groups.shape)}: must be one for each of the "
+                f"{len(test)} test samples"
+            )
 
     def _named(self, tasks: Iterable[str]) -> tuple[str, ...]:
         """Tasks of it.
@@ -328,32 +338,44 @@ class Problem:
                     )
 
     def check_pieces(self) -> None:
-        """See that network, losses and metrics take a few training samples before any work.
+        """See that network, losses and metrics take a few samples of each part before any work.
 
-        Of a training part that is read from elsewhere nothing is read for it.
+        Of a part that is read from elsewhere nothing is read for it.
 
         Raises:
-            ValueError: one of them raises; the message says which, of what task, and what.
+            ValueError: one of them raises, or a loss is NaN; the message says which, of what task,
+                and what.
         """
-        if not isinstance(self.train, Split):
+        held = {name: part for name in PARTS if isinstance(part := getattr(self, name), Split)}
+        if not held:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             with _trying("the network"):
                 network = self.network(tuple(self.tasks)).eval()
-            for name, task in self.tasks.items():
-                used = task.labels.samples(self.train.targets[name]).nonzero().flatten()[:FEW]
-                if not len(used):
-                    continue
-                inputs, targets = self.train.take(used)
-                with _trying("the network"):
-                    outputs = network(inputs, tasks=self.heads((name,)))
-                taken = task.labels.taken(self.read(name, outputs), targets[name])
-                if taken is None:
-                    continue
-                with _trying(f"the loss of task {name!r}"):
-                    float(task.loss(*taken))
-                with _trying(f"the metric of task {name!r}"):
-                    task.metric().update(*taken)
+            for part, split in held.items():
+                where = "" if part == "train" else f" ({part} part)"
+                for name in split.targets:
+                    if name in self.tasks:
+                        self._try(network, name, split, where)
+
+    def _try(self, network: nn.Module, name: str, split: Split, where: str) -> None:
+        """A few samples of one part and task."""
+        task = self.tasks[name]
+        used = task.labels.samples(split.targets[name]).nonzero().flatten()[:FEW]
+        if not len(used):
+            return
+        inputs, targets = split.take(used)
+        with _trying(f"the network{where}"):
+            outputs = network(inputs, tasks=self.heads((name,)))
+        taken = task.labels.taken(self.read(name, outputs), targets[name])
+        if taken is None:
+            return
+        with _trying(f"the loss of task {name!r}{where}"):
+            loss = float(task.loss(*taken))
+        if math.isnan(loss) and not _not_finite(inputs).any():  # of these `check_finite` tells
+            raise ValueError(f"the loss of task {name!r}{where} is NaN with fresh weights")
+        with _trying(f"the metric of task {name!r}{where}"):
+            task.metric().update(*taken)
 
     def check_finite(
         self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
@@ -475,7 +497,10 @@ class Stream:
 
     def __len__(self) -> int:
         if not isinstance(self.source, Split):
-            return len(self.source)  # type: ignore[arg-type]
+            if not isinstance(self.source, Sized):
+                told = type(self.source).__name__
+                raise TypeError(f"source= is a {told} without a length: batches must be countable")
+            return len(self.source)
         whole, rest = divmod(len(self.source), self.batch_size)
         return whole + bool(rest and not self.drop_last and not self.replacement)
 
@@ -492,7 +517,12 @@ class Stream:
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0 over all epochs."""
         if self._batches is not None:
-            return self._batches.item(*divmod(number, len(self)))
+            found = self._batches.item(*divmod(number, len(self)))
+            if not (isinstance(found, Sequence) and len(found) == 2):
+                raise TypeError(
+                    f"a batch of the data is {quoted(found)}: must be (inputs, targets by task)"
+                )
+            return found
         source = cast(Split, self.source)
         return source.take(self.index(number).to(source.inputs.device))
 
