@@ -101,10 +101,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is abc.Iterable:
         return isinstance(value, abc.Iterable) and not isinstance(value, str)
     if origin is abc.Mapping:
-        values = value.values() if isinstance(value, abc.Mapping) else ()
-        # Of NaN among them the function says which it is.
+        # Of NaN among the values the function says which it is.
         return isinstance(value, abc.Mapping) and all(
-            _fits(v, inner[1]) or (isinstance(v, float) and math.isnan(v)) for v in values
+            _fits(k, inner[0]) and (_fits(v, inner[1]) or (isinstance(v, float) and math.isnan(v)))
+            for k, v in value.items()
         )
     if origin is abc.Callable:
         return callable(value)
@@ -139,7 +139,7 @@ def _told(hint: Any) -> str:
     if origin in (tuple, abc.Sequence, abc.Iterable):
         return f"several ({_told(inner[0])} each), not a single one or a text"
     if origin is abc.Mapping:
-        return f"a mapping to values ({_told(inner[1])} each)"
+        return f"a mapping of keys ({_told(inner[0])} each) to values ({_told(inner[1])} each)"
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 

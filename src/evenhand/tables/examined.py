@@ -315,7 +315,8 @@ def _inputs(
     if refused:
         raise ValueError("; ".join(refused))
     if not found:
-        raise ValueError(f"{table.name}: no column is left to predict from")
+        why = f" ({'; '.join(notes[:2])}{'; …' if len(notes) > 2 else ''})" if notes else ""
+        raise ValueError(f"{table.name}: no column is left to predict from{why}")
     return found
 
 

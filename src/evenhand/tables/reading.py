@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -336,7 +337,7 @@ def _truths(values: Sequence[Any]) -> Cells:
     return _objects([None if value is None else str(bool(value)).lower() for value in values])
 
 
-NUMBERS = int | float | np.integer | np.floating
+NUMBERS = int | float | np.integer | np.floating | Decimal
 """Real ones."""
 
 
