@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,17 @@ import torch
 from torch import nn
 
 import evenhand as eh
+from evenhand import data
+from evenhand.comparison.compare import compare
+from evenhand.comparison.executors.ray import Ray
+from evenhand.comparison.executors.slurm import Slurm
+from evenhand.comparison.request import Settings
+from evenhand.recipes import Composition, Recipe, grid, recipe
+from evenhand.schedules import Stateless
 from evenhand.sharing.ties import SquaredDistance
 from evenhand.training.loop import Training
-from evenhand.training.optimizers import Optimizers
-from evenhand.training.stopping import EarlyStopping, Plateau
+from evenhand.training.optimizers import Optimizers, Scheduled, diminishing
+from evenhand.training.stopping import EarlyStopping, Plateau, loss_of, metric_of
 from samplers import mixed
 
 
@@ -85,6 +93,92 @@ def test_a_wrong_argument_is_named(name, key, made) -> None:
     for value in _wrong(annotation):
         with pytest.raises((TypeError, ValueError), match=key):
             made(**{**NEEDED.get(name, {}), key: value})
+
+
+# The same of what the library has in its rooms -------------------------------------------------
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def _rooms() -> dict[Callable[..., Any], dict[str, Any]]:
+    """What is made there, and what a call must have besides the argument that is wrong."""
+    problem = mixed()
+    network = problem.network(tuple(problem.tasks))
+    parts = {name: getattr(problem, name) for name in ("train", "validation", "test")}
+    task = next(iter(problem.tasks.values()))
+    words = {"name": "x", "summary": "", "citation": ""}
+    return {
+        data.Problem: {**words, **parts, "tasks": problem.tasks, "network": problem.network},
+        data.Task: {
+            **{"loss": task.loss, "metric": task.metric, "metric_name": "x"},
+            "higher_is_better": False,
+        },
+        data.Split: {"inputs": torch.zeros(4, 2), "targets": {"a": torch.zeros(4, 1)}},
+        data.Stream: {"source": problem.train, "batch_size": 2, "seed": 0},
+        data.Labelling: {},
+        data.problem: {"name": "quadrants"},
+        Recipe: {**words, "compose": dict},
+        Recipe.of: {"name": "x"},
+        Composition: {"tasks": ("a",)},
+        recipe: {"name": "sg"},
+        grid: {},
+        Settings: {"source": "quadrants"},
+        Settings.suggested: {"source": "quadrants"},
+        compare: {"asked": "quadrants", "recipes": ("sg",), "out": Path("/proc/nowhere")},
+        Optimizers: {"blocks": network.blocks(), "shared": SGD},
+        Scheduled: {"optimizer": SGD, "rate": partial(torch.optim.lr_scheduler.StepLR)},
+        diminishing: {},
+        EarlyStopping: {},
+        Plateau: {"patience": 3},
+        loss_of: {"task": "a"},
+        metric_of: {"task": "a"},
+        Stateless: {"phases": lambda clock, tasks: (), "description": "x"},
+        Ray: {},
+        Slurm: {},
+    }
+
+
+ANYTHING = {
+    *(("Composition", part) for part in ("weighting", "aggregator", "schedule", "network")),
+    ("Problem", "pool"),
+}
+"""Classes that are known to type checkers alone, lest torch be loaded or files import in a ring."""
+
+
+def _arguments_of_rooms() -> Iterator[tuple[Callable[..., Any], str, dict[str, Any]]]:
+    for made, needed in _rooms().items():
+        for key, parameter in inspect.signature(made).parameters.items():
+            one = parameter.kind is not parameter.VAR_KEYWORD
+            if one and (getattr(made, "__name__", ""), key) not in ANYTHING:
+                yield made, key, needed
+
+
+@pytest.mark.parametrize(
+    ("made", "key", "needed"),
+    [pytest.param(*one, id=f"{one[0].__qualname__}-{one[1]}") for one in _arguments_of_rooms()],
+)
+def test_a_wrong_argument_in_a_room_is_named(made, key, needed) -> None:
+    annotation = str(inspect.signature(made).parameters[key].annotation)
+    for value in _wrong(annotation):
+        with pytest.raises((TypeError, ValueError), match=key):
+            made(**{**needed, key: value})
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "told"),
+    [
+        (data.Problem, {"batch_size": 0}, "batch_size=0: must be at least 1"),
+        (data.Problem, {"epochs": 0}, "epochs=0: must be at least 1"),
+        (data.Problem, {"tasks": {}}, "tasks= names none"),
+        (data.Split, {"inputs": torch.zeros(())}, "inputs= is a single number"),
+        (data.Split, {"targets": {"a": torch.zeros(())}}, "targets of 'a' are a single number"),
+        (Ray, {"cpus": -1}, "cpus=-1: must be 0 or more"),
+        (Slurm, {"timeout_min": 0}, "timeout_min=0: must be at least 1 minute"),
+    ],
+)
+def test_a_number_out_of_range_in_a_room_is_named(made, changes, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        made(**{**_rooms()[made], **changes})
 
 
 # Training that would silently do nothing --------------------------------------------------------
@@ -238,6 +332,25 @@ def test_what_a_balancer_is_told_of_a_step_is_looked_at(given, told) -> None:
     balancer = eh.Balancer(aggregator=eh.MGDA(), tasks=("a", "b"))
     with pytest.raises((TypeError, ValueError), match=told):
         balancer.backward(_losses(), **given)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda problem, tasks: problem.network(tuple(problem.tasks))(torch.ones(2, 2), tasks=tasks),
+        lambda problem, tasks: problem.losses({}, {}, tasks),
+        lambda problem, tasks: problem.label_counts(tasks),
+        lambda problem, tasks: problem.check_labels(tasks),
+        lambda problem, tasks: problem.check_finite(tasks),
+    ],
+)
+def test_a_task_that_there_is_not_is_told_with_the_nearest(asked) -> None:
+    with pytest.raises(ValueError, match=r"tasks='clas': no .* did you mean 'class'"):
+        asked(mixed(), ["clas"])
+    with pytest.raises(TypeError, match="tasks='class': must be several"):
+        asked(mixed(), "class")
+    with pytest.raises(ValueError, match="must be different names"):
+        eh.Phase(("class", "class"))
 
 
 def test_a_text_is_no_list_of_tasks() -> None:

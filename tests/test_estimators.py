@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
 import sys
@@ -521,11 +522,13 @@ WORDS = np.where(X80[:, 0] > 0, "up", "down")
         (MultiTaskRegressor, {"recipe": "mgd"}, X80, X80, ValueError, "did you mean mgda"),
         (MultiTaskRegressor, {"width": 0}, X80, X80, ValueError, "width=0"),
         (MultiTaskRegressor, {"width": 2.5}, X80, X80, TypeError, "width=2.5: must be an integer"),
-        (MultiTaskRegressor, {"depth": None}, X80, X80, ValueError, "depth"),
+        (MultiTaskRegressor, {"depth": None}, X80, X80, TypeError, "depth=None"),
         (MultiTaskRegressor, {"dropout": "x"}, X80, X80, TypeError, "dropout='x'"),
         (MultiTaskRegressor, {"activation": "x"}, X80, X80, ValueError, "activation=x"),
         (MultiTaskRegressor, {"learning_rate": "x"}, X80, X80, TypeError, "learning_rate='x'"),
-        (MultiTaskRegressor, {"learning_rate": -1}, X80, X80, ValueError, "must be positive"),
+        (MultiTaskRegressor, {"learning_rate": -1}, X80, X80, ValueError, "learning_rate=-1"),
+        (MultiTaskRegressor, {"learning_rate": ()}, X80, X80, ValueError, r"learning_rate=\(\)"),
+        (MultiTaskRegressor, {"batch_size": 0}, X80, X80, ValueError, "batch_size=0"),
         (MultiTaskRegressor, {"optimizer": "lbfgs"}, X80, X80, ValueError, "optimizer='lbfgs'"),
         (MultiTaskRegressor, {"epochs": 0}, X80, X80, ValueError, "epochs=0"),
         (MultiTaskRegressor, {"recipe": 3}, X80, X80, TypeError, "recipe=3: must be a str or"),
@@ -539,6 +542,13 @@ WORDS = np.where(X80[:, 0] > 0, "up", "down")
 def test_what_cannot_be_learnt_is_refused(kind, parameters, X, y, error, said) -> None:
     with pytest.raises(error, match=said):
         kind(**SMALL | parameters).fit(X, y)
+
+
+@pytest.mark.parametrize("name", inspect.signature(MultiTaskRegressor).parameters)
+def test_a_parameter_of_another_kind_is_named(name) -> None:
+    for value in (object(), {1}):
+        with pytest.raises((TypeError, ValueError), match=name):
+            MultiTaskRegressor(**SMALL | {name: value}).fit(X80, X80)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,23 @@ def test_a_command_takes_it(command) -> None:
     assert "night" not in text
 
 
+def test_an_option_that_takes_one_value_is_given_once() -> None:
+    from evenhand.app import cli, door
+
+    for words in ("compare --config a --config b", "train t.csv --lr 1 --lr 1", "methods"):
+        told = CliRunner().invoke(cli.app, words.split())
+        name = words.split()[-2] if " " in words else ""
+        assert (f"{name} is given 2 times: give it once" in told.stderr) == bool(name)
+        assert told.exit_code == 2 * bool(name)
+    assert CliRunner().invoke(cli.app, ["report", "nowhere", "--delta", "--delta"]).exit_code == 2
+
+    groups: list[Any] = [typer.main.get_command(cli.app)]
+    while groups:
+        for name, one in groups.pop().commands.items():
+            groups += [one] if name == "new" else []
+            assert name == "new" or isinstance(one, door.Command)
+
+
 def test_a_file_has_its_key_within_bounds() -> None:
     assert Dimmed.model_validate({"source": "digits", "light": "0.25"}).light == 0.25
     with pytest.raises(ValidationError, match="less than or equal to 1"):

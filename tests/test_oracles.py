@@ -1019,6 +1019,15 @@ def test_the_other_arguments_are_checked() -> None:
         simplex_qp(g, torch.ones(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="alpha must be positive"):
         nash_weights(g, alpha=0.0)
+    square = torch.eye(2)
+    for wrong, told in (
+        (lambda: cagrad_weights(square, "x"), "c must be a number, not str"),
+        (lambda: nash_weights(square, None), "alpha must be a number"),
+        (lambda: frank_wolfe(square, 2.5), "iterations must be an integer"),
+        (lambda: frank_wolfe(square, tolerance=math.nan), "tolerance must be at least 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=told):
+            wrong()
     with pytest.raises(ValueError, match="c must be at least 0"):
         cagrad_weights(g, c=-1.0)
     with pytest.raises(ValueError, match="iterations"):

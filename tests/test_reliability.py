@@ -34,6 +34,7 @@ from evenhand import MultiTaskNetwork, files
 from evenhand.app import config, door, report, table
 from evenhand.app.cli import app
 from evenhand.app.findings import Findings
+from evenhand.comparison import budget
 from evenhand.comparison.compare import compare, finished, prepare
 from evenhand.comparison.folder import MANIFEST, RESULT
 from evenhand.comparison.job import Job, Result
@@ -44,6 +45,7 @@ from evenhand.data import Problem, Split, Task
 from evenhand.text import plain, quoted
 from evenhand.training import checkpoint
 from evenhand.training.records import Mark, Record, RecordFile
+from rights import without_rights
 from samplers import same
 from test_resume import made
 
@@ -287,6 +289,12 @@ def _problem(samples: int = 24) -> Problem:
     return Problem("small", "", "", {"a": task, "b": task}, _network, *parts, epochs=2)
 
 
+def _with_tasks(**changes: Any) -> Callable[[Problem], Problem]:
+    return lambda problem: replace(
+        problem, tasks={name: replace(task, **changes) for name, task in problem.tasks.items()}
+    )
+
+
 def _settings(**changes: Any) -> Settings:
     given = {"seeds": (0, 1), "rates": (0.1,), "splits": 1, "references": "none"}
     return Settings.suggested(_problem(), **{**given, **changes})
@@ -398,6 +406,34 @@ class _Repairing(nn.Linear):
         return super().forward(x.nan_to_num())
 
 
+class _Textual(_Error):
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        raise RuntimeError("no text")
+
+
+WRONG_PIECES: dict[str, tuple[Callable[[Problem], Any], str]] = {
+    "test part": (
+        lambda p: replace(p, test=Split(p.test.inputs[:, :2], p.test.targets)),
+        r"the network \(test part\) fails: .*cannot be multiplied",
+    ),
+    "not a number": (_with_tasks(loss=lambda o, y: (o - y).mean() * math.nan), "'a' is NaN with"),
+    "metric": (_with_tasks(metric=_Textual), "the metric of task 'a' fails: .*no text"),
+    "units": (lambda p: replace(p, units=(0, 3)), r"units=\(0, 3\)"),
+    "groups": (lambda p: replace(p, test_groups=torch.zeros(3)), "one for each of the 24 test"),
+    "batches": (lambda p: replace(p, train=[1, 2]), "a batch of the data is 1: must be"),
+    "no length": (lambda p: replace(p, train=iter([1])), "source= is a list_iterator without"),
+    "penalty": (lambda p: replace(p, penalty=lambda n: "x"), "penalty= gave 'x': must give"),
+    "maker": (lambda p: lambda split: 3, "source= gave a int for split 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PIECES)
+def test_a_problems_wrong_piece_is_named(name, tmp_path) -> None:
+    change, told = WRONG_PIECES[name]
+    with pytest.raises((TypeError, ValueError), match=told):
+        compare(change(_problem()), ("sg",), tmp_path / "out")
+
+
 def test_a_network_may_make_a_number_of_nan() -> None:
     problem = replace(
         _problem(),
@@ -422,6 +458,20 @@ def test_planning_is_linear_in_the_seeds() -> None:
 
     assert len(units([Counting(j.recipe, j.label, j.seed, j.rate) for j in todo], settings)) == 3000
     assert counted <= 2 * len(todo)
+
+
+def test_the_cost_of_many_seeds_is_that_of_some_in_proportion(monkeypatch) -> None:
+    timed: list[int] = []
+
+    def epoch(unit: Any, runs: Any) -> float:
+        timed.append(len(runs))
+        return 0.5
+
+    monkeypatch.setattr(budget, "_epoch", epoch)
+    settings = _settings(seeds=tuple(range(3000)), stack="always")
+    found = budget.cost(("sg",), settings, 1)
+    assert timed == [budget.MEMBERS]
+    assert math.isclose(found.each["sg"], 0.5 * 3000 / budget.MEMBERS * _problem().epochs)
 
 
 # A kept network of a table ------------------------------------------------------------------------
@@ -671,6 +721,39 @@ def test_where_nothing_can_be_written_is_told(name, tmp_path, monkeypatch) -> No
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
     assert str(out)[:100] in line
+
+
+UNREADABLE = {
+    "preparation.json": "predict kept t.csv",
+    "best.safetensors": "predict kept t.csv",
+    "manifest.json": "resume kept",
+    "t.csv": "predict kept t.csv",
+    "c.yaml": "train --config c.yaml",
+    "sg/split0/seed0-lr0.01/result.json": "report kept",
+    "sg/split0/seed0-lr0.01/checkpoint.safetensors": "resume kept",
+}
+CLOSED = ("predict kept t.csv --out closed/x.csv", "export kept --out closed/x --format torch")
+CLOSED += ("report closed/x", "new problem closed/x.py", "train t.csv --target wage --out closed/x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are other rights elsewhere")
+@pytest.mark.parametrize("name", [*UNREADABLE, *CLOSED])
+def test_what_may_not_be_read_or_written_is_named(name, network_of_a_table, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(network_of_a_table, tmp_path / "here"))
+    Path("c.yaml").touch()
+    Path("closed").mkdir(mode=0o555)
+    lost = next((p for p in (Path(name), Path("kept") / name) if p.is_file()), Path("closed/x"))
+    if lost.is_file():
+        lost.chmod(0)
+    if lost.name == "checkpoint.safetensors":
+        (lost.parent / RESULT).unlink()
+    result = without_rights(lambda: _run(*UNREADABLE.get(name, name).split()))
+    assert result.exit_code == 1 + (lost.name != "checkpoint.safetensors"), result.output
+    told = result.stderr.splitlines()[-1 - result.stderr.count("Go on with")]
+    at = lost.parent if lost.parent.name == "closed" else lost
+    assert str(at) in told
+    assert any(said in told for said in ("Permission denied", "not readable", "no comparison"))
+    assert "Errno" not in told
 
 
 STREAMS = """

@@ -676,7 +676,8 @@ def test_what_is_odd_is_said() -> None:
         ({}, {"inputs": ["y"]}, r"is a target: it cannot be in table=\{'inputs'"),
         ({}, {"group": "y"}, r"is a target: it cannot be in table=\{'group'"),
         ({}, {"drop": ["z"]}, r"table=\{'drop': ...\}: table has no column 'z'"),
-        ({}, {"drop": ["x"]}, "no column is left to predict from"),
+        ({}, {"drop": ["x"]}, "no column is left to predict from$"),
+        ({"x": [1] * 60}, {}, r"no column is left to predict from \(column 'x' is left out: every"),
         ({}, {"kinds": {"x": "colour"}}, "'colour' must be one of numeric"),
         ({}, {"metrics": {"y": "auc"}}, "'auc' must be one of rmse, mae, r2"),
         ({}, {"metrics": {"x": "mae"}}, "'x' is no target"),
@@ -768,6 +769,9 @@ def test_cells_that_are_masked_are_blank_and_imaginary_ones_refused() -> None:
     assert np.isnan(held({"x": masked}).columns["x"]).tolist() == [False, True]
     with pytest.raises(TypeError, match="'x' holds a complex"):
         held({"x": np.array([1j, 2.0])})
+    money = held({"x": [Decimal("1.50"), None, Decimal("NaN")]}).columns["x"]
+    assert money[0] == 1.5
+    assert np.isnan(money[1:]).all()
     with pytest.raises(ValueError, match="'x' holds a whole number above"):
         held({"x": [10**400, 1]})
     for wrong in (3, "abc"):

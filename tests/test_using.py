@@ -277,6 +277,8 @@ def test_what_is_exported_gives_the_networks_answers(folder, tmp_path) -> None:
         np.testing.assert_allclose(sort[:, 2], answers["sort: P(cedar)"], atol=1e-5)
         np.testing.assert_allclose(tags[:, 0], answers["tags: P(big)"], atol=1e-5)
     assert (tmp_path / "preparation.json").read_text() == (folder / "preparation.json").read_text()
+    assert "different ones" in run("export", folder, "--format", "onnx,onnx", code=2).stderr
+    assert "different ones" in run("export", folder, "--format", "", code=2).stderr
     assert "must be one of torch, onnx" in run("export", folder, "--format", "h5", code=2).stderr
 
 

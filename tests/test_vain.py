@@ -89,6 +89,14 @@ def test_heads_on_detached_features_are_told_once(detached, method, model) -> No
         assert not told
 
 
+def test_shared_parameters_of_another_network_are_told_once() -> None:
+    (_, losses), (other, _) = _world(), _world()
+    balancer = eh.Balancer(aggregator=eh.MGDA(), tasks=TASKS)
+    shared = [*other.trunk.parameters()]
+    (line,) = _told(lambda: [balancer.backward(losses(), shared=shared) for _ in range(3)] and None)
+    assert "or shared= of another network" in line
+
+
 def test_a_phase_may_freeze_the_trunk_and_a_tower_is_no_head() -> None:
     network, losses = _world()
     balancer = eh.Balancer(aggregator=eh.MGDA(), tasks=TASKS, model=network)

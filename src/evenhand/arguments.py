@@ -6,13 +6,13 @@ import inspect
 import math
 import types
 from collections import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import cache, wraps
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from evenhand.text import quoted
+from evenhand.text import quoted, unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,7 +59,13 @@ def require_kind(name: str, value: Any, hint: Any) -> None:
 
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(function)
+    """Its annotations; a class that is imported for type checkers alone may be anything."""
+    unseen: dict[str, Any] = {}
+    while True:
+        try:
+            return get_type_hints(function, localns=unseen)
+        except NameError as error:
+            unseen[str(error.name)] = Any
 
 
 @cache
@@ -95,14 +101,22 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is abc.Iterable:
         return isinstance(value, abc.Iterable) and not isinstance(value, str)
     if origin is abc.Mapping:
-        values = value.values() if isinstance(value, abc.Mapping) else ()
-        # Of NaN among them the function says which it is.
-        return isinstance(value, abc.Mapping) and all(v != v or _fits(v, inner[1]) for v in values)
+        # Of NaN among the values the function says which it is.
+        return isinstance(value, abc.Mapping) and all(
+            _fits(k, inner[0]) and (_fits(v, inner[1]) or (isinstance(v, float) and math.isnan(v)))
+            for k, v in value.items()
+        )
     if origin is abc.Callable:
         return callable(value)
-    if isinstance(hint, type) and origin is None and not vars(hint).get("_is_protocol"):
+    if isinstance(hint, type) and origin is None and _is_asked(hint):
         return isinstance(value, hint)
     return True
+
+
+def _is_asked(hint: type) -> bool:
+    """Whether a value can be asked if it is one: of protocols, those that say so."""
+    said = vars(hint)
+    return not said.get("_is_protocol") or bool(said.get("_is_runtime_protocol"))
 
 
 def _told(hint: Any) -> str:
@@ -120,13 +134,37 @@ def _told(hint: Any) -> str:
     if _is_word(hint):
         return f"one of {', '.join(map(repr, inner))}"
     origin = get_origin(hint)
-    if origin is abc.Callable:
+    if abc.Callable in (origin, hint):
         return "a function"
     if origin in (tuple, abc.Sequence, abc.Iterable):
         return f"several ({_told(inner[0])} each), not a single one or a text"
     if origin is abc.Mapping:
-        return f"a mapping to values ({_told(inner[1])} each)"
+        return f"a mapping of keys ({_told(inner[0])} each) to values ({_told(inner[1])} each)"
     return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def several(
+    argument: str, names: Iterable[str], known: Iterable[str], what: str
+) -> tuple[str, ...]:
+    """Names, each of which must be known.
+
+    Args:
+        argument: what the caller calls them.
+        names: them.
+        known: those that there are.
+        what: what has a name, in words.
+
+    Raises:
+        TypeError: a single text is given.
+        ValueError: one is not known; the message says the nearest.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"{argument}={quoted(names)}: must be several, not a text")
+    given, there = tuple(names), set(known)
+    for name in given:
+        if name not in there:
+            raise ValueError(unknown(name, known, what, argument))
+    return given
 
 
 def require_fields(made: Any) -> None:

@@ -710,12 +710,14 @@ class Balancer(nn.Module):
         with nullcontext() if parallel is None else parallel.as_in_the_graph():
             owners = self._ownership.decide(call, self.tasks, features, outputs, probe)
         several = len(self.tasks) > 1 and len(call.tasks) > 1
-        if self.aggregator is not None and several and not owners.balanced and not call.phase:
+        nothing = not (owners.balanced and owners.sharers)
+        if self.aggregator is not None and several and nothing and not call.phase:
             self._tell(
                 "nothing shared",
                 "no parameter is reached by several of the losses "
                 f"{', '.join(call.tasks)}, so the aggregator has nothing to balance in such a "
-                "step: is the trunk frozen, or its output detached? This is said once",
+                "step: is the trunk frozen, its output detached, or shared= of another network? "
+                "This is said once",
             )
         known = bool(features) or self._ownership.network is not None
         self._tell("detached", detached(call, self.tasks, owners, known))

@@ -16,7 +16,6 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Self, cast
 
 import numpy as np
@@ -41,6 +40,7 @@ from evenhand.tables.question import Question
 from evenhand.tables.reading import Table, is_frame, shown
 from evenhand.tables.scores import SCORES
 from evenhand.tables.shape import Shape
+from evenhand.text import quoted
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
@@ -141,7 +141,11 @@ class MultiTaskBase(MultiOutputMixin):
         self._names = arrays.input_names(X)
         self._outcomes = self._asked(targets)
         self._single, self._named = targets.single, targets.named
-        seed = int(check_random_state(self.random_state).randint(APART))
+        try:
+            state = check_random_state(self.random_state)
+        except ValueError as error:
+            raise ValueError(f"random_state={quoted(self.random_state)}: {error}") from error
+        seed = int(state.randint(APART))
         problem = self._problem(X, targets, weights, codes, eval_set, seed)
         self._train(problem, seed)
         self.target_names_ = list(targets.columns)
@@ -159,6 +163,7 @@ class MultiTaskBase(MultiOutputMixin):
         return found
 
     def _metrics(self, names: Sequence[str]) -> Mapping[str, str]:
+        require_kind("metrics", self.metrics, str | Mapping[str, str] | None)
         if self.metrics is None or isinstance(self.metrics, str):
             return {} if self.metrics is None else dict.fromkeys(names, self.metrics)
         _require_names("metrics", self.metrics, names)
@@ -230,20 +235,26 @@ class MultiTaskBase(MultiOutputMixin):
     def _question(self) -> Question:
         shape = Shape(
             _whole("width", self.width),
-            _whole("depth", self.depth) or 0,
+            _count("depth", self.depth),
             _whole("head", self.head),
             _number("dropout", self.dropout),
             self.activation,
         )
         batch = _whole("batch_size", self.batch_size)
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch_size={batch}: must be at least 1 row, or None")
         return Question(network=str(shape), batch=batch, balance=self._balanced())
 
     def _train(self, problem: Problem, seed: int) -> None:
-        rates = np.atleast_1d(np.asarray(self.learning_rate, dtype=object)).tolist()
+        given = np.atleast_1d(np.asarray(self.learning_rate, dtype=object)).tolist()
+        rates = tuple(_number("learning_rate", rate) for rate in given)
+        if not rates or not all(0 < rate < np.inf for rate in rates):
+            told = quoted(self.learning_rate)
+            raise ValueError(f"learning_rate={told}: must be a positive number, or several")
         settings = Settings.suggested(
             problem,
             seeds=(seed,),
-            rates=tuple(_number("learning_rate", rate) for rate in rates),
+            rates=rates,
             epochs=_whole("epochs", self.epochs),
             patience=_whole("patience", self.patience),
             optimizer=self.optimizer,
@@ -655,14 +666,21 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _count(name: str, value: Any) -> int:
+    """An integer of Python's or numpy's.
+
+    Raises:
+        TypeError: it is none.
+    """
+    require_kind(name, value, int)
+    return int(value)
+
+
 def _whole(name: str, value: Any) -> int | None:
-    """An integer of Python's or numpy's, or None.
+    """The same, or None.
 
     Raises:
         TypeError: it is neither.
     """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r}: must be an integer, or None")
-    return int(value)
+    require_kind(name, value, int | None)
+    return None if value is None else int(value)

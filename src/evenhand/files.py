@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     draft = path.with_name(f".evenhand-{secrets.token_hex(8)}.draft")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _ONLY_OURS
-    with _naming(path), os.fdopen(os.open(draft, flags, 0o666), "wb") as file:
+    with naming(path), os.fdopen(os.open(draft, flags, 0o666), "wb") as file:
         try:
             file.write(data)
             file.flush()
@@ -67,7 +67,7 @@ def require_writable(folder: Path) -> None:
         OSError: they cannot.
     """
     trial = folder / f".evenhand-{secrets.token_hex(8)}.draft"
-    with _naming(folder):
+    with naming(folder):
         write_atomically(trial, b"")
         trial.unlink()
 
@@ -79,20 +79,19 @@ def append(path: Path, text: str) -> None:
         OSError: it cannot be written to.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _ONLY_OURS | _NEVER_WAITING
-    with _naming(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+    with naming(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         file.write(text.encode(errors="backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """An error of the system names the file that was to be written, and not its draft."""
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system names the file that was meant, and not its draft."""
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 # Reading ----------------------------------------------------------------------------------------
@@ -109,6 +108,18 @@ def require_file(path: Path) -> None:
         raise ValueError(f"{path} is no regular file")
 
 
+def require_readable(path: Path) -> None:
+    """The same of a file that a library is to open: some say of one that may not be read that it
+    is not there.
+
+    Raises:
+        OSError, ValueError: as `require_file`; or it may not be read.
+    """
+    require_file(path)
+    with naming(path):
+        os.close(os.open(path, os.O_RDONLY | _NEVER_WAITING))
+
+
 def read_bytes(path: Path, most: int = LARGE) -> bytes:
     """The content of a regular file of at most `most` bytes.
 
@@ -118,7 +129,7 @@ def read_bytes(path: Path, most: int = LARGE) -> bytes:
     """
     require_file(path)
     with (
-        _naming(path),
+        naming(path),
         os.fdopen(os.open(path, os.O_RDONLY | _NEVER_WAITING), "rb") as file,
     ):
         size = os.fstat(file.fileno()).st_size

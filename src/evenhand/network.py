@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evenhand.arguments import checked
+from evenhand.arguments import checked, several
 from evenhand.schedules import Phase
 
 Nest = Any
@@ -185,12 +185,11 @@ class MultiTaskNetwork(nn.Module):
             tasks: the heads to evaluate.
 
         Raises:
-            KeyError: `tasks` names a head that is not there.
+            ValueError: `tasks` names a head that is not there.
+            TypeError: `tasks` is a single text.
         """
         heads = dict(zip(self.tasks, self.heads, strict=True))
-        wanted = self.tasks if tasks is None else tuple(tasks)
-        if unknown := [task for task in wanted if task not in heads]:
-            raise KeyError(f"no head is called {unknown[0]!r}: there are {', '.join(self.tasks)}")
+        wanted = self.tasks if tasks is None else several("tasks", tasks, self.tasks, "head")
         features = self.features_of(wanted, inputs, named)
         readings: dict[str, Reading] = {}
         if self.fused and isinstance(features, Tensor):

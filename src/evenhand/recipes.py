@@ -19,6 +19,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import evenhand as eh
+from evenhand.arguments import require_fields, require_kind
 from evenhand.spelling import Spelled, Value
 from evenhand.text import LINE, quoted
 
@@ -105,6 +106,7 @@ class Composition:
     factor: float = field(default=0.5, repr=False)
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if not (math.isfinite(self.own_rate) and self.own_rate > 0):
             raise ValueError(f"own_rate={self.own_rate}: must be a positive number")
         if self.plateau is not None and self.plateau < 1:
@@ -158,6 +160,7 @@ class Recipe:
     compose: Compose
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if not re.fullmatch(r"\w[\w.+-]*(\([\w.+=,-]+\))?", self.name):
             raise ValueError(f"a recipe cannot be called {self.name!r}: use letters, digits, +-_.")
 
@@ -284,6 +287,9 @@ class Joint(Varied):
     replacement: bool = False
     network: Callable[[], Sharing] = _hard
 
+    def __post_init__(self) -> None:
+        require_fields(self)
+
     def __call__(self, tasks: tuple[str, ...]) -> dict[str, Composition]:
         return {
             "": Composition(
@@ -369,6 +375,7 @@ class Grid(Varied):
     steps: int = 2
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if not 1 <= self.steps <= MOST_VECTORS:
             raise ValueError(f"grid(steps={self.steps}): must be from 1 to {MOST_VECTORS:,}")
 
@@ -795,6 +802,7 @@ def recipe(name: str) -> Recipe:
     Raises:
         ValueError: there is none (the message names the nearest ones), or it has no such option.
     """
+    require_kind("name", name, str)
     known = {entry.name: entry for entry in RECIPES}
     if name in known:
         return known[name]

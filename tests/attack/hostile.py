@@ -13,6 +13,8 @@ from pathlib import Path
 from ground import Ground, table
 from harness import Tally, fresh, run
 
+from rights import give_up_rights
+
 
 def _place(folder: Path, chance: random.Random) -> tuple[Path, str]:
     """A path at which nothing can be written, or read."""
@@ -70,6 +72,21 @@ def _strange(here: Path, chance: random.Random) -> Path:
     return here.with_name(name) / "none" / "x.png"
 
 
+def _closed(here: Path, chance: random.Random) -> Path:
+    """A folder that may not be entered, or not be written to."""
+    here.mkdir()
+    here.with_name("t.csv").rename(here / "t.csv")
+    shutil.copy(here / "t.csv", here.with_name("t.csv"))
+    here.chmod(chance.choice([0o000, 0o444, 0o555]))
+    return here
+
+
+def _unreadable(here: Path, chance: random.Random) -> Path:
+    for file in (here, here.with_name(f"{here.name}.csv")):
+        _file(file, chance).chmod(0o200)
+    return here
+
+
 Place = Callable[[Path, random.Random], Path]
 PLACES: dict[str, Place] = {
     "a file": _file,
@@ -82,6 +99,8 @@ PLACES: dict[str, Place] = {
     "a device": _device,
     "a long name": _long,
     "a strange name": _strange,
+    "a closed folder": _closed,
+    "an unreadable file": _unreadable,
 }
 COMMANDS: tuple[Callable[[str], list[str]], ...] = (
     lambda place: ["report", place],
@@ -123,7 +142,9 @@ def places(ground: Ground, tally: Tally, chance: random.Random) -> None:
     # Some places are fit for a figure, a file or a download.
     fit = {"methods": [0, 2], "data": [1, 2], "new": [0, 2]}.get(command[0], [2])
     fit = [0, 2] if "--out" in command and command[0] == "predict" else fit
-    ended = run(command, folder, environment=NOWHERE)
+    ended = run(command, folder, before=give_up_rights, environment=NOWHERE)
+    if kind == "a closed folder":
+        place.chmod(0o700)
     tally.judge(ended, tally.attack, fit, 6)
     tally.expect(ended.processor < 60, f"{tally.attack}: {ended.processor:.0f} s of computing")
 
@@ -187,7 +208,10 @@ def _other_value(content: bytes, chance: random.Random) -> bytes:
 
 def _spoil(file: Path, chance: random.Random) -> str:
     """Do something to a file."""
-    how = chance.randrange(12)
+    how = chance.randrange(13)
+    if how == 12:
+        file.chmod(0)
+        return "unreadable"
     if how > 4:
         content, said = _damaged(file.read_bytes(), chance)
         file.write_bytes(content)
@@ -229,7 +253,8 @@ def files(ground: Ground, tally: Tally, chance: random.Random) -> None:
         what = _spoil(file, chance)
     command = ["report", "out"] if chance.random() < 0.5 else [*words, "--resume"]
     tally.attack = f"{command[0]}, {file.relative_to(folder)}: {what}"
-    tally.judge(run(command, folder), tally.attack, [0, 1, 2])
+    ended = run(command, folder, before=give_up_rights)
+    tally.judge(ended, tally.attack, [0, 1, 2])
 
 
 CELLS = (
@@ -286,7 +311,7 @@ def tables(ground: Ground, tally: Tally, chance: random.Random) -> None:
         command = ["train", "t.csv", "--targets", "wage,kind", "--epochs", "1", "--lr", "0.01"]
         command += ["--out", "new"]
     tally.attack = f"{command[0]}, {how}"
-    ended = run(command, folder)
+    ended = run(command, folder, before=give_up_rights)
     notes = 40 if ended.code == 0 else 6  # what was decided about columns is told
     tally.judge(ended, tally.attack, [0, 1, 2], notes)
     shown = ended.out + ended.err

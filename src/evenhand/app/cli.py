@@ -51,7 +51,7 @@ app = typer.Typer(
 
 app.add_typer(starting.app, name="new")
 for _command in (using.train, using.predict, using.export):
-    app.command()(_command)
+    app.command(cls=door.Command)(_command)
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=door.Command)
 @takes_options(config.Config)
 @takes_source
 def compare(
@@ -179,7 +179,7 @@ def _compared(
         _present(finished(folder), delta, as_json)
 
 
-@app.command()
+@app.command(cls=door.Command)
 def resume(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder that compare or train has begun.")
@@ -237,7 +237,7 @@ def _present(comparison: Comparison, delta: bool = False, as_json: bool = False)
     typer.echo(report.write(findings, delta))
 
 
-@app.command()
+@app.command(cls=door.Command)
 def methods(
     recipes: Annotated[
         str, typer.Option(metavar="A,B,…", help="Only these. [default: all]")
@@ -277,10 +277,10 @@ def methods(
     typer.echo(dumped({"file": str(figure)}) if as_json else figure)
 
 
-app.command()(doctor)
+app.command(cls=door.Command)(doctor)
 
 
-@app.command()
+@app.command(cls=door.Command)
 def datasets(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -291,7 +291,7 @@ def datasets(
     table.console().print(table.sources(sources.SOURCES))
 
 
-@app.command("data")
+@app.command("data", cls=door.Command)
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to download: mnist.")],
     out: Annotated[
@@ -312,7 +312,7 @@ def fetch(
         typer.echo(dumped({"folder": str(fetched)}) if as_json else fetched)
 
 
-@app.command()
+@app.command(cls=door.Command)
 def report(
     folders: Annotated[
         list[Path],

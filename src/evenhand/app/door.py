@@ -15,13 +15,14 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from evenhand import theirs
 from evenhand.app.spelled import OnCommandLine
@@ -90,6 +91,23 @@ class Door(TyperGroup):
                 raise
             _end(error, getattr(error, BEFORE, 1), ctx.meta[DEBUG])
         return found
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, where it would take the last in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        taking_one = [p for p in given if not p.multiple and p.nargs == 1 and not switch(p)]
+        for name, count in Counter(p.opts[-1] for p in taking_one).items():
+            if count > 1:
+                raise USAGE(f"{name} is given {count:,} times: give it once", ctx)
+        return super().parse_args(ctx, args)
+
+
+def switch(parameter: Any) -> bool:
+    """Whether a parameter is an option without a value."""
+    return bool(getattr(parameter, "is_flag", False))
 
 
 DEBUG = "evenhand.debug"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from evenhand.app.door import Command
 from evenhand.app.door import before_work as refusing
 from evenhand.training.records import write_atomically
 
@@ -25,7 +26,7 @@ def _new() -> None:
     pass
 
 
-@app.command()
+@app.command(cls=Command)
 def problem(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
         "mine.py"

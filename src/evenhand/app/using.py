@@ -19,7 +19,7 @@ from evenhand.app.door import at_work, complain
 from evenhand.app.door import before_work as refusing
 from evenhand.app.options import takes_options
 from evenhand.app.source_options import File, PrintConfig, Source, keyed, takes_source
-from evenhand.files import held, require_file, write_atomically
+from evenhand.files import held, require_file, require_writable, write_atomically
 from evenhand.text import composed
 
 if TYPE_CHECKING:
@@ -204,8 +204,10 @@ def predict(
             raise ValueError(f"--keep {both[0]}: the answers have that name")
         if out is not None and not out.parent.is_dir():
             raise ValueError(f"{out}: there is no folder {out.parent}")
-        if out is not None and out.exists():
-            require_file(out)
+        if out is not None:
+            if out.exists():
+                require_file(out)
+            require_writable(out.parent)
     for note in notes:
         complain(note)
     columns = {**kept, **answers}

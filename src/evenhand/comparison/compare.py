@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenhand.arguments import checked
 from evenhand.asking import option
 from evenhand.comparison.assessment import assess
 from evenhand.comparison.executors import LOCAL, executor_of
@@ -78,6 +79,7 @@ class Comparison:
         return found
 
 
+@checked
 def compare(
     asked: Settings | Problem | Maker | str,
     recipes: Sequence[str | Recipe],

@@ -68,9 +68,12 @@ def export(run: Path, out: Path, formats: tuple[str, ...] = ("torch", "onnx")) -
         formats: "torch" (torch.export, .pt2) and "onnx" (needs onnx and onnxscript).
 
     Raises:
-        ValueError: there is no network in the folder, a format is unknown or its package is not
-            installed, the network cannot be exported, or what was written gives other numbers.
+        ValueError: there is no network in the folder; no format, an unknown one, or one twice is
+            asked for, or its package is not installed; the network cannot be exported, or what was
+            written gives other numbers.
     """
+    if len(set(formats)) < max(1, len(formats)):
+        raise ValueError(f"format={','.join(formats)!r}: must be one or more different ones")
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"format={unknown[0]!r}: must be one of {', '.join(FORMATS)}")
     network, targets, inputs = _network(run)

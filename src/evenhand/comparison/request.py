@@ -199,6 +199,9 @@ class Given:
     problem: Problem | Maker | None = None
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        require_fields(self)
+
     def require_picklable(self) -> None:
         """See that worker processes can be sent them.
 
@@ -273,9 +276,18 @@ class Settings:
             source: the name of a data set; or a problem, or a function that gives one for the
                 number of a split.
             given: settings by name.
+
+        Raises:
+            TypeError: `source` is none of these, or a setting is of another kind.
+            ValueError: a setting is out of range, or the source cannot be had.
         """
         from evenhand.data.problem import Problem
 
+        if not (isinstance(source, str | Problem) or callable(source)):
+            raise TypeError(
+                f"source={quoted(source)}: must be a name, a Problem, or a function from the "
+                "number of a split to one"
+            )
         whole = _resolved(source, given.get("options") or {})
         problem = whole if isinstance(whole, Problem) else load_problem(whole, 0)
         own: dict[str, Any] = {
@@ -415,11 +427,17 @@ def load_problem(source: str | Maker, split: int = 0) -> Problem:
 
     It is kept for the parts of one comparison; `compare` loads it afresh, see `forget`.
     """
-    if not isinstance(source, str):
-        return source(split)
     from evenhand import data
 
-    return data.problem(source, split)
+    if isinstance(source, str):
+        return data.problem(source, split)
+    made = source(split)
+    if not isinstance(made, data.Problem):
+        raise TypeError(
+            f"source= gave a {type(made).__name__} for split {split}: it must return an "
+            "evenhand.data.Problem"
+        )
+    return made
 
 
 @lru_cache(maxsize=4)

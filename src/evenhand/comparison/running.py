@@ -24,8 +24,10 @@ def run_jobs(
     """Execute the jobs, several at a time if asked; results in the order of the jobs.
 
     Raises:
-        ValueError: there is no such executor, or it cannot be had here.
+        ValueError: there is no such executor, or it cannot be had here; no worker is asked for.
         WorkerEndedError: workers have ended before a run, again and again.
     """
+    if workers < 1:
+        raise ValueError(f"workers={workers}: must be at least 1")
     executor_of(executor).run(units(todo, settings), settings, out, listener, workers)
     return [Result.read(out / job.folder / RESULT, job) for job in todo]

@@ -19,7 +19,7 @@ from evenhand import data
 from evenhand.comparison.job import Job
 from evenhand.comparison.references import REFERENCES
 from evenhand.data.problem import Problem
-from evenhand.files import parsed, require_file, write_atomically
+from evenhand.files import parsed, require_readable, write_atomically
 from evenhand.network import MultiTaskNetwork
 from evenhand.recipes import Recipe, sharing_of
 from evenhand.sharing.base import Sharing
@@ -127,7 +127,7 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
             f"{folder} has no {BEST}: its run is not finished, has diverged, or is of a reference "
             "that is no network"
         )
-    require_file(file)
+    require_readable(file)
     try:
         with safe_open(file, framework="pt") as opened:
             told = (opened.metadata() or {}).get("evenhand", "{}")

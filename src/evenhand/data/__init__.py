@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from evenhand.arguments import checked
 from evenhand.data.labels import LabelCount, Labelling, labelled
 from evenhand.data.problem import Batch, Problem, Split, Stream, Task
 from evenhand.sources import SOURCES, Source, is_function, is_table, source
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+@checked
 def problem(name: str, seed: int = 0) -> Problem:
     """The problem called `name`, its split and pairing determined by `seed`.
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evenhand.files import read_bytes, require_file, write_atomically
+from evenhand.files import read_bytes, require_readable, write_atomically
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FILES = {
@@ -121,7 +121,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _npz(file: Path) -> tuple[Tensor, Tensor]:
-    require_file(file)
+    require_readable(file)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]

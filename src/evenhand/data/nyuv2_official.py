@@ -45,7 +45,7 @@ from evenhand.data.pictures import (
     shrunk,
 )
 from evenhand.data.problem import Problem, Task
-from evenhand.files import require_file
+from evenhand.files import require_readable
 from evenhand.network import MultiTaskNetwork
 
 PAGE = "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html"
@@ -207,7 +207,7 @@ class Rooms:
             raise ValueError("reading HDF5 needs h5py: pip install 'evenhand[data]'") from error
         dimensions = {"images": 4, "labels": 3, "depths": 3}
         try:
-            require_file(self.file)
+            require_readable(self.file)
             with h5py.File(self.file, "r") as stored:  # opened anew: a handle cannot be sent
                 for name, wanted in dimensions.items():
                     if name not in stored or stored[name].ndim != wanted:

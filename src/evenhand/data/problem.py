@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from evenhand import theirs
-from evenhand.arguments import require_kind
+from evenhand.arguments import require_fields, several
 from evenhand.data.labels import Gaps, LabelCount, Labelling, Loss
 from evenhand.network import MultiTaskNetwork, leaves
 from evenhand.schedules import mixed_seed
+from evenhand.text import quoted
 
 if TYPE_CHECKING:
     from evenhand.data.splits import Pool
@@ -61,6 +62,7 @@ class Task:
 
     Raises:
         ValueError: `heads` is empty, or names a head twice; or see `Labelling`.
+        TypeError: something is of another kind; the message names it.
     """
 
     loss: Loss
@@ -76,6 +78,7 @@ class Task:
 
     def __post_init__(self) -> None:
         Labelling(self.missing, self.gaps)
+        require_fields(self)
         named = [] if self.heads is None or isinstance(self.heads, str) else list(self.heads)
         if self.heads is not None and (not self.heads or len(set(named)) < len(named)):
             raise ValueError(
@@ -103,6 +106,7 @@ def gathered(samples: Tensor, index: Tensor) -> Tensor:
     return found.view(*index.shape, *samples.shape[1:])
 
 
+@runtime_checkable
 class Preparation(Protocol):
     """What turns rows of a table into a network's inputs, and its outputs into cells.
 
@@ -115,6 +119,7 @@ class Preparation(Protocol):
         ...
 
 
+@runtime_checkable
 class Samples(Protocol):
     """What networks are validated and tested on: as many samples as its length, in one order."""
 
@@ -131,12 +136,18 @@ class Split:
 
     Raises:
         ValueError: the number of samples differs between inputs and targets, or there is none.
+        TypeError: they are no tensors.
     """
 
     inputs: Tensor
     targets: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
+        require_fields(self)
+        if scalars := [t for t, target in self.targets.items() if not target.dim()]:
+            raise ValueError(f"targets of {scalars[0]!r} are a single number: give [n, ...]")
+        if not self.inputs.dim():
+            raise ValueError("inputs= is a single number: give [n, ...]")
         sizes = {task: len(target) for task, target in self.targets.items()}
         wrong = {task: n for task, n in sizes.items() if n != len(self.inputs)}
         if wrong or not len(self.inputs):
@@ -191,6 +202,11 @@ class Problem:
         scaled: as `network`, its width multiplied by the number given.
         design: how the data are divided where nothing is said, see `data/splits.py`.
         preparation: what was fitted to the training part to make inputs and targets of a table.
+
+    Raises:
+        TypeError: something is of another kind; the message names it.
+        ValueError: `batch_size` or `epochs` is below 1, there is no task, or `units` or
+            `test_groups` do not fit.
     """
 
     name: str
@@ -213,6 +229,30 @@ class Problem:
     scaled: Callable[[Sequence[str], float], MultiTaskNetwork] | None = None
     design: str = "hold-out"
     preparation: Preparation | None = None
+
+    def __post_init__(self) -> None:
+        require_fields(self)
+        for name, value in (("batch_size", self.batch_size), ("epochs", self.epochs)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if not self.tasks:
+            raise ValueError("tasks= names none: a problem has one or more")
+        if self.units is not None and (len(self.units) != 2 or min(self.units) < 1):
+            raise ValueError(f"units={self.units}: must be two counts, each at least 1")
+        groups, test = self.test_groups, self.test
+        if groups is not None and isinstance(test, Split) and groups.shape != (len(test),):
+            raise ValueError(
+                f"test_groups has the shape {tuple(groups.shape)}: must be one for each of the "
+                f"{len(test)} test samples"
+            )
+
+    def _named(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """Tasks of it.
+
+        Raises:
+            ValueError, TypeError: one is unknown; or a single text is given.
+        """
+        return several("tasks", tasks, self.tasks, "task")
 
     def heads(self, tasks: Iterable[str]) -> tuple[str, ...]:
         """The heads that these tasks read, each once, in their order."""
@@ -256,7 +296,7 @@ class Problem:
             tasks: whose losses; by default all tasks that can read what they need from `outputs`.
         """
         found = {}
-        for name in self.readable(outputs) if tasks is None else tasks:
+        for name in self.readable(outputs) if tasks is None else self._named(tasks):
             if name in targets:
                 task = self.tasks[name]
                 taken = task.labels.taken(self.read(name, outputs), targets[name])
@@ -278,7 +318,7 @@ class Problem:
         held = {name: part for name in parts if isinstance(part := getattr(self, name), Split)}
         return {
             name: {part: _counted(self.tasks[name], name, split) for part, split in held.items()}
-            for name in (self.tasks if tasks is None else tasks)
+            for name in (self.tasks if tasks is None else self._named(tasks))
         }
 
     def check_labels(
@@ -298,32 +338,44 @@ class Problem:
                     )
 
     def check_pieces(self) -> None:
-        """See that network, losses and metrics take a few training samples before any work.
+        """See that network, losses and metrics take a few samples of each part before any work.
 
-        Of a training part that is read from elsewhere nothing is read for it.
+        Of a part that is read from elsewhere nothing is read for it.
 
         Raises:
-            ValueError: one of them raises; the message says which, of what task, and what.
+            ValueError: one of them raises, or a loss is NaN; the message says which, of what task,
+                and what.
         """
-        if not isinstance(self.train, Split):
+        held = {name: part for name in PARTS if isinstance(part := getattr(self, name), Split)}
+        if not held:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             with _trying("the network"):
                 network = self.network(tuple(self.tasks)).eval()
-            for name, task in self.tasks.items():
-                used = task.labels.samples(self.train.targets[name]).nonzero().flatten()[:FEW]
-                if not len(used):
-                    continue
-                inputs, targets = self.train.take(used)
-                with _trying("the network"):
-                    outputs = network(inputs, tasks=self.heads((name,)))
-                taken = task.labels.taken(self.read(name, outputs), targets[name])
-                if taken is None:
-                    continue
-                with _trying(f"the loss of task {name!r}"):
-                    float(task.loss(*taken))
-                with _trying(f"the metric of task {name!r}"):
-                    task.metric().update(*taken)
+            for part, split in held.items():
+                where = "" if part == "train" else f" ({part} part)"
+                for name in split.targets:
+                    if name in self.tasks:
+                        self._try(network, name, split, where)
+
+    def _try(self, network: nn.Module, name: str, split: Split, where: str) -> None:
+        """A few samples of one part and task."""
+        task = self.tasks[name]
+        used = task.labels.samples(split.targets[name]).nonzero().flatten()[:FEW]
+        if not len(used):
+            return
+        inputs, targets = split.take(used)
+        with _trying(f"the network{where}"):
+            outputs = network(inputs, tasks=self.heads((name,)))
+        taken = task.labels.taken(self.read(name, outputs), targets[name])
+        if taken is None:
+            return
+        with _trying(f"the loss of task {name!r}{where}"):
+            loss = float(task.loss(*taken))
+        if math.isnan(loss) and not _not_finite(inputs).any():  # of these `check_finite` tells
+            raise ValueError(f"the loss of task {name!r}{where} is NaN with fresh weights")
+        with _trying(f"the metric of task {name!r}{where}"):
+            task.metric().update(*taken)
 
     def check_finite(
         self, tasks: Iterable[str] | None = None, parts: Sequence[str] = PARTS
@@ -337,7 +389,7 @@ class Problem:
             ValueError: a target is infinite, or an output is not finite, in a part that is held in
                 memory; the message says of which task, and for how many samples.
         """
-        names = tuple(self.tasks if tasks is None else tasks)
+        names = tuple(self.tasks) if tasks is None else self._named(tasks)
         for part in parts:
             split = getattr(self, part)
             if not isinstance(split, Split):
@@ -428,7 +480,7 @@ class Stream:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        require_kind("batch_size", self.batch_size, int)
+        require_fields(self)
         self._order: tuple[int, Tensor] | None = None
         self._batches: _Numbered[Batch] | None = None
         self._indices: _Numbered[Sequence[int]] | None = None
@@ -445,7 +497,10 @@ class Stream:
 
     def __len__(self) -> int:
         if not isinstance(self.source, Split):
-            return len(self.source)  # type: ignore[arg-type]
+            if not isinstance(self.source, Sized):
+                told = type(self.source).__name__
+                raise TypeError(f"source= is a {told} without a length: batches must be countable")
+            return len(self.source)
         whole, rest = divmod(len(self.source), self.batch_size)
         return whole + bool(rest and not self.drop_last and not self.replacement)
 
@@ -462,7 +517,12 @@ class Stream:
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0 over all epochs."""
         if self._batches is not None:
-            return self._batches.item(*divmod(number, len(self)))
+            found = self._batches.item(*divmod(number, len(self)))
+            if not (isinstance(found, Sequence) and len(found) == 2):
+                raise TypeError(
+                    f"a batch of the data is {quoted(found)}: must be (inputs, targets by task)"
+                )
+            return found
         source = cast(Split, self.source)
         return source.take(self.index(number).to(source.inputs.device))
 

@@ -39,7 +39,7 @@ from evenhand import sources
 from evenhand.data.mnist import folder
 from evenhand.data.problem import Metric, Problem, Split, Task
 from evenhand.data.splits import Parts, Pool, strata
-from evenhand.files import require_file
+from evenhand.files import require_readable
 from evenhand.network import MultiTaskNetwork
 from evenhand.schedules import mixed_seed
 
@@ -205,7 +205,7 @@ def read(file: Path, lowest_snr: float = LOWEST_SNR) -> tuple[Tensor, Tensor, Te
     except ImportError as error:
         raise ValueError("reading HDF5 needs h5py: pip install 'evenhand[data]'") from error
     samples, modulations, signals = [], [], []
-    require_file(file)
+    require_readable(file)
     with h5py.File(file, "r") as stored:
         for name in sorted(stored):
             modulation, signal, snr = _kind(name, file)

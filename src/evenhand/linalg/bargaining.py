@@ -30,6 +30,7 @@ from .solution import (
     assemble,
     judge,
     read,
+    require_number,
 )
 
 SUSPECT = 1e-2
@@ -63,12 +64,13 @@ def nash_weights(gramian: Tensor, alpha: float = 1.0) -> Solution:
     a word; so does TorchJD. FairGrad's code calls a least-squares solver.
 
     Raises:
-        TypeError: gramian is not a floating point tensor.
+        TypeError: gramian is not a floating point tensor, or alpha no number.
         ValueError: gramian is not square, finite, symmetric or a Gramian; alpha is not positive.
 
     >>> nash_weights(torch.tensor([[4.0, 0.0], [0.0, 25.0]])).weights
     tensor([0.5000, 0.2000])
     """
+    require_number(alpha, "alpha")
     if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be positive and finite, not {alpha}")
     stack = read(gramian)

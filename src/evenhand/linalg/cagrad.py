@@ -41,6 +41,7 @@ from .solution import (
     Solution,
     assemble,
     read,
+    require_number,
     rounding_unit,
     simplex_gap,
     verdict,
@@ -71,13 +72,14 @@ def cagrad_weights(gramian: Tensor, c: float) -> Solution:
     cone program with cvxpy, does not rescale, and returns zero where ‖g_w‖ is below a threshold.
 
     Raises:
-        TypeError: gramian is not a floating point tensor.
+        TypeError: gramian is not a floating point tensor, or c no number.
         ValueError: gramian is not square, finite, symmetric or a Gramian; c is negative or
             not finite.
 
     >>> cagrad_weights(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), c=0.5).weights
     tensor([0.7500, 0.7500])
     """
+    require_number(c, "c")
     if not 0 <= c < float("inf"):
         raise ValueError(f"c must be at least 0 and finite, not {c}")
     stack = read(gramian)

@@ -34,6 +34,7 @@ from .solution import (
     read,
     read_vectors,
     require,
+    require_number,
     simplex_gap,
     verdict,
 )
@@ -131,11 +132,16 @@ def frank_wolfe(gramian: Tensor, iterations: int = 250, tolerance: float = 1e-5)
     them to a projected gradient instead). The gap is that of `min_norm`, which is exact and faster.
 
     Raises:
-        TypeError: gramian is not a floating point tensor.
-        ValueError: gramian is not square, finite, symmetric or a Gramian; iterations < 1.
+        TypeError: gramian is not a floating point tensor; a parameter is no number.
+        ValueError: gramian is not square, finite, symmetric or a Gramian; iterations < 1;
+            tolerance < 0 or not finite.
     """
+    require_number(iterations, "iterations", whole=True)
+    require_number(tolerance, "tolerance")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
+    if not 0 <= tolerance < inf:
+        raise ValueError(f"tolerance must be at least 0 and finite, not {tolerance}")
     stack = read(gramian)
     precision = torch.finfo(gramian.dtype).eps
     each = [_frank_wolfe(g, iterations, tolerance, precision) for g in stack]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,17 @@ def require(values: Tensor, name: str, shape: str, dimensions: int) -> None:
     finite = values.detach().isfinite()
     if not bool(finite.all()):
         raise ValueError(f"{name}{_first(~finite.cpu().numpy(), values)} is not finite")
+
+
+def require_number(value: Any, name: str, *, whole: bool = False) -> None:
+    """See that a parameter is a number, an integer if asked; its range the solver knows.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        wanted = "an integer" if whole else "a number"
+        raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
 
 
 def require_gramian(gramian: Tensor, name: str = "gramian") -> None:

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from evenhand.arguments import checked
 from evenhand.schedules.clock import Clock, Phase
 
 Phases = Callable[[Clock, tuple[str, ...]], Sequence[Phase]]
@@ -66,6 +67,7 @@ class Stateless(Schedule):
     many epochs each block trains, none perhaps.
     """
 
+    @checked
     def __init__(
         self,
         phases: Phases,

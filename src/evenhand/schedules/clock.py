@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from evenhand.arguments import require_fields
+from evenhand.text import quoted
 
 Block = Literal["shared", "own"]
 
@@ -79,6 +80,8 @@ class Phase:
         require_fields(self)
         if not self.tasks:
             raise ValueError("a phase needs at least one task")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks={quoted(self.tasks)}: must be different names")
         unknown = [block for block in self.trains if block not in BLOCKS]
         if unknown or not self.trains:
             raise ValueError(f"trains={self.trains!r}: a non-empty selection of {BLOCKS}")

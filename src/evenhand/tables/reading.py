@@ -108,7 +108,8 @@ def _read(file: Path, missing: tuple[str, ...], encoding: str, stamp: tuple[int,
     try:
         content = _unpacked(file) if packed else read_bytes(file)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"cannot read {file}: {error}") from error
+        said = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {file}: {said}") from error
     return reader(file.name, content, frozenset(missing) | BLANK, encoding)
 
 

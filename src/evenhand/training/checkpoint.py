@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenhand.files import parsed, require_file, write_atomically
+from evenhand.files import parsed, require_readable, write_atomically
 from evenhand.text import plain
 from evenhand.training.records import Mark
 
@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[dict[str, Any], About]:
     """The same, and what it is of."""
     from safetensors import SafetensorError, safe_open
 
-    require_file(path)
+    require_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from evenhand.arguments import require_kind
+from evenhand.arguments import checked, require_fields
 from evenhand.network import Blocks
 from evenhand.schedules import Phase
 
@@ -55,6 +55,7 @@ class Scheduled:
     every: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.every not in ("epoch", "step"):
             raise ValueError(f"every={self.every!r}: must be 'epoch' or 'step'")
 
@@ -70,6 +71,7 @@ class _Diminishing:
         return float((1 + k / self.over) ** -self.power)
 
 
+@checked
 def diminishing(power: float = 0.75, over: float = 1.0) -> Rate:
     """α_k = α_0 / (1 + k/over)^power, which meets Σ α_k = ∞ and Σ α_k² < ∞.
 
@@ -177,8 +179,10 @@ class Optimizers:
 
     Raises:
         ValueError: `own` names other heads than `blocks` does.
+        TypeError: something is of another kind; the message names it.
     """
 
+    @checked
     def __init__(
         self,
         blocks: Blocks,
@@ -189,7 +193,6 @@ class Optimizers:
         learned: Iterable[Tensor] = (),
         groups: int = 1,
     ) -> None:
-        require_kind("groups", groups, int)
         if groups < 1:
             raise ValueError(f"groups={groups}: must be at least 1, or nothing shared would move")
         trunk = [p for p in blocks.shared if p.requires_grad]

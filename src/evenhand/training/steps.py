@@ -23,6 +23,7 @@ from evenhand.balancer import Balancer
 from evenhand.data.problem import Batch, Problem, Stream
 from evenhand.network import Frozen, FrozenMode, MultiTaskNetwork, Outputs, leaves
 from evenhand.schedules import Clock, Phase, Schedule, mixed_seed
+from evenhand.text import quoted
 from evenhand.training.epoch_statistics import EpochStatistics
 from evenhand.training.feature_cache import FeatureMemory
 from evenhand.training.flops import Meter
@@ -297,6 +298,8 @@ class NetworkStepper:
         penalty = self.problem.penalty
         terms = (None if penalty is None else penalty(self.network), self.network.penalty())
         there = [term for term in terms if term is not None]
+        if wrong := [term for term in there if not isinstance(term, Tensor)]:
+            raise TypeError(f"penalty= gave {quoted(wrong[0])}: must give a scalar tensor")
         return sum(there[1:], start=there[0]) if there else None
 
     def _rest(self, phase: Phase, part: nn.Module) -> Frozen:

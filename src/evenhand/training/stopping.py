@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evenhand.arguments import require_fields
+from evenhand.arguments import checked, require_fields
 from evenhand.training.records import Record
 
 Monitor = Callable[[Record, Record], float]
@@ -28,11 +28,13 @@ def relative(record: Record, first: Record) -> float:
     return math.fsum(ratios) / len(ratios)
 
 
+@checked
 def loss_of(task: str) -> Monitor:
     """L_task on the validation set. The monitor raises ValueError if there is no such task."""
     return lambda record, first: _of(task, record.validation, "validation loss")
 
 
+@checked
 def metric_of(task: str, higher_is_better: bool = True) -> Monitor:
     """The metric of a task on the validation set, with the sign that makes lower better.
 

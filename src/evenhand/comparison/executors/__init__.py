@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from inspect import signature
 from typing import TYPE_CHECKING
 
 from evenhand.spelling import Spelled
@@ -62,7 +61,7 @@ def executor_of(asked: str | Executor) -> Executor:
     """The executor that is spelled `ray(cpus=2)`; one that was made already is itself.
 
     Raises:
-        ValueError: as `require_executor`; or it has no such option.
+        ValueError: as `require_executor`; or it has no such option, or one of another kind.
         TypeError: `asked` is neither.
     """
     if not isinstance(asked, str):
@@ -76,8 +75,7 @@ def executor_of(asked: str | Executor) -> Executor:
     module = import_module(f"{__name__}.{spelled.name}")
     kind = getattr(module, EXECUTORS[spelled.name].kind)
     try:
-        signature(kind).bind(**spelled.options)
-    except TypeError as error:
+        made: Executor = kind(**spelled.options)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"executor={plain(str(spelled), 60)}: {plain(str(error), 100)}") from error
-    made: Executor = kind(**spelled.options)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evenhand.arguments import require_fields
 from evenhand.comparison.executors.base import supervise
 from evenhand.comparison.executors.sent import Sent
 from evenhand.comparison.job import Listener, Unit, WorkerEndedError
@@ -32,11 +34,21 @@ class Ray:
             default what the variable RAY_ADDRESS names, else one is started.
         cpus: that a task asks for.
         gpus: likewise.
+
+    Raises:
+        TypeError: something is of another kind; the message names it.
+        ValueError: `cpus` or `gpus` is negative or not finite.
     """
 
     address: str | None = None
     cpus: float = 1
     gpus: float = 0
+
+    def __post_init__(self) -> None:
+        require_fields(self)
+        for name, number in (("cpus", self.cpus), ("gpus", self.gpus)):
+            if not (math.isfinite(number) and number >= 0):
+                raise ValueError(f"{name}={number}: must be 0 or more")
 
     def run(
         self,

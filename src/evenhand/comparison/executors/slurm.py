@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from evenhand.arguments import checked
 from evenhand.comparison.executors.base import SHARE, supervise
 from evenhand.comparison.executors.sent import Sent
 from evenhand.comparison.job import Listener, Unit, WorkerEndedError
@@ -33,12 +34,17 @@ class Slurm:
             slurm_partition, slurm_account, …
 
     Raises:
-        ValueError: in a run: there is no such cluster or parameter, or Slurm refuses a job.
+        TypeError: `cluster` is no text, or `timeout_min` no whole number.
+        ValueError: `timeout_min` is below 1; or, in a run, there is no such cluster or parameter,
+            or Slurm refuses a job.
     """
 
+    @checked
     def __init__(
         self, cluster: str = "slurm", *, timeout_min: int = 240, **parameters: Any
     ) -> None:
+        if timeout_min < 1:
+            raise ValueError(f"timeout_min={timeout_min}: must be at least 1 minute")
         self.cluster = cluster
         self.parameters = {"name": "evenhand", "timeout_min": timeout_min, **parameters}
 
