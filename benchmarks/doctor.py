@@ -33,6 +33,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ ROUND = (
 )
 """The kinds of one round; rounds follow one another."""
 ROUNDS = 14
+ENOUGH = 60
+"""So many draws must be clearly harmless; after the rounds, those drawn so go on until they are."""
 TABLES, SPLITS = 10, 8
 CLEAR = Thresholds(margin=6.0, sure=0.99)
 """What the truth must show to be harm: twice the doctor's margin, with more certainty."""
@@ -68,9 +71,11 @@ def seed_of(stated: str, number: int) -> int:
 
 
 def schedule(family: str, stated: str) -> Iterator[tuple[str, int]]:
-    """Kinds and seeds, in the order they are run."""
-    for number in range(ROUNDS * len(ROUND)):
-        yield ROUND[number % len(ROUND)], seed_of(f"{stated}/{family}", number)
+    """Kinds and seeds in the order of running: all rounds, then harmless draws without end."""
+    for number in count():
+        kind = ROUND[number % len(ROUND)]
+        if number < ROUNDS * len(ROUND) or kind == "harmless":
+            yield kind, seed_of(f"{stated}/{family}", number)
 
 
 # One draw -------------------------------------------------------------------------------------
@@ -213,8 +218,9 @@ def page(results: Lines) -> str:
     """The table, and the counts below it."""
     found = score(results)
     counts = [
-        f"So far {found['draws']} draws of the scoring family, {found['clear']} of them clear, of "
-        f"{ROUNDS * len(ROUND)} that are planned.",
+        f"So far {found['draws']} draws of the scoring family, {found['clear']} of them clear. "
+        f"Planned are {ROUNDS} rounds, {ROUNDS * len(ROUND)} draws, and then draws of the harmless "
+        f"kind until {ENOUGH} of all are clearly harmless.",
         f"Conflict said of harmless draws: {found['conflict said of them']} of "
         f"{found['harmless draws']}; of all clear draws without conflict: "
         f"{found['conflict said of those']} of {found['clear draws without conflict']}; of all "
@@ -331,7 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--family", choices=FAMILIES, default="rough")
     parser.add_argument("--stated", help="seeds come from this string [default: the commit]")
-    parser.add_argument("--most", type=int, default=ROUNDS * len(ROUND), help="draws in all")
+    parser.add_argument("--most", type=int, help="draws in all [default: as planned]")
     parser.add_argument("--time", choices=KINDS, help="time an examination, and stop")
     parser.add_argument("--table", action="store_true", help="print what there is, and stop")
     asked = parser.parse_args()
@@ -346,9 +352,12 @@ def main() -> None:
         return
     stated = asked.stated or commit()
     done = {(one["family"], one["seed"]) for one in lines(asked.family)}
-    for kind, seed in list(schedule(asked.family, stated))[: asked.most]:
+    for number, (kind, seed) in enumerate(islice(schedule(asked.family, stated), asked.most)):
         if (asked.family, seed) in done:
             continue
+        harmless = sum(one["truth"] == "harmless" for one in lines(asked.family))
+        if number >= ROUNDS * len(ROUND) and harmless >= ENOUGH:
+            break
         found = judged(draw(asked.family, kind, seed))
         found |= {"stated": stated, "thresholds": asdict(Thresholds()), "made": environment()}
         with RESULTS.open("a") as file:
