@@ -30,7 +30,6 @@ from evenhand.autodiff.factors import Factored
 from evenhand.autodiff.gradients import (
     Matrices,
     NonFiniteError,
-    Reducer,
     TaskGradients,
     all_finite,
 )
@@ -38,6 +37,7 @@ from evenhand.autodiff.hooks import without_hooks
 from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.ownership import Ownership, Probe
 from evenhand.autodiff.passes import Passes, Update
+from evenhand.autodiff.reducer import Reducer
 from evenhand.autodiff.replay import Replayed
 from evenhand.balancing.balance import Balance, NonFinite, Zero
 from evenhand.balancing.deferred import Deferred

@@ -33,13 +33,13 @@ from evenhand.autodiff.gradients import (
     Gradient,
     NonFiniteError,
     Place,
-    Reducer,
     norms,
     times,
 )
 from evenhand.autodiff.jacobian import Column, Jacobian, fill, plain_column
 from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.passes import Passes, Update
+from evenhand.autodiff.reducer import Reducer
 from evenhand.autodiff.replay import Kept, Trunk
 
 

@@ -59,7 +59,6 @@ from evenhand.autodiff.gradients import (
     Gradient,
     NonFiniteError,
     Place,
-    Reducer,
     all_finite,
     norms,
     times,
@@ -67,6 +66,7 @@ from evenhand.autodiff.gradients import (
 from evenhand.autodiff.hooks import without_hooks
 from evenhand.autodiff.jacobian import Column, Filled, Heads, Jacobian, beside, fill, plain_column
 from evenhand.autodiff.owners import Owners
+from evenhand.autodiff.reducer import Reducer
 
 
 @dataclass

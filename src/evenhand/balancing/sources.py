@@ -15,10 +15,11 @@ from evenhand.autodiff.call import Call, values_of
 from evenhand.autodiff.chunking import Chunking
 from evenhand.autodiff.coordinates import Coordinates
 from evenhand.autodiff.factors import Factored
-from evenhand.autodiff.gradients import NonFiniteError, Reducer, Source, TaskGradients
+from evenhand.autodiff.gradients import NonFiniteError, Source, TaskGradients
 from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.ownership import Ownership
 from evenhand.autodiff.passes import Passes
+from evenhand.autodiff.reducer import Reducer
 from evenhand.autodiff.replay import Kept, Trunk
 from evenhand.balancing.request import Step
 from evenhand.balancing.slots import Differentiated, Slots

@@ -28,13 +28,13 @@ from evenhand.autodiff.gradients import (
     Gradient,
     NonFiniteError,
     Place,
-    Reducer,
     norms,
     times,
 )
 from evenhand.autodiff.jacobian import Jacobian, beside, fill, plain_column, real
 from evenhand.autodiff.owners import Owners
 from evenhand.autodiff.passes import Update
+from evenhand.autodiff.reducer import Reducer
 from evenhand.distributed.reducing import RanksReducer
 from evenhand.distributed.wrappers import groups_of
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from evenhand.autodiff.gradients import Gradient, Reducer
+from evenhand.autodiff.gradients import Gradient
 from evenhand.autodiff.jacobian import Jacobian
+from evenhand.autodiff.reducer import Reducer
 from evenhand.distributed.ranks import Ranks
 from evenhand.distributed.sharded import ShardedJacobian
 from evenhand.distributed.wrappers import Managed
