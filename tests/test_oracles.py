@@ -934,6 +934,13 @@ def test_what_is_no_plain_gramian_is_left_to_the_engine(i: int, j: int, value: f
     assert min_norm_of_few(g.tolist(), EPS, TINY) is None
 
 
+def test_a_product_larger_than_two_norms_allow_is_left_to_the_engine() -> None:
+    g = matrix((1.0, 1.5, 0.0), (1.5, 1.0, 0.0), (0.0, 0.0, 1.0))
+    assert min_norm_of_few(g.tolist(), EPS, TINY) is None
+    with pytest.raises(ValueError, match=r"\[0, 1\] is larger than the two norms allow"):
+        min_norm(g)
+
+
 @solvers
 @pytest.mark.parametrize("kind", REGULAR)
 def test_order_does_not_matter(solver: Callable[[Tensor], Solution], kind: str) -> None:
