@@ -21,7 +21,10 @@ from evenhand.comparison.executors.slurm import Slurm
 from evenhand.comparison.request import Settings
 from evenhand.recipes import Composition, Recipe, grid, recipe
 from evenhand.schedules import Stateless
-from evenhand.sharing.ties import SquaredDistance
+from evenhand.sharing.base import HardSharing
+from evenhand.sharing.stitched import Stitched
+from evenhand.sharing.tied import Tied
+from evenhand.sharing.ties import SquaredDistance, TraceNorm
 from evenhand.training.loop import Training
 from evenhand.training.optimizers import Optimizers, Scheduled, diminishing
 from evenhand.training.stopping import EarlyStopping, Plateau, loss_of, metric_of
@@ -133,6 +136,11 @@ def _rooms() -> dict[Callable[..., Any], dict[str, Any]]:
         loss_of: {"task": "a"},
         metric_of: {"task": "a"},
         Stateless: {"phases": lambda clock, tasks: (), "description": "x"},
+        HardSharing: {},
+        Tied: {},
+        Stitched: {},
+        SquaredDistance: {},
+        TraceNorm: {},
         Ray: {},
         Slurm: {},
     }
@@ -172,6 +180,7 @@ def test_a_wrong_argument_in_a_room_is_named(made, key, needed) -> None:
         (data.Problem, {"tasks": {}}, "tasks= names none"),
         (data.Split, {"inputs": torch.zeros(())}, "inputs= is a single number"),
         (data.Split, {"targets": {"a": torch.zeros(())}}, "targets of 'a' are a single number"),
+        (HardSharing, {"width": 0}, "width=0: must be above 0"),
         (Ray, {"cpus": -1}, "cpus=-1: must be 0 or more"),
         (Slurm, {"timeout_min": 0}, "timeout_min=0: must be at least 1 minute"),
     ],

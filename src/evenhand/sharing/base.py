@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from evenhand.arguments import require_fields
 from evenhand.network import MultiTaskNetwork
 
 Make = Callable[[Sequence[str]], MultiTaskNetwork]
@@ -64,9 +65,18 @@ class HardSharing(Sharing):
 
     Attributes:
         width: its hidden layers are so many times as wide.
+
+    Raises:
+        TypeError: the width is no number.
+        ValueError: it is not above 0.
     """
 
     width: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_fields(self)
+        if not 0 < self.width < math.inf:
+            raise ValueError(f"width={self.width}: must be above 0")
 
     def network(self, problem: Blueprint, tasks: Sequence[str]) -> MultiTaskNetwork:
         return of_width(problem, self.width)(tasks)
