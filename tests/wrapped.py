@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import pickle
+import warnings
 from collections import UserDict
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import distribute_module
 from torch.nn.parallel import DistributedDataParallel
 
-from evenhand import GLS, MGDA, Balancer, OnlineMinNorm, Phase
+from evenhand import GLS, MGDA, Balancer, MultiTaskNetwork, OnlineMinNorm, Phase
 from ranks import batch, labelled, network, parts, whole
 
 TASKS = ("a", "b", "c")
@@ -203,6 +204,50 @@ def accumulated_sharded(rank: int, world: int) -> None:
     Balancer(aggregator=MGDA(), tasks=TASKS, model=model).accumulate(losses)
 
 
+def in_join(rank: int, world: int) -> None:
+    """The second rank has fewer batches."""
+    model = network(TASKS)
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+    wrapped = DistributedDataParallel(model)
+    with wrapped.join():
+        for step in range(1 if rank else 2):
+            losses, _, _ = batch(wrapped, step, *part_of(rank, world))
+            balancer.loss(losses).backward()
+
+
+def frozen_on_one(rank: int, world: int) -> None:
+    model = network(TASKS)
+    model.trunk[0].weight.requires_grad_(rank == 0)
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    Balancer(aggregator=MGDA(), tasks=TASKS, model=model).backward(losses)
+
+
+def flattened(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its first version and of the CPU
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+
+def sharded_in_parts_alone(model: nn.Module) -> nn.Module:
+    fully_shard(model.trunk)
+    return model
+
+
+def sparse(rank: int, world: int) -> list[Tensor]:
+    """An embedding whose gradients are sparse, in what is balanced."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.EmbeddingBag(5, 3, sparse=True), nn.Tanh())
+    model = MultiTaskNetwork(trunk, {task: nn.Linear(3, 1) for task in TASKS}).double()
+    balancer = Balancer(aggregator=MGDA(), tasks=TASKS, model=model)
+    wrapped = DistributedDataParallel(model) if world > 1 else model
+    words = torch.arange(24).view(12, 2) % 5
+    part = parts("even", world)[rank]
+    losses = {t: (y - k).square().mean() for k, (t, y) in enumerate(wrapped(words[part]).items())}
+    balancer.loss(losses, features=model.trunk).backward()
+    assert trunk[0].weight.grad.is_sparse
+    return [p.grad.to_dense() for p in model.parameters()]
+
+
 class Lazy(nn.Module):
     """Runs what today's tasks need: an extra layer for two of them."""
 
@@ -335,6 +380,14 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "sharded, hidden outputs": sharded_with_hidden_outputs,
     "sharded, missing": missing_of_a_sharded_model,
     "sharded, accumulated": accumulated_sharded,
+    "in join()": in_join,
+    "frozen on one": frozen_on_one,
+    "flattened": lambda r, w: stepped(r, w, flattened),
+    "sharded in parts alone": lambda r, w: stepped(r, w, sharded_in_parts_alone),
+    "wrapped, another group": lambda r, w: stepped(
+        r, w, DistributedDataParallel, group=[dist.new_group([k]) for k in range(w)][r]
+    ),
+    "wrapped, sparse": sparse,
     "sharded, skipped": lambda r, w: skipped(r, w, fully_shard),
     "sharded, looked at": lambda r, w: looked_at(r, w, fully_shard),
     "wrapped, skipped": lambda r, w: skipped(r, w, DistributedDataParallel),

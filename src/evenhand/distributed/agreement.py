@@ -189,7 +189,16 @@ class Agreement:
     def _numbered(self, leaf: Tensor) -> int:
         """A number for a leaf; inputs that are differentiated by are other tensors in every step,
         so one that is gone leaves its number to the next.
+
+        Raises:
+            ValueError: it is a part of the parameters under FSDP's first version.
         """
+        if getattr(leaf, "_is_flat_param", False):
+            raise ValueError(
+                "FullyShardedDataParallel flattens parameters, so that it cannot be told whose "
+                "they are: call torch.distributed.fsdp.fully_shard on the model instead, or wrap "
+                "it in DistributedDataParallel, and give it to Balancer(model=)"
+            )
         for k, ref in enumerate(self._met):
             if ref() is None:
                 self._met[k] = weakref.ref(leaf)
@@ -222,6 +231,7 @@ class Agreement:
                 "dtypes": mine.dtypes,
                 "facts": facts,
                 "met": sum(ref() is not None for ref in self._met),
+                "frozen": [n for leaf, n in self._names().items() if not leaf.requires_grad],
             }
         )
         self._require_alike(told)
@@ -243,6 +253,13 @@ class Agreement:
                 "the losses of some ranks reach parameters that others do not, and the model is "
                 "not known, so that they cannot be told apart: give Balancer(model=)"
             )
+        reached = {key for there in told for keys in there["leaves"].values() for key in keys}
+        for rank, there in enumerate(told):
+            if frozen := sorted(reached.intersection(there["frozen"])):
+                raise ValueError(
+                    f"rank {rank} does not train {frozen[0]!r}, which a loss of another rank "
+                    "reaches: freeze the same parameters on all ranks"
+                )
         seen: dict[str, tuple[tuple[int, ...], str, float]] = {}
         for rank, there in enumerate(told):
             for key, (shape, dtype, size) in there["facts"].items():

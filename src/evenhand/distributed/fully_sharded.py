@@ -66,10 +66,16 @@ class FullySharded:
         model: the root.
 
     Raises:
-        ValueError: a mesh has more than one dimension, or its GPUs are summed over by gloo.
+        ValueError: only parts are sharded, a mesh has more than one dimension, or its GPUs are
+            summed over by gloo.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, FSDPModule):
+            raise ValueError(
+                f"fully_shard was called on parts of this {type(model).__name__} and not on it: "
+                "call fully_shard(model) too, after its parts"
+            )
         self._root: Any = model
         self._parts: list[Any] = []
         self._groups: list[Any] = []

@@ -75,15 +75,24 @@ class Parallel:
         return self._ranks
 
     def _present_group(self) -> dist.ProcessGroup:
+        named: dist.ProcessGroup | None = None
         if isinstance(self._group, DeviceMesh):
-            return self._group.get_group()
-        if isinstance(self._group, dist.ProcessGroup):
-            return self._group
+            named = self._group.get_group()
+        elif isinstance(self._group, dist.ProcessGroup):
+            named = self._group
+        theirs: dist.ProcessGroup | None = None
         if (sharded := self.sharded) is not None:
-            group: dist.ProcessGroup = sharded.mesh.get_group()
-            return group
-        wrapper = self.wrappers.found
-        found = dist.group.WORLD if wrapper is None else wrapper.process_group
+            theirs = sharded.mesh.get_group()
+        elif (wrapper := self.wrappers.found) is not None:
+            theirs = wrapper.process_group
+        if named is not None and theirs is not None and named is not theirs:
+            mine, its = map(dist.get_process_group_ranks, (named, theirs))
+            if mine != its:
+                raise ValueError(
+                    f"Balancer(group=) has the ranks {mine}, and what the model is wrapped in "
+                    f"reduces over {its}: leave group= out, or wrap the model with the same group"
+                )
+        found = named or theirs or dist.group.WORLD
         assert found is not None
         return found
 

@@ -95,6 +95,10 @@ class RanksReducer(Reducer):
         if managed.partly:
             theirs = [k for k, leaf in enumerate(leaves) if id(leaf) in managed.all]
             self._shared_out(leaves, found, theirs, agreed, managed)
+        for k, leaf in enumerate(leaves):
+            g = found[k]
+            if id(leaf) in managed.sparse and g is not None and not g.is_sparse:
+                found[k] = g.to_sparse(1)
         return found
 
     def _shared_out(

@@ -26,11 +26,13 @@ class Managed:
         all: all of them.
         waiting: those that it waits for in this step on this rank.
         partly: whether ranks may wait for different ones.
+        sparse: those for which it takes sparse gradients alone.
     """
 
     all: frozenset[int] = frozenset()
     waiting: frozenset[int] = frozenset()
     partly: bool = False
+    sparse: frozenset[int] = frozenset()
 
 
 class Wrappers:
@@ -132,6 +134,7 @@ class Wrappers:
             frozenset(map(id, _reduced_by(wrapper))),
             frozenset(map(id, self.waiting)),
             wrapper.find_unused_parameters,
+            frozenset(map(id, _sparse_in(wrapper))),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Wrappers:
@@ -144,6 +147,15 @@ class Wrappers:
 def _reduced_by(wrapper: DistributedDataParallel) -> list[Tensor]:
     ignored = wrapper.parameters_to_ignore
     return [p for name, p in wrapper.module.named_parameters() if name not in ignored]
+
+
+def _sparse_in(wrapper: DistributedDataParallel) -> list[Tensor]:
+    """The parameters whose gradients are sparse, by the modules that the wrapper knows them by."""
+    return [
+        module.weight
+        for module in wrapper.module.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    ]
 
 
 class _Note:
@@ -172,6 +184,12 @@ class _Note:
         wrapper: DistributedDataParallel | None = DistributedDataParallel._active_ddp_module
         if wrapper is not None and wrapper is not self.wrapper:
             require_known(wrapper)
+        if wrapper is not None and wrapper._join_config.enable:
+            raise ValueError(
+                "DistributedDataParallel.join() answers the wrapper's collectives on ranks that "
+                "have run out of batches, and a balanced step has more of them: leave join() out, "
+                "and let all ranks take as many steps; one without labels says so by counts="
+            )
         self.saw(wrapper)
         self.heard = True
 

@@ -55,7 +55,8 @@ class Krum(Weighting):
             raise ValueError(
                 f"Krum(byzantine={f}) needs at least {least} tasks in a call, and {m} are active"
             )
-        gramian = g.gramian.double()
+        # Two nearest neighbours are as far from each other: rounding must not break that tie.
+        gramian = (g.gramian + g.gramian.mT).double() / 2
         squared = gramian.diagonal(dim1=-2, dim2=-1)
         distances = squared.unsqueeze(-1) + squared.unsqueeze(-2) - 2 * gramian
         distances = distances.clamp_min(0) + torch.diag_embed(torch.full_like(squared, torch.inf))
