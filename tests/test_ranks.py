@@ -31,7 +31,7 @@ REFUSED = {
     "replicas of shards": r"several dimensions.*one mesh of one dimension",
     "tensors of a mesh": r"tensor parallelism.*Balancer\(model=.*backward.*group=",
     "other tasks": r"all ranks need .* the same tasks",
-    "other parameters": r"'#\d+' .* wrap the model .*group=False",
+    "other parameters": r"'#\d' .* wrap the model .*group=False",
     "missing in an unknown model": r"give Balancer\(model=\)",
 }
 

@@ -52,8 +52,8 @@ class Reach:
     """What a walk found.
 
     Attributes:
-        leaves: for each leaf that requires a gradient, the mask of the losses that reach it, in the
-            order in which the walk finds them.
+        leaves: for each leaf that requires a gradient, the mask of the losses that reach it; the
+            leaves of a chain of layers in the order of the layers.
         stops: for each edge at which the walk was to end, the mask of the losses that reach it.
         joint: the leaves that some loss reaches through a joining node.
         joint_stops: the edges at which the walk was to end, likewise.
@@ -122,7 +122,7 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
                 waits[child] -= 1
                 if not waits[child]:  # all that leads to it has handed on its mask
                     ready.append(child)
-    for node, mask in leaves.items():
+    for node, mask in reversed(leaves.items()):  # those of the first layers first
         variable = node.variable
         reach.leaves[variable] = mask & ~joined
         if mask & joined:
