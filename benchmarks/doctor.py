@@ -218,7 +218,7 @@ def page(results: Lines) -> str:
     """The table, and the counts below it."""
     found = score(results)
     counts = [
-        f"So far {found['draws']} draws of the scoring family, {found['clear']} of them clear. "
+        f"{found['draws']} draws of the scoring family, {found['clear']} of them clear. "
         f"Planned are {ROUNDS} rounds, {ROUNDS * len(ROUND)} draws, and then draws of the harmless "
         f"kind until {ENOUGH} of all are clearly harmless.",
         f"Conflict said of harmless draws: {found['conflict said of them']} of "
@@ -250,7 +250,7 @@ def made(results: Lines) -> str:
     return (
         f"Seeds and thresholds are those of commit {', '.join(one[:7] for one in stated)}; "
         f"{', '.join(sorted(versions))}, one thread, {', '.join(sorted(machines))}. "
-        f"This goes on where it stopped:\n\n    {command}"
+        f"The command, which goes on where it was stopped:\n\n    {command}"
     )
 
 
