@@ -934,6 +934,12 @@ def test_what_is_no_plain_gramian_is_left_to_the_engine(i: int, j: int, value: f
     assert min_norm_of_few(g.tolist(), EPS, TINY) is None
 
 
+@pytest.mark.parametrize("squares", [(1.7e308, 1.7e308, 1.7e308), (1e-307, 1e290, 1e290)])
+def test_norms_whose_squares_overflow_or_vanish_are_left_to_the_engine(squares) -> None:
+    g = torch.tensor(squares, dtype=torch.float64).diag()
+    assert min_norm_of_few(g.tolist(), EPS, TINY) is None
+
+
 def test_a_product_larger_than_two_norms_allow_is_left_to_the_engine() -> None:
     g = matrix((1.0, 1.5, 0.0), (1.5, 1.0, 0.0), (0.0, 0.0, 1.0))
     assert min_norm_of_few(g.tolist(), EPS, TINY) is None

@@ -4,7 +4,7 @@ A `Jacobian` has a column per target: all tasks' gradients by it. Columns come i
 one meaning, each holding what costs least:
 
     Few        the m tensors as autograd made them, while m is small: nothing is copied
-    Stacked    one tensor [m, ...]: Gramian and combination are matrix products
+    Dense      one tensor [m, ...]: Gramian and combination are matrix products
     Heads      by the features of linear heads, δ_i W_i, kept as the factors δ_i and W_i
     Product    by a layer's weight, δ_iᵀ A, likewise (`factors.py`), where samples are few
     Scattered  by an embedding's table, likewise, the rows that a batch looks up

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
-LEAF = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+LEAF = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # not in its stubs
 """What adds to the `.grad` of a leaf: where the graph ends."""
 Node = Any
 Edge = tuple[Node, int]

@@ -2,13 +2,13 @@
 
 It is what `simplex.simplex_minimiser` and `active_set` find by block principal pivoting, written
 out for matrices so small that each call of NumPy or LAPACK costs more than the sum it does. What is
-out of the ordinary (an entry that cannot be, a zero or an underflown norm, a singular face) is left
-to them: they say what is wrong, or take more care.
+out of the ordinary (an entry that cannot be, a zero or an underflown norm, norms whose squares span
+too much, a singular face) is left to them: they say what is wrong, or take more care.
 """
 
 from __future__ import annotations
 
-from math import inf, sqrt
+from math import sqrt
 from operator import mul
 
 import numpy as np
@@ -19,6 +19,9 @@ FEW = 5
 """Up to so many tasks Python's floats are the faster."""
 PIVOTS = 8
 """Block pivoting that has not ended after so many faces is left to the general solver."""
+LARGEST, SPAN = 1e300, 1e200
+"""Squared norms below the first, and within the second of each other: no sum or square of what is
+made of them overflows, and no divisor becomes 0."""
 
 Vector = list[float]
 Matrix = list[Vector]
@@ -52,9 +55,11 @@ def min_norm_of_few(gramian: Matrix, precision: float, tiny: float) -> Single | 
 
 
 def _norms(gramian: Matrix, tiny: float) -> Vector | None:
-    """‖g_i‖; None where a squared norm is zero, negative, below the dtype's range, or infinite."""
+    """‖g_i‖; None where a square is negative or NaN, or too small or too large to work with."""
     squares = [row[i] for i, row in enumerate(gramian)]
-    return [sqrt(s) for s in squares] if all(tiny <= s < inf for s in squares) else None
+    if not all(tiny <= s < LARGEST for s in squares) or max(squares) > SPAN * min(squares):
+        return None
+    return [sqrt(s) for s in squares]
 
 
 def _well_formed(gramian: Matrix, norms: Vector, slack: float) -> bool:
