@@ -174,12 +174,14 @@ def require_fields(made: Any) -> None:
         TypeError, ValueError: as `require_kind` does.
     """
     kind: Any = type(made)
-    for name, hint in _kinds(kind):
-        require_kind(name, getattr(made, name), hint)
+    for name, hint, default in _kinds(kind):
+        value = getattr(made, name)
+        if value is not default:
+            require_kind(name, value, hint)
 
 
 @cache
-def _kinds(made: Any) -> tuple[tuple[str, Any], ...]:
-    """The fields of a dataclass, and what they must be."""
+def _kinds(made: Any) -> tuple[tuple[str, Any, Any], ...]:
+    """The fields of a dataclass, what they must be, and what they are by default."""
     hints = _hints(made)
-    return tuple((entry.name, hints[entry.name]) for entry in fields(made))
+    return tuple((entry.name, hints[entry.name], entry.default) for entry in fields(made))

@@ -821,12 +821,13 @@ class Balancer(nn.Module):
         """Take the next state over: the step is taken."""
         self._catcher.forget()
         self._sources.forget()
-        self.last = solved.balance
+        mine = vars(self)  # a module's __setattr__ looks for parameters first, in every step
+        mine["last"] = solved.balance
         if solved.state is not None:
             self.states.replace(solved.state, known=True)
             if self._learned:
                 self._unused.ended(self.parameters())
-            self._step = solved.clock.step + 1
+            mine["_step"] = solved.clock.step + 1
         return solved.balance
 
     def _free(self, step: Step, heads: bool, trunk: bool) -> None:

@@ -310,7 +310,7 @@ class Accumulated:
                 found = self._reducer.gramian_of_features(found)
             else:
                 jacobian, alone = self.jacobian_at(place), self._reducer.alone
-                found = jacobian.gramian_at_any_size() if alone else jacobian.gramian()
+                found = jacobian.gramian_at_any_size()[0] if alone else jacobian.gramian()
             self._gramians[place] = found
         return self._gramians[place]
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.autograd.graph import GradientEdge
 
 from evenhand.autodiff.gradients import Gradient, Place, all_finite
@@ -186,7 +187,8 @@ def _finite_here(present: Sequence[Tensor]) -> bool:
         (small if g.numel() <= SMALL and g.layout == torch.strided else large).append(g)
     if len(small) < 2:
         return all(map(all_finite, present))
-    return all_finite(torch.cat([g.reshape(-1) for g in small])) and all(map(all_finite, large))
+    flat = _flatten_dense_tensors(small)  # type: ignore[no-untyped-call]  # torch's own
+    return all_finite(flat) and all(map(all_finite, large))
 
 
 def chosen_targets(

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import reduce
 from typing import Any
 
 import torch
@@ -77,11 +76,11 @@ class Call:
 
 def values_of(losses: Mapping[str, Tensor]) -> Tensor:
     """The losses' values, [..., m]; where dtypes differ, in one that holds them all."""
-    values = [loss.detach() for loss in losses.values()]
-    if len({(v.dtype, v.device) for v in values}) > 1:
-        wide = reduce(torch.promote_types, (v.dtype for v in values))
-        values = [v.to(values[0].device, wide) for v in values]
-    return torch.stack(values, dim=-1)
+    values = list(losses.values())
+    with torch.no_grad():
+        if not all(v.is_cpu for v in values):
+            values = [v.to(values[0].device) for v in values]
+        return torch.stack(values, dim=-1)
 
 
 class Absent:
@@ -156,7 +155,8 @@ def active(
     if some and not found:
         raise ValueError(f"none of the tasks {', '.join(admitted)} has a loss in this call")
     for task, loss in found.items():
-        if loss.shape != leading and not (loss.numel() == 1 and not leading):
+        fits = loss.shape == leading
+        if not fits and not (loss.numel() == 1 and not leading):
             wanted = f"of shape {tuple(leading)}" if leading else "a scalar"
             raise ValueError(
                 f"the loss of {task!r} has shape {tuple(loss.shape)}; it must be {wanted}: "
@@ -164,7 +164,7 @@ def active(
             )
         if loss.is_complex():
             raise ValueError(f"the loss of {task!r} is complex: a loss is a real number")
-        if loss.shape != leading:
+        if not fits:
             found[task] = loss.reshape(leading)
     return found
 

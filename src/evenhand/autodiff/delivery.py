@@ -9,7 +9,7 @@ terms that are added to the scalar add up as they do for any loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -31,15 +31,23 @@ class _Delivery(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, *ctx.source(gradient))
+
+
+class _OnceDifferentiable(_Delivery):
+    """Refuses to be differentiated twice, which nobody can ask of what is not handed to a user."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _Delivery.backward(ctx, gradient)
 
 
 def delivered_by(source: Source, value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     """A scalar of this value; `source` is asked when it is differentiated, once each time."""
     with torch.enable_grad():
-        apply: Callable[..., Tensor] = _Delivery.apply
+        apply: Callable[..., Tensor] = _OnceDifferentiable.apply
         return apply(source, value, *leaves)
 
 
@@ -51,7 +59,10 @@ def deliver(leaves: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
         gradients.clear()
         return given
 
-    torch.autograd.backward(delivered_by(handed_over, _ZERO, leaves), _ONE)
+    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+        apply: Callable[..., Tensor] = _Delivery.apply
+        scalar = apply(handed_over, _ZERO, *leaves)
+    torch.autograd.backward(scalar, _ONE)  # nobody differentiates it again
 
 
 _ZERO, _ONE = torch.zeros(()), torch.ones(())

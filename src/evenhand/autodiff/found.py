@@ -76,17 +76,16 @@ class Found:
         direct = through = 0
         for edge in edges:
             direct |= reach.stops.get(edge, 0)
-        for edge, mask in reach.stops.items():
-            if edge not in probes:
-                continue
+        read = [(probes[edge], edge, mask) for edge, mask in reach.stops.items() if edge in probes]
+        for reading, edge, mask in read:
             through |= mask
-            for parameter in probes[edge].parameters:
-                if parameter.requires_grad:
-                    before = reach.leaves.setdefault(parameter, mask)
-                    if before | mask != before:
-                        reach.leaves[parameter] = before | mask
-                    if edge in reach.joint_stops:
-                        reach.joint.add(parameter)
+            trained = [parameter for parameter in reading.parameters if parameter.requires_grad]
+            for parameter in trained:
+                before = reach.leaves.setdefault(parameter, mask)
+                if before | mask != before:
+                    reach.leaves[parameter] = before | mask
+            if edge in reach.joint_stops:
+                reach.joint.update(trained)
         whole = direct | through
         if features and not whole & ~plus:
             raise ValueError(
@@ -111,14 +110,12 @@ class Found:
         if whole & plus:
             found.extra += [leaf for leaf in behind if leaf not in found.extra]
         if not direct & ~plus:
-            found.readings = _paired(call, probes, reach.stops)
+            found.readings = _paired(call, {mask: reading for reading, _, mask in read}, len(read))
         return found
 
 
-def _paired(call: Call, probes: Mapping[Edge, Reading], masks: Mapping[Edge, int]) -> list[Reading]:
+def _paired(call: Call, by_mask: Mapping[int, Reading], seen: int) -> list[Reading]:
     """The reading of each active task, if each loss sees one head alone, and no two the same."""
-    by_mask = {mask: probes[edge] for edge, mask in masks.items() if edge in probes}
-    seen = sum(edge in probes for edge in masks)
     found = [by_mask.get(1 << k) for k in call.index]
     readings = [reading for reading in found if reading is not None and reading.intact]
     return readings if len(readings) == len(found) == seen else []

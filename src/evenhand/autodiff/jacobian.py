@@ -286,17 +286,19 @@ class Heads(Column):
         self._matrices = matrices
         self._features = features
         self._widths = [w.shape[0] for w in matrices]
-        self._delta = torch.cat([d.reshape(-1, d.shape[-1]) for d in deltas], dim=-1)  # [b, Σo]
-        self._matrix = torch.cat(list(matrices))  # [Σo, k]
+        flat = [d if d.ndim == 2 else d.reshape(-1, d.shape[-1]) for d in deltas]
+        self._delta = torch.cat(flat, dim=-1)  # [b, Σo]
+        with torch.no_grad():
+            self._matrix = torch.cat(list(matrices))  # [Σo, k]
 
     def entry(self, i: int) -> Tensor | None:
-        return self._deltas[i] @ self._matrices[i]
+        return self._deltas[i] @ self._matrices[i].detach()
 
     def dense(self) -> Tensor | None:
         m = len(self._deltas)
         dense = self._features.new_empty(m, *self._features.shape)
         for delta, matrix, out in zip(self._deltas, self._matrices, dense, strict=True):
-            torch.matmul(delta, matrix, out=out)
+            torch.matmul(delta, matrix.detach(), out=out)
         return dense
 
     def gramian(self) -> Tensor | None:
@@ -395,15 +397,19 @@ class Jacobian:
         """g_i."""
         return [column.entry(i) for column in self.columns]
 
-    def gramian_at_any_size(self) -> Tensor:
-        """The same, in double precision where squares overflow single precision, or underflow."""
+    def gramian_at_any_size(self) -> tuple[Tensor, bool]:
+        """The same, in double precision where squares overflow single precision, or underflow.
+
+        And whether its squares have been seen to be finite: those in single precision are.
+        """
         gramian = self.gramian()
-        if gramian.dtype == torch.float32 and gramian.device.type != "mps":
-            squares = gramian.detach().diagonal(dim1=-2, dim2=-1)
-            bounds = squares if squares.numel() < FEW_NUMBERS else torch.stack(squares.aminmax())
-            if not all(SMALLEST <= s < torch.inf for s in bounds.reshape(-1).tolist()):
-                return self._wide().gramian()
-        return gramian
+        if gramian.dtype != torch.float32 or gramian.device.type == "mps":
+            return gramian, False
+        squares = gramian.diagonal(dim1=-2, dim2=-1)
+        bounds = squares if squares.numel() < FEW_NUMBERS else torch.stack(squares.aminmax())
+        if all(SMALLEST <= s < torch.inf for s in bounds.reshape(-1).tolist()):
+            return gramian, True
+        return self._wide().gramian(), False
 
     def _wide(self) -> Jacobian:
         """The same gradients in double precision, those that are looked at."""

@@ -190,11 +190,14 @@ class Passes:
         """G at `place`, [m, m]."""
         if place not in self._gramians:
             jacobian = self.jacobian_at(place)
-            alone = self._reducer.alone  # ranks add up Gramians of one type
-            gramian = jacobian.gramian_at_any_size() if alone else jacobian.gramian()
+            if self._reducer.alone:
+                gramian, finite = jacobian.gramian_at_any_size()
+            else:  # ranks add up Gramians of one type
+                gramian, finite = jacobian.gramian(), False
             if place == "representation":
                 gramian = self._reducer.gramian_of_features(gramian)
-            self._require_finite(gramian.diagonal(dim1=-2, dim2=-1))
+            if not finite:
+                self._require_finite(gramian.diagonal(dim1=-2, dim2=-1))
             if self._scale is not None:
                 gramian = gramian / self._scale / self._scale
             self._gramians[place] = gramian
@@ -422,8 +425,7 @@ class Passes:
         weights = [reading.weight for reading in self._readings]
         kind = z.dtype
         deltas = [d if d.dtype == kind else d.to(kind) for d in heads if d is not None]
-        matrices = [w.detach() for w in weights if w is not None]
-        matrices = [w if w.dtype == kind else w.to(kind) for w in matrices]
+        matrices = [w if w.dtype == kind else w.detach().to(kind) for w in weights if w is not None]
         if len(deltas) == len(matrices) == m:
             columns: list[Column] = [Heads(deltas, matrices, z)]
             return Jacobian(columns, features, self._leading, m, self.call.values)

@@ -14,9 +14,11 @@ them) marks all that lies beyond it as `joint`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import cache, reduce
+from operator import or_
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ LEAF = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # not i
 """What adds to the `.grad` of a leaf: where the graph ends."""
 Node = Any
 Edge = tuple[Node, int]
-"""A node and the number of one of its outputs: where a tensor hangs in the graph."""
+"""A node and the number of one of its outputs: where a tensor hangs in the graph. No node: none."""
 
 PASSING = frozenset({"_DDPSinkBackward", "BackwardHookFunctionBackward"})
 JOINING = frozenset(
@@ -67,8 +69,9 @@ class Reach:
 
 def edge_of(tensor: Tensor) -> Edge:
     """Where a tensor that requires a gradient hangs in the graph."""
-    if tensor.grad_fn is not None:
-        return tensor.grad_fn, tensor.output_nr
+    node = tensor.grad_fn
+    if node is not None:
+        return node, tensor.output_nr
     found = get_gradient_edge(tensor)
     return found.node, found.output_nr
 
@@ -86,35 +89,37 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
         stops: edges beyond which the walk does not go.
         counted: the bits of losses to whom a joining node matters.
     """
-    ends: dict[Node, set[int]] = {}
-    for node, number in stops:
-        ends.setdefault(node, set()).add(number)
+    ends = Ends.of(stops)
     # One bit above all others travels along and says that a joining node was passed.
-    joined = 1 << max((mask.bit_length() for _, mask in roots), default=0)
+    joined = 1 << reduce(or_, (mask for _, mask in roots), 0).bit_length()
     reach = Reach()
     masks: dict[Node, int] = {}
+    leaves: dict[Node, int] = {}
     for root, mask in roots:
-        node, number = _through(*root, ends)
-        if node in ends and number in ends[node]:
-            reach.stops[node, number] = reach.stops.get((node, number), 0) | mask
+        edge = root if type(root[0]) in _PLAIN else _through(root, ends)
+        node = edge[0]
+        if node in ends.nodes and edge in ends.edges:
+            reach.stops[edge] = reach.stops.get(edge, 0) | mask
+        elif type(node) is LEAF:
+            leaves[node] = leaves.get(node, 0) | mask
         elif node is not None:
             masks[node] = masks.get(node, 0) | mask
-    leaves = {node: masks.pop(node) for node in [*masks] if type(node) is LEAF}
-    edges, waits = _found(list(masks), ends)
+    edges, waits = _found(masks, ends)
     ready = [node for node in masks if not waits[node]]
     while ready:
         node = ready.pop()
         mask, here = masks[node], edges[node]
-        if len(here) > 1 and mask & counted and not mask & joined and _joins(type(node)):
+        kind: Any = type(node)
+        if kind not in _PLAIN and len(here) > 1 and mask & counted and _joins(kind):
             mask |= joined
-        for child, number in here:
+        for edge in here:
+            child = edge[0]
             if child is None:
                 continue
-            if child in ends and number in ends[child]:
-                plain = mask & ~joined
-                reach.stops[child, number] = reach.stops.get((child, number), 0) | plain
+            if child in ends.nodes and edge in ends.edges:
+                reach.stops[edge] = reach.stops.get(edge, 0) | mask & ~joined
                 if mask & joined:
-                    reach.joint_stops.add((child, number))
+                    reach.joint_stops.add(edge)
             elif type(child) is LEAF:
                 leaves[child] = leaves.get(child, 0) | mask
             else:
@@ -130,18 +135,43 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
     return reach
 
 
+class Ends(NamedTuple):
+    """Where a walk ends: the edges, and the nodes that these are of, which are asked first."""
+
+    edges: set[Edge]
+    nodes: set[Node]
+
+    @classmethod
+    def of(cls, stops: Iterable[Edge]) -> Ends:
+        """These edges."""
+        edges = set(stops)
+        return cls(edges, {node for node, _ in edges})
+
+
 def _found(
-    starts: Sequence[Node], ends: Mapping[Node, set[int]]
-) -> tuple[dict[Node, Sequence[tuple[Node | None, int]]], dict[Node, int]]:
-    """The edges of all nodes but leaves, and how many edges of others lead to each."""
-    edges: dict[Node, Sequence[tuple[Node | None, int]]] = {}
+    starts: Iterable[Node], ends: Ends
+) -> tuple[dict[Node, Sequence[Edge]], dict[Node, int]]:
+    """The edges of all nodes but leaves, and how many edges of others lead to each.
+
+    They are seen through what hands each input on to one output.
+    """
+    edges: dict[Node, Sequence[Edge]] = {}
     waits = dict.fromkeys(starts, 0)
-    waiting = list(starts)
+    waiting = list(waits)
     while waiting:
         node = waiting.pop()
-        edges[node] = here = _edges(node, ends)
-        for child, number in here:
-            if child is None or type(child) is LEAF or (child in ends and number in ends[child]):
+        here = cast(Sequence[Edge], node.next_functions)
+        for child, _ in here:
+            kind: Any = type(child)
+            if kind not in _PLAIN and _passes(kind):
+                here = [_through(edge, ends) for edge in here]
+                break
+        edges[node] = here
+        for edge in here:
+            child = edge[0]
+            if type(child) is LEAF or child is None:
+                continue
+            if child in ends.nodes and edge in ends.edges:
                 continue
             known = waits.get(child)
             if known is None:
@@ -152,42 +182,31 @@ def _found(
     return edges, waits
 
 
-def _edges(node: Node, ends: Mapping[Node, set[int]]) -> Sequence[tuple[Node | None, int]]:
-    """Where a node leads to, seen through what hands each input on to one output."""
-    edges = cast(Sequence[tuple[Node | None, int]], node.next_functions)
-    for child, _ in edges:
-        kind = type(child)
-        if (_KINDS.get(kind) or _kind(kind))[0]:  # once for every edge: no call where it is known
-            return [_through(*edge, ends) for edge in edges]
-    return edges
-
-
-def _through(
-    node: Node | None, number: int, ends: Mapping[Node, set[int]]
-) -> tuple[Node | None, int]:
-    while node is not None and _passes(type(node)) and number < len(node.next_functions):
-        if node in ends and number in ends[node]:
+def _through(edge: Edge, ends: Ends) -> Edge:
+    """Where an edge leads to past the nodes that hand each input on to one output."""
+    while edge not in ends.edges:
+        node, number = edge
+        kind: Any = type(node)
+        if node is None or not _passes(kind) or number >= len(node.next_functions):
             break
-        node, number = node.next_functions[number]
-    return node, number
+        edge = node.next_functions[number]
+    return edge
 
 
-_KINDS: dict[type, tuple[bool, bool]] = {}
-"""For each type of node: whether it passes its inputs on one by one, whether it joins them."""
+_PLAIN: set[type] = {LEAF, type(None)}
+"""Types of nodes that are known to do neither: no call is made for those of every edge."""
 
 
-def _kind(kind: type) -> tuple[bool, bool]:
-    found = _KINDS.get(kind)
-    if found is None:
-        passing = kind.__name__ in PASSING
-        joining = is_python(kind) or kind.__name__ in JOINING
-        found = _KINDS[kind] = passing, not passing and joining
-    return found
-
-
+@cache
 def _passes(kind: type) -> bool:
-    return _kind(kind)[0]
+    """Whether nodes of this type hand each of their inputs on to one output."""
+    passing = kind.__name__ in PASSING
+    if not passing and not _joins(kind):
+        _PLAIN.add(kind)
+    return passing
 
 
+@cache
 def _joins(kind: type) -> bool:
-    return _kind(kind)[1]
+    """Whether nodes of this type put unrelated tensors side by side."""
+    return kind.__name__ not in PASSING and (is_python(kind) or kind.__name__ in JOINING)

@@ -180,7 +180,8 @@ class Slots:
                 trunk = None
                 update = source.off_span(merged, aggregator.at, weights)
             else:
-                merged = _among_all(merged, torch.zeros_like(view.losses), some)
+                if some is not None:
+                    merged = _among_all(merged, torch.zeros_like(view.losses), some)
                 trunk = merged if weights is None else merged * weights
                 update = source.in_span(trunk, weights)
         update = source.settled(update)

@@ -34,9 +34,10 @@ class Clock:
 
     def __post_init__(self) -> None:
         require_fields(self)
-        for name in ("epoch", "step", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
+        if min(self.epoch, self.step, self.seed) < 0:
+            for name in ("epoch", "step", "seed"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
 
     def generator(self, purpose: str, stream: int = 0, every: str = "step") -> torch.Generator:
         """A CPU generator that depends on (seed, time, purpose, stream) alone.
