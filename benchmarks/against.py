@@ -7,6 +7,10 @@ Two processes, one for each version, take turns: in every round each runs every 
 for the same number of times, and the ratio of their processor times is taken within the round.
 Printed is the median over the rounds, in brackets the middle half. Results go to
 benchmarks/results/against.json by default.
+
+Both processes keep the memory that they have freed (`KEEPING`). By itself glibc gives large blocks
+back to the kernel or keeps them, as the heap happens to lie: of processes with the same code some
+have no page fault in a step of (b) and some 5,000, which are 10 of 40 ms.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ OUT = HERE / "results" / "against.json"
 SECONDS = 0.25  # of each way in each round
 WAYS = ("plain sum", "exact", "features")
 CASES = "f,a,b,d,e,c"
+KEEPING = {"MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
 
 
 # In a process of one version -------------------------------------------------------------------
@@ -89,7 +94,7 @@ class Version:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(source.resolve())},
+            env={**os.environ, **KEEPING, "PYTHONPATH": str(source.resolve())},
         )
 
     def seconds(self, case: str, way: str, times: int) -> float:
