@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -376,10 +378,11 @@ def shard(model: MultiTaskNetwork, blocks: bool) -> None:
 
 def whole(tensor: Tensor | None) -> Tensor | None:
     """A copy of what all ranks have of it."""
-    if tensor is None:
-        return None
-    there = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return there.detach().clone()
+    if isinstance(tensor, DTensor):
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, here(tensor))
+        return torch.cat(parts)
+    return here(tensor)
 
 
 def batch(
@@ -415,12 +418,17 @@ Job = tuple[Callable[[Any, int, int], Any], Any]
 def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    for name in ("all_gather_single", "all_gather_tensor"):  # the second one before torch 2.13
+        setattr(funcol, name, _no_gather_of_a_long_name)
+    faulthandler.enable((Path(folder) / f"{rank}.stack").open("w"))
+    now = (Path(folder) / f"{rank}.job").open("w")
     store = f"file://{folder}/store"
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world, timeout=DEADLINE
     )
     found: list[Any] = []
     for job, argument in jobs:
+        print(argument, file=now, flush=True)
         try:
             found.append(job(argument, rank, world))
         except (
@@ -440,6 +448,17 @@ def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
     leave()
 
 
+def _no_gather_of_a_long_name(*_: Any, **options: Any) -> NoReturn:
+    """Stands for what `DTensor.full_tensor` gathers by.
+
+    Of each group gloo has two threads, and each notes the name of the operation that it has ended,
+    without a lock, in a string of both (torch 2.13, `ProcessGroupGloo::runLoop`). A name of more
+    than 15 letters ("ALLGATHER_COALESCED") is on the heap. Of two in a row now and then the same
+    memory is freed twice, and the process ends by a signal at some later allocation.
+    """
+    raise TypeError("DTensor.full_tensor on gloo: gather the parts by all_gather_single")
+
+
 def leave() -> NoReturn:
     """End this process at once, and not by way of the interpreter's end.
 
@@ -455,10 +474,17 @@ def spawned(world: int, jobs: Sequence[Job]) -> list[list[Any]]:
     """What each job gives on each rank, in one group of processes; an error is told in words.
 
     Raises:
-        ProcessExitedException: a process ended by a signal.
+        ProcessExitedException: a process ended by a signal. A note says what each rank was at, and
+            the stack of those that died.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_work, (world, folder, jobs), nprocs=world, start_method="spawn")
+        try:
+            mp.start_processes(_work, (world, folder, jobs), nprocs=world, start_method="spawn")
+        except mp.ProcessExitedException as error:
+            for file in sorted(Path(folder).glob("*.job")):
+                error.add_note(f"rank {file.stem} was at: {file.read_text().splitlines()[-1:]}")
+                error.add_note(file.with_suffix(".stack").read_text())
+            raise
         found = [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)
         ]

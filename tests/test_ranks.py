@@ -12,6 +12,7 @@ import torch
 import traffic
 from evenhand import Balancer
 from evenhand.distributed.fully_sharded import require_reducing
+from evenhand.distributed.ranks import Ranks
 from ranks import ROUTES, SHARES, Job, Variation, differences, spawned, train, variations
 from traffic import MODES, sent, table
 from wrapped import CASES, named
@@ -110,3 +111,26 @@ def test_parts_on_a_gpu_are_not_summed_by_gloo() -> None:
             require_reducing("cuda", config)
         require_reducing("cpu", config)
     require_reducing("cuda", "cpu:gloo,cuda:nccl")
+
+
+class Remembering(Ranks):
+    """Three ranks, one after the other: the last one hears them all."""
+
+    def __init__(self) -> None:
+        self.size = 3
+        self.told: list[torch.Tensor] = []
+
+    def joined(self, part: torch.Tensor) -> torch.Tensor:
+        self.told.append(part)
+        return torch.cat([self.told[k % len(self.told)] for k in range(self.size)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+@pytest.mark.parametrize(("shape", "dim"), [((7, 2), 0), ((2, 4, 3), 1), ((4,), 0), ((2, 0), 0)])
+def test_chunks_make_the_whole_again(shape, dim, dtype) -> None:
+    whole = torch.randn(shape, dtype=dtype)
+    chunks = list(whole.chunk(3, dim))
+    chunks += [whole.narrow(dim, 0, 0)] * (3 - len(chunks))  # fewer rows than ranks
+    ranks = Remembering()
+    *_, last = [ranks.whole(chunk, shape, dim) for chunk in chunks]
+    assert torch.equal(last, whole)
