@@ -409,6 +409,10 @@ CASES: dict[str, Callable[[int, int], Any]] = {
         r, w, group=init_device_mesh("cpu", (w,)) if w > 1 else None
     ),
     "alone": lambda r, w: stepped(r, w, group=False),
+    "wrapped, alone": lambda r, w: stepped(r, w, DistributedDataParallel, group=False),
+    "wrapped, alone, not known": lambda r, w: stepped(
+        r, w, DistributedDataParallel, "not", group=False
+    ),
     "copied": copied,
     "left out": left_out,
     "in phases": lambda r, w: in_phases(r, w, plain),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -58,6 +59,7 @@ class Parallel:
         self._ranks: Ranks | None = None
         self._told: tuple[Ranks, Any] | None = None
         self._sharded: tuple[weakref.ref[nn.Module], FullySharded] | None = None
+        self._warned = False
 
     def watch(self, model: nn.Module) -> None:
         """See what the forward passes of a model run in, once there are several processes."""
@@ -139,6 +141,7 @@ class Parallel:
             ValueError: the model is wrapped in a way that goes wrong.
         """
         self._require_shards_together()
+        self._warn_of_parts()
         roots = [t for t in (*losses.values(), plus) if t is not None and t.requires_grad]
         if self.wrappers.heard or not roots:
             return
@@ -146,6 +149,7 @@ class Parallel:
         if wrapper is not None:
             self._ownership.attach(wrapper, given=False)
         self._require_shards_together()
+        self._warn_of_parts()
 
     def _require_shards_together(self) -> None:
         if self._group is False and self.wrappers.sharded is not None:
@@ -153,6 +157,19 @@ class Parallel:
                 "Balancer(group=False) is one process alone, and under fully_shard each has a part "
                 "of every parameter: leave group= out"
             )
+
+    def _warn_of_parts(self) -> None:
+        wrapper = self.wrappers.found if self._group is False and not self._warned else None
+        if wrapper is None or dist.get_world_size(wrapper.process_group) == 1:
+            return
+        self._warned = True
+        warnings.warn(
+            "Balancer(group=False) under DistributedDataParallel: every process balances its own "
+            "part of the batch, with weights of its own, and the wrapper takes the mean of what "
+            "they chose. One process with the whole batch would do something else; leave group= "
+            "out for that",
+            stacklevel=4,
+        )
 
     def agree(
         self,
