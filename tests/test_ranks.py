@@ -34,6 +34,8 @@ REFUSED = {
     "replicas of shards": r"several dimensions.*one mesh of one dimension",
     "tensors of a mesh": r"tensor parallelism.*Balancer\(model=.*backward.*group=",
     "other tasks": r"all ranks need .* the same tasks",
+    "other options": r"weighting.c is 0.4 on rank 0 and 0.5 on rank 1",
+    "other slots": r"weighting is MGDA on rank 0 and nothing on rank 1",
     "other parameters": r"'#\d' .* wrap the model .*group=False",
     "missing in an unknown model": r"give Balancer\(model=\)",
 }

@@ -652,7 +652,7 @@ class Balancer(nn.Module):
             ValueError: no rank has a loss, or a further batch lacks a task on every rank.
         """
         tasks, phase = self.tasks, request.phase
-        parallel.meet(self._told_to_others())
+        parallel.meet(self._told_to_others(), self._slots.by_name)
         self._sources.reducer = parallel.reducer()
         self._sources.sharded = parallel.sharded
         kind = None if phase is None else (tuple(phase.tasks), tuple(phase.trains))

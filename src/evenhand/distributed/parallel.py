@@ -19,6 +19,7 @@ from evenhand.distributed.agreement import Agreed, Agreement, labels
 from evenhand.distributed.header import Header
 from evenhand.distributed.ranks import Ranks
 from evenhand.distributed.reducing import RanksReducer
+from evenhand.distributed.settings import difference, settings
 from evenhand.distributed.wrappers import Wrappers
 from evenhand.network import Outputs
 
@@ -122,17 +123,21 @@ class Parallel:
 
     # What all ranks must agree on -------------------------------------------------------------
 
-    def meet(self, told: Any) -> None:
+    def meet(self, told: Any, methods: Mapping[str, nn.Module]) -> None:
         """Begin a step: what is told must be the same on all ranks.
+
+        They tell it in the first step and wherever it has changed, and with it what the methods are
+        set to.
 
         Args:
             told: the tasks, and what the slots hold.
+            methods: these, by their slots.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not, or the methods are set to other things.
         """
         if self._told is None or self._told[0] is not self._here or self._told[1] != told:
-            self._require_alike(told)
+            self._require_alike(told, settings(methods))
 
     def look(self, losses: Mapping[str, Tensor], plus: Tensor | None) -> None:
         """Look for the wrapper of what these reach, where no forward pass has told of it.
@@ -220,15 +225,21 @@ class Parallel:
             return _refused
         return self.agreement.probed(self._here, probe, m)
 
-    def _require_alike(self, told: Any) -> None:
+    def _require_alike(self, told: Any, options: Mapping[str, str]) -> None:
         ranks = self._here
-        heard = ranks.gathered(told)
-        other = next((rank for rank, there in enumerate(heard) if there != heard[0]), None)
-        if other is not None:
-            raise ValueError(
-                f"rank 0 balances {heard[0]}, and rank {other} balances {heard[other]}: all ranks "
-                "need the same balancer and the same tasks, Balancer(..., tasks=[...])"
-            )
+        (mine, its), *others = ranks.gathered((told, options))
+        for rank, (there, set_to) in enumerate(others, 1):
+            if there != mine:
+                raise ValueError(
+                    f"rank 0 balances {mine}, and rank {rank} balances {there}: all ranks "
+                    "need the same balancer and the same tasks, Balancer(..., tasks=[...])"
+                )
+            if (apart := difference(its, set_to)) is not None:
+                name, one, two = apart
+                raise ValueError(
+                    f"{name} is {one} on rank 0 and {two} on rank {rank}: all ranks need the same "
+                    "balancer"
+                )
         self._told = ranks, told
 
     def as_in_the_graph(self) -> AbstractContextManager[None]:
