@@ -203,7 +203,11 @@ def train(check: Check, device: torch.device, rank: int) -> Steps:
 
 def whole(gradient: Tensor | None) -> Tensor:
     assert gradient is not None
-    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+    if not isinstance(gradient, DTensor):
+        return gradient
+    parts: list[Any] = [None] * dist.get_world_size()  # full_tensor: see gloo_names.py
+    dist.all_gather_object(parts, gradient.to_local().cpu())
+    return torch.cat(parts).to(gradient.device)
 
 
 def compared(check: Check, ranks: list[Any], alone: Any) -> Found:

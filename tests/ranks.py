@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
+import math
 import os
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -120,6 +123,15 @@ def network(tasks: Sequence[str]) -> MultiTaskNetwork:
     return MultiTaskNetwork(trunk, heads).double()
 
 
+def rounded(model: nn.Module, draw: int) -> None:
+    """Move every parameter by a relative 2.2e-16 or not at all, as rounding might have."""
+    chance = torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for p in model.parameters():
+            ulps = torch.randint(-1, 2, p.shape, generator=chance).to(p)
+            p *= 1 + torch.finfo(p.dtype).eps * ulps
+
+
 def parts(share: str, world: int) -> list[slice]:
     """Which samples each rank has."""
     if share == "even" or world == 1:
@@ -179,9 +191,16 @@ def variations() -> Iterator[Variation]:
                 yield Variation(case.name, slot, at, "", "")
 
 
-def train(variation: Variation, rank: int, world: int) -> Trained:
+def train(variation: Variation, rank: int, world: int, draw: int | None = None) -> Trained:
+    """What a rank's part of a training comes to.
+
+    Args:
+        draw: which disturbance the initial parameters begin with; None for none. See `rounded`.
+    """
     tasks = variation.tasks
     model = network(tasks)
+    if draw is not None:
+        rounded(model, draw)
     route, _, call = variation.route.partition(" ")
     wrapped: nn.Module = model
     balancer = balancer_of(variation, model)  # given the plain model, which is wrapped afterwards
@@ -271,46 +290,84 @@ def joined(
     return wholes
 
 
-def differences(ranks: Sequence[Any], alone: Trained, tolerance: float = 1e-10) -> list[str]:
-    """In what ranks differ from one process by more than the tolerance, or from each other."""
+def differences(
+    ranks: Sequence[Any],
+    alone: Trained,
+    tolerance: float = 1e-10,
+    floors: Mapping[str, float] | None = None,
+) -> list[str]:
+    """In what ranks differ from one process, or from each other by a single bit.
+
+    Args:
+        ranks: what the training came to on each rank, or an error in words.
+        alone: what it came to in one process.
+        tolerance: how far from it (see `distance`) a value of a rank may be.
+        floors: by the name of a value, how far that one may be where it is more; see `moved`.
+    """
     failed = [f"rank {rank}: {found}" for rank, found in enumerate(ranks) if isinstance(found, str)]
     if failed:
         return failed
     told = []
     for rank, found in enumerate(ranks):
-        for step, pair in enumerate(zip(found.gradients, alone.gradients, strict=True)):
-            told += [f"rank {rank} step {step}: {w}" for w in _apart(*pair, tolerance)]
-        told += [f"rank {rank}: {w}" for w in _apart(found.parameters, alone.parameters, tolerance)]
-        told += [f"rank {rank}: {w}" for w in _apart(found.state, alone.state, tolerance)]
+        for name, one, other in compared(found, alone):
+            if not distance(one, other) <= max(tolerance, (floors or {}).get(name, 0.0)):
+                told.append(f"rank {rank} {name}")
         if found.errors != alone.errors:
             told.append(f"rank {rank}: errors {found.errors}, alone {alone.errors}")
-        for step, pair in enumerate(zip(found.losses, alone.losses, strict=False)):
-            if not _alike(*pair, tolerance):
-                told.append(f"rank {rank} step {step}: losses {pair}")
-        for step, pair in enumerate(zip(found.norms, alone.norms, strict=False)):
-            # Under fully_shard a product is taken of all rows, so norms are known there.
-            if all(norms is not None for norms in pair) and not _alike(*pair, tolerance):
-                told.append(f"rank {rank} step {step}: norms {pair}")
     first, *others = ranks
     for other in others:
-        for mine, its in ((first.parameters, other.parameters), (first.state, other.state)):
-            told += [f"{name} differs between ranks" for name in _apart(its, mine, 0.0)]
+        for its, mine in ((other.parameters, first.parameters), (other.state, first.state)):
+            told += [
+                f"{name} differs between ranks"
+                for name, *pair in _pairs(its, mine)
+                if distance(*pair)
+            ]
     return told
 
 
-def _apart(
-    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float
-) -> list[str]:
-    names = [*expected, *(name for name in found if name not in expected)]
-    return [name for name in names if not _alike(found.get(name), expected.get(name), tolerance)]
+def moved(alone: Trained, again: Sequence[Trained]) -> dict[str, float]:
+    """For each value of a training, by how much it differs most from those of the same again."""
+    found: dict[str, float] = {}
+    for other in again:
+        for name, one, there in compared(other, alone):
+            found[name] = max(found.get(name, 0.0), distance(one, there))
+    return found
 
 
-def _alike(one: Tensor | None, other: Tensor | None, tolerance: float) -> bool:
+def compared(found: Trained, alone: Trained) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
+    """What a training came to, beside what it came to in one process, each with a name."""
+    for step, pair in enumerate(zip(found.gradients, alone.gradients, strict=True)):
+        yield from ((f"step {step}: {name}", *both) for name, *both in _pairs(*pair))
+    yield from _pairs(found.parameters, alone.parameters)
+    yield from _pairs(found.state, alone.state)
+    for step, both in enumerate(zip(found.losses, alone.losses, strict=False)):
+        yield f"step {step}: losses", *both
+    for step, both in enumerate(zip(found.norms, alone.norms, strict=False)):
+        # Under fully_shard a product is taken of all rows, so norms are known there.
+        if all(norms is not None for norms in both):
+            yield f"step {step}: norms", *both
+
+
+def _pairs(
+    found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None]
+) -> Iterator[tuple[str, Tensor | None, Tensor | None]]:
+    for name in [*expected, *(name for name in found if name not in expected)]:
+        yield name, found.get(name), expected.get(name)
+
+
+def distance(one: Tensor | None, other: Tensor | None) -> float:
+    """The greatest |a - b| / (1 + |b|) of their numbers; infinite if they are of another kind.
+
+    NaN beside NaN, and an infinity beside the same, is no distance.
+    """
     if one is None or other is None:
-        return one is other
+        return 0.0 if one is other else math.inf
     if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+        return math.inf
+    apart = (one.double() - other.double()).abs() / (1 + other.double().abs())
+    same = (one == other) | (one.isnan() & other.isnan())
+    apart = torch.where(same, 0.0, apart).nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(apart.max()) if apart.numel() else 0.0
 
 
 def shard(model: MultiTaskNetwork, blocks: bool) -> None:
@@ -321,10 +378,11 @@ def shard(model: MultiTaskNetwork, blocks: bool) -> None:
 
 def whole(tensor: Tensor | None) -> Tensor | None:
     """A copy of what all ranks have of it."""
-    if tensor is None:
-        return None
-    there = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return there.detach().clone()
+    if isinstance(tensor, DTensor):
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, here(tensor))
+        return torch.cat(parts)
+    return here(tensor)
 
 
 def batch(
@@ -360,12 +418,17 @@ Job = tuple[Callable[[Any, int, int], Any], Any]
 def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    for name in ("all_gather_single", "all_gather_tensor"):  # the second one before torch 2.13
+        setattr(funcol, name, _no_gather_of_a_long_name)
+    faulthandler.enable((Path(folder) / f"{rank}.stack").open("w"))
+    now = (Path(folder) / f"{rank}.job").open("w")
     store = f"file://{folder}/store"
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=world, timeout=DEADLINE
     )
     found: list[Any] = []
     for job, argument in jobs:
+        print(argument, file=now, flush=True)
         try:
             found.append(job(argument, rank, world))
         except (
@@ -385,6 +448,17 @@ def _work(rank: int, world: int, folder: str, jobs: Sequence[Job]) -> None:
     leave()
 
 
+def _no_gather_of_a_long_name(*_: Any, **options: Any) -> NoReturn:
+    """Stands for what `DTensor.full_tensor` gathers by.
+
+    Of each group gloo has two threads, and each notes the name of the operation that it has ended,
+    without a lock, in a string of both (torch 2.13, `ProcessGroupGloo::runLoop`). A name of more
+    than 15 letters ("ALLGATHER_COALESCED") is on the heap. Of two in a row now and then the same
+    memory is freed twice, and the process ends by a signal at some later allocation.
+    """
+    raise TypeError("DTensor.full_tensor on gloo: gather the parts by all_gather_single")
+
+
 def leave() -> NoReturn:
     """End this process at once, and not by way of the interpreter's end.
 
@@ -400,10 +474,17 @@ def spawned(world: int, jobs: Sequence[Job]) -> list[list[Any]]:
     """What each job gives on each rank, in one group of processes; an error is told in words.
 
     Raises:
-        ProcessExitedException: a process ended by a signal.
+        ProcessExitedException: a process ended by a signal. A note says what each rank was at, and
+            the stack of those that died.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_work, (world, folder, jobs), nprocs=world, start_method="spawn")
+        try:
+            mp.start_processes(_work, (world, folder, jobs), nprocs=world, start_method="spawn")
+        except mp.ProcessExitedException as error:
+            for file in sorted(Path(folder).glob("*.job")):
+                error.add_note(f"rank {file.stem} was at: {file.read_text().splitlines()[-1:]}")
+                error.add_note(file.with_suffix(".stack").read_text())
+            raise
         found = [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)
         ]

@@ -1,6 +1,7 @@
 """What the documents quote of the benchmarks is what their results say; bugs can be planted."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -160,3 +161,39 @@ def test_lines_of_ranks_are_of_one_source(monkeypatch, tmp_path) -> None:
     (kept,) = script["only_of"](file, "new").values()
     assert (kept.source, kept.torch) == ("new", torch)
     assert list(script["lines"](file).values()) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("method", "at", "far"), [("dualproj-preferring", "first layer", True), ("mgda", "", False)]
+)
+def test_what_rounding_moves_is_measured_and_excuses_no_error(monkeypatch, method, at, far) -> None:
+    monkeypatch.syspath_prepend("replaced by the script")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "ranks.py"))
+    chosen = script["Round"](method, "weighting", at, 2)
+    training = chosen.trainings()[0]
+    alone = script["train"](training.alone, 0, 1)
+    other = script["train"](training.alone, 0, 1, draw=100)  # a rank that has rounded otherwise
+
+    def line(found):
+        told = script["differences"]([found, found], alone)
+        outcome = script["Outcome"](training, told, [found, found], alone)
+        return script["line_of"](chosen, [outcome], 1.0, "source")
+
+    told = line(other)
+    assert not told.wrong
+    assert bool(told.moved) == far
+    assert all(1e-4 < most < 1 for most in told.moved.values())
+    # The same with losses that are wrong by a millionth, in the steps that are held to 1e-10.
+    module = sys.modules["ranks"]
+    batch = module.batch
+
+    def wrong(*arguments):
+        losses, *others = batch(*arguments)
+        return {task: loss * (1 + 1e-6) for task, loss in losses.items()}, *others
+
+    monkeypatch.setattr(module, "batch", wrong)
+    found = script["train"](training.alone, 0, 1)
+    monkeypatch.setattr(module, "batch", batch)
+    (what,) = line(found).wrong.values()
+    assert re.match(r"rank 0 step [0-3]: ", what)

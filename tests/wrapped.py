@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import distribute_module
 from torch.nn.parallel import DistributedDataParallel
 
-from evenhand import GLS, MGDA, Balancer, MultiTaskNetwork, OnlineMinNorm, Phase
+from evenhand import GLS, MGDA, Balancer, CAGrad, MultiTaskNetwork, OnlineMinNorm, Phase
 from ranks import batch, labelled, network, parts, whole
 
 TASKS = ("a", "b", "c")
@@ -94,6 +94,15 @@ def other_tasks(rank: int, world: int) -> None:
     if rank:
         del losses["c"]
     Balancer(aggregator=MGDA()).backward(losses)
+
+
+def other_methods(rank: int, world: int, **of_ranks: Any) -> None:
+    """The second rank's balancer holds something else."""
+    model = network(TASKS)
+    losses, _, _ = batch(model, 0, *part_of(rank, world))
+    slot, method = list(of_ranks.items())[rank % len(of_ranks)]
+    held = method[rank] if isinstance(method, list) else method
+    Balancer(**{slot: held}, tasks=TASKS, model=model).backward(losses)
 
 
 def other_parameters(rank: int, world: int) -> None:
@@ -396,6 +405,8 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "lazy, unused, losses": lambda r, w: lazy(r, w, unused, weighting=GLS()),
     "lazy, unused, online": lambda r, w: lazy(r, w, unused, aggregator=OnlineMinNorm()),
     "other tasks": other_tasks,
+    "other options": lambda r, w: other_methods(r, w, weighting=[CAGrad(c=0.4), CAGrad(c=0.5)]),
+    "other slots": lambda r, w: other_methods(r, w, weighting=MGDA(), aggregator=MGDA()),
     "other parameters": other_parameters,
     "missing in an unknown model": missing_in_an_unknown_model,
     "one does not come": one_does_not_come,
@@ -409,6 +420,10 @@ CASES: dict[str, Callable[[int, int], Any]] = {
         r, w, group=init_device_mesh("cpu", (w,)) if w > 1 else None
     ),
     "alone": lambda r, w: stepped(r, w, group=False),
+    "wrapped, alone": lambda r, w: stepped(r, w, DistributedDataParallel, group=False),
+    "wrapped, alone, not known": lambda r, w: stepped(
+        r, w, DistributedDataParallel, "not", group=False
+    ),
     "copied": copied,
     "left out": left_out,
     "in phases": lambda r, w: in_phases(r, w, plain),

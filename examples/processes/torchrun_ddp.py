@@ -122,10 +122,12 @@ def train() -> None:
             save(step + 1)
             break
 
-    whole = (p.full_tensor() if options.shard else p for p in network.parameters())
-    total = float(sum(p.detach().double().abs().sum() for p in whole))
+    parts = (p.to_local() if options.shard else p for p in network.parameters())
+    total = sum(p.detach().double().abs().sum() for p in parts)
+    if options.shard:
+        dist.all_reduce(total)
     if rank == 0:
-        print("parameters", total.hex())
+        print("parameters", float(total).hex())
 
 
 train()

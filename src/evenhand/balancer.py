@@ -78,7 +78,10 @@ class Balancer(nn.Module):
             "auto", where the shapes say that it takes less arithmetic; "never"; or "always".
         group: the processes that share out every batch: a process group, or a device mesh of one
             dimension. By default that of the model's `DistributedDataParallel`, else the world,
-            if torch.distributed is initialised. False is this process alone.
+            if torch.distributed is initialised. False is this process alone: under
+            `DistributedDataParallel` each process then balances its own part of the batch, with
+            weights, learned weights and states of its own, and the wrapper takes the mean of the
+            gradients that they chose; a warning says so once.
 
     State (histories, learned weights, names of tasks, the last weights) is in `state_dict`;
     learned weights are `parameters()`, for an optimizer of the user's choice.
@@ -649,7 +652,7 @@ class Balancer(nn.Module):
             ValueError: no rank has a loss, or a further batch lacks a task on every rank.
         """
         tasks, phase = self.tasks, request.phase
-        parallel.meet(self._told_to_others())
+        parallel.meet(self._told_to_others(), self._slots.by_name)
         self._sources.reducer = parallel.reducer()
         self._sources.sharded = parallel.sharded
         kind = None if phase is None else (tuple(phase.tasks), tuple(phase.trains))

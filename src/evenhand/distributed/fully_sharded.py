@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import get_backend_config
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from evenhand.autodiff.arithmetic import added, chosen_targets, finite, spans_among, spans_of
 from evenhand.autodiff.call import Call, require_finite
@@ -337,11 +337,18 @@ class ShardedPasses:
             for part in self._model.parts_of(self.targets(place)):
                 zero = torch.zeros(part.shape, dtype=part.dtype, device=part.device)
                 there = [found.get(id(part)) for found in self._of_tasks]
-                whole = [zero if g is None else _whole(g) for g in there]
+                whole = [zero if g is None else self._whole(g) for g in there]
                 pieces.append(real(torch.stack(whole)).reshape(len(whole), -1))
             found = torch.cat(pieces, dim=-1)
         require_finite(found.mT, self.tasks, "gradient")
         return found if self._scale is None else found / self._scale
+
+    def _whole(self, g: Tensor) -> Tensor:
+        if not isinstance(g, DTensor):
+            return g
+        (placement,) = g.placements
+        assert isinstance(placement, Shard)
+        return self._reducer.whole(g.to_local(), g.shape, placement.dim)
 
     def norms(self, place: Place) -> Tensor:
         """‖g_i‖ at `place`, [m]."""
@@ -460,10 +467,6 @@ class ShardedPasses:
 
 def _local(g: Tensor) -> Tensor:
     return g.to_local() if isinstance(g, DTensor) else g
-
-
-def _whole(g: Tensor) -> Tensor:
-    return g.full_tensor() if isinstance(g, DTensor) else g
 
 
 def _cut(piece: Tensor, part: Tensor) -> Tensor:

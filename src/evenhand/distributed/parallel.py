@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from evenhand.distributed.agreement import Agreed, Agreement, labels
 from evenhand.distributed.header import Header
 from evenhand.distributed.ranks import Ranks
 from evenhand.distributed.reducing import RanksReducer
+from evenhand.distributed.settings import difference, settings
 from evenhand.distributed.wrappers import Wrappers
 from evenhand.network import Outputs
 
@@ -58,6 +60,7 @@ class Parallel:
         self._ranks: Ranks | None = None
         self._told: tuple[Ranks, Any] | None = None
         self._sharded: tuple[weakref.ref[nn.Module], FullySharded] | None = None
+        self._warned = False
 
     def watch(self, model: nn.Module) -> None:
         """See what the forward passes of a model run in, once there are several processes."""
@@ -120,17 +123,21 @@ class Parallel:
 
     # What all ranks must agree on -------------------------------------------------------------
 
-    def meet(self, told: Any) -> None:
+    def meet(self, told: Any, methods: Mapping[str, nn.Module]) -> None:
         """Begin a step: what is told must be the same on all ranks.
+
+        They tell it in the first step and wherever it has changed, and with it what the methods are
+        set to.
 
         Args:
             told: the tasks, and what the slots hold.
+            methods: these, by their slots.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not, or the methods are set to other things.
         """
         if self._told is None or self._told[0] is not self._here or self._told[1] != told:
-            self._require_alike(told)
+            self._require_alike(told, settings(methods))
 
     def look(self, losses: Mapping[str, Tensor], plus: Tensor | None) -> None:
         """Look for the wrapper of what these reach, where no forward pass has told of it.
@@ -139,6 +146,7 @@ class Parallel:
             ValueError: the model is wrapped in a way that goes wrong.
         """
         self._require_shards_together()
+        self._warn_of_parts()
         roots = [t for t in (*losses.values(), plus) if t is not None and t.requires_grad]
         if self.wrappers.heard or not roots:
             return
@@ -146,6 +154,7 @@ class Parallel:
         if wrapper is not None:
             self._ownership.attach(wrapper, given=False)
         self._require_shards_together()
+        self._warn_of_parts()
 
     def _require_shards_together(self) -> None:
         if self._group is False and self.wrappers.sharded is not None:
@@ -153,6 +162,19 @@ class Parallel:
                 "Balancer(group=False) is one process alone, and under fully_shard each has a part "
                 "of every parameter: leave group= out"
             )
+
+    def _warn_of_parts(self) -> None:
+        wrapper = self.wrappers.found if self._group is False and not self._warned else None
+        if wrapper is None or dist.get_world_size(wrapper.process_group) == 1:
+            return
+        self._warned = True
+        warnings.warn(
+            "Balancer(group=False) under DistributedDataParallel: every process balances its own "
+            "part of the batch, with weights of its own, and the wrapper takes the mean of what "
+            "they chose. One process with the whole batch would do something else; leave group= "
+            "out for that",
+            stacklevel=4,
+        )
 
     def agree(
         self,
@@ -203,15 +225,21 @@ class Parallel:
             return _refused
         return self.agreement.probed(self._here, probe, m)
 
-    def _require_alike(self, told: Any) -> None:
+    def _require_alike(self, told: Any, options: Mapping[str, str]) -> None:
         ranks = self._here
-        heard = ranks.gathered(told)
-        other = next((rank for rank, there in enumerate(heard) if there != heard[0]), None)
-        if other is not None:
-            raise ValueError(
-                f"rank 0 balances {heard[0]}, and rank {other} balances {heard[other]}: all ranks "
-                "need the same balancer and the same tasks, Balancer(..., tasks=[...])"
-            )
+        (mine, its), *others = ranks.gathered((told, options))
+        for rank, (there, set_to) in enumerate(others, 1):
+            if there != mine:
+                raise ValueError(
+                    f"rank 0 balances {mine}, and rank {rank} balances {there}: all ranks "
+                    "need the same balancer and the same tasks, Balancer(..., tasks=[...])"
+                )
+            if (apart := difference(its, set_to)) is not None:
+                name, one, two = apart
+                raise ValueError(
+                    f"{name} is {one} on rank 0 and {two} on rank {rank}: all ranks need the same "
+                    "balancer"
+                )
         self._told = ranks, told
 
     def as_in_the_graph(self) -> AbstractContextManager[None]:

@@ -103,6 +103,23 @@ class Ranks:
         whole = self.joined(part.reshape(-1)).view(self.size, m, width)
         return whole.transpose(0, 1).reshape(m, self.size * width)
 
+    def whole(self, part: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+        """The tensor of this shape of which every rank has a chunk, as `torch.chunk` cuts it.
+
+        `DTensor.full_tensor` is not asked for: it gathers by an operation whose name torch keeps on
+        the heap, and two of those in a row end a process of gloo now and then by a signal
+        (docs/scaling.md, "A fault of torch with gloo").
+        """
+        if part.is_complex():
+            pairs = self.whole(torch.view_as_real(part), [*shape, 2], dim)
+            return torch.view_as_complex(pairs.contiguous())
+        rows = part.movedim(dim, 0)
+        padded = rows.new_zeros(-(-shape[dim] // self.size), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        joined = self.joined(padded.reshape(-1))
+        joined = joined.view(self.size * len(padded), *rows.shape[1:])
+        return joined[: shape[dim]].movedim(0, dim)
+
     def lengths(self, sizes: Sequence[int]) -> list[list[int]]:
         """Each rank's sizes; all have as many."""
         mine = torch.zeros(self.size, len(sizes), dtype=torch.float64, device=self.device)

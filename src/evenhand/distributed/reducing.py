@@ -53,6 +53,10 @@ class RanksReducer(Reducer):
         """The sum over ranks of a value that all have."""
         return self._ranks.sum(value)
 
+    def whole(self, part: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+        """The tensor of this shape of which every rank has a chunk along a dimension."""
+        return self._ranks.whole(part, shape, dim)
+
     def gramian_of_features(self, gramian: Tensor) -> Tensor:
         # A loss is the mean of the ranks' losses, so a rank's ∂L/∂Z is 1/R of its own.
         return self._ranks.sum(gramian) / self._ranks.size**2
