@@ -4,6 +4,7 @@
     python papers/nakamura2022/table3.py --only Min-norm Central  those of two rows
     python papers/nakamura2022/table3.py --reading fresh          pictures paired anew, bilinear
     python papers/nakamura2022/table3.py --reading placed         and redrawn where they stand
+    python papers/nakamura2022/table3.py --reading near           the same by the nearest neighbour
     python papers/nakamura2022/table3.py --sum-up                 result.json and the figure alone
 
 First seed 0 at every rate; the rate with the best validation is a row's; then the other seeds at
@@ -135,6 +136,12 @@ READINGS = {
         "MultiMNIST, the paper's rule, fresh pairs",
         f"Training pictures paired anew in every epoch, made smaller bilinearly. {RULE}",
         {"fresh": True, "resize": "bilinear"},
+    ),
+    "near": Reading(
+        "MultiMNIST, the paper's rule, fresh pairs, nearest neighbour, digits redrawn in place",
+        "Training pictures paired anew in every epoch, made smaller by the nearest neighbour; the "
+        f"digit is redrawn where it stands on the input, and as small. {RULE}",
+        {"fresh": True, "placed": True},
     ),
 }
 
