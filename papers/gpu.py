@@ -107,7 +107,10 @@ def quadrants_stacks(
     """One for each method."""
     return [
         stacks.Members(
-            [cell for cell in cells if cell["method"] == name], asked.device, asked.compiled
+            [cell for cell in cells if cell["method"] == name],
+            asked.device,
+            asked.compiled,
+            asked.beside,
         )
         for name in alternation.METHODS
     ]
@@ -209,8 +212,9 @@ def speed(asked: argparse.Namespace) -> None:
         for name, how in few.items()
     ]
     jobs[2:2] = [
-        ("quadrants, eager", partial(_quadrants_speed, asked, False, "high")),
-        ("quadrants, compiled", partial(_quadrants_speed, asked, True, "high")),
+        ("quadrants, eager", partial(_quadrants_speed, asked, False, True)),
+        ("quadrants, compiled", partial(_quadrants_speed, asked, True, True)),
+        ("quadrants, compiled, in turn", partial(_quadrants_speed, asked, True, False)),
     ]
     for name, job in jobs:
         if time.time() > asked.until:
@@ -259,9 +263,9 @@ def _apart(members: stacked.Members) -> float:
     return float(((found - true).norm(dim=-1) / true.norm(dim=-1).clamp_min(1e-12)).max())
 
 
-def _quadrants_speed(asked: argparse.Namespace, compiled: bool, precision: str) -> str:
-    torch.set_float32_matmul_precision(precision)
-    asked = argparse.Namespace(**{**vars(asked), "compiled": compiled})
+def _quadrants_speed(asked: argparse.Namespace, compiled: bool, beside: bool) -> str:
+    torch.set_float32_matmul_precision("high")
+    asked = argparse.Namespace(**{**vars(asked), "compiled": compiled, "beside": beside})
     several = quadrants_stacks(asked, quadrants_cells(asked))
     start = time.time()
     stacks.run(several, time.time())  # no epoch
@@ -373,6 +377,9 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=10, help="of Table 3 [10]")
     parser.add_argument("--compiled", action="store_true", help="fuse by torch.compile")
+    parser.add_argument(
+        "--in-turn", dest="beside", action="store_false", help="the quadrants' stacks one by one"
+    )
     parser.add_argument("--columns", dest="rows", action="store_false", help="see stacked.Way")
     parser.add_argument("--pieces", type=int, default=16, help="see stacked.Way [16]")
     parser.add_argument(

@@ -48,10 +48,15 @@ class Members:
         cells: a run each, told as by `alternation.cells`, of one problem, cap and method.
         device: where the stack is trained.
         compiled: activations and their derivatives are fused by torch.compile.
+        beside: on a GPU, work beside other stacks instead of after them.
     """
 
     def __init__(
-        self, cells: Sequence[Mapping[str, Any]], device: str, compiled: bool = False
+        self,
+        cells: Sequence[Mapping[str, Any]],
+        device: str,
+        compiled: bool = False,
+        beside: bool = True,
     ) -> None:
         self.cells, self.device = cells, torch.device(device)
         self.compiled = compiled
@@ -99,7 +104,7 @@ class Members:
         }
         self.epoch = 0
         self.curves["validation"][0] = self._validated()
-        self._stream = torch.cuda.Stream() if self.device.type == "cuda" else None
+        self._stream = torch.cuda.Stream() if beside and self.device.type == "cuda" else None
 
     # One epoch ----------------------------------------------------------------------------------
 
