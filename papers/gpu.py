@@ -1,5 +1,6 @@
 """What wants a GPU, in parts that fit the minutes there are; stopped parts go on where they were.
 
+    python papers/gpu.py speed     --minutes 1  --out FOLDER     which way of the stacks is fastest
     python papers/gpu.py timing    --minutes 5  --out FOLDER     MGDA beside MGDA-UB on the device
     python papers/gpu.py quadrants --minutes 12 --out FOLDER     88 runs as stacks, to 5,000 epochs
     python papers/gpu.py multimnist --minutes 8 --out FOLDER     Table 3 as stacks, 10 seeds
@@ -121,6 +122,8 @@ def redrawn(asked: argparse.Namespace) -> None:
 
     Runs that have not ended when the time is over are kept as what they are: shorter ones.
     """
+    if asked.tf32:
+        torch.set_float32_matmul_precision("high")
     names = ["Single upper", "Min-norm"] if asked.small else list(redraw.AGGREGATORS)
     rates, seeds = (table3.RATES[:1], [[1]]) if asked.small else (table3.RATES, _asked_seeds(asked))
     ledger = Ledger(asked.out / "nakamura2022")
@@ -179,7 +182,7 @@ def stacked_runs(
     going = [] if finished else list(itertools.compress(members.cells, members.going.tolist()))
     found = members.values()
     for cell in missing:
-        values = {**found[key(cell)], "device": card(asked.device)}
+        values = {**found[key(cell)], "device": card(asked.device), "tf32": asked.tf32}
         told = {**cell, "epochs": members.epoch} if cell in going else cell
         ledger.add(experiment, told, values, taken / len(missing))
     return {**known, **found}
@@ -191,7 +194,10 @@ def way(asked: argparse.Namespace) -> stacked.Way:
 
 
 def speed(asked: argparse.Namespace) -> None:
-    """Milliseconds of Table 3's steps and of the quadrants' epochs, in every way there is."""
+    """Milliseconds of Table 3's steps and of the quadrants' epochs, in every way there is.
+
+    A way that fails is told, and the others go on.
+    """
     names = list(redraw.AGGREGATORS)
     rates = table3.RATES[:1] if asked.small else table3.RATES
     first, then = (
@@ -371,7 +377,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="then stop [5]")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu [cuda]")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time [1]")
-    parser.add_argument("--tf32", action="store_true", help="quadrants' products in TensorFloat-32")
+    parser.add_argument("--tf32", action="store_true", help="products in TensorFloat-32")
     parser.add_argument(
         "--readings", nargs="+", choices=list(table3.READINGS), default=["fixed"], help="of Table 3"
     )
