@@ -1,6 +1,5 @@
 """What wants a GPU, in parts that fit the minutes there are; stopped parts go on where they were.
 
-    python papers/gpu.py speed     --minutes 1  --out FOLDER     which way of the stacks is fastest
     python papers/gpu.py timing    --minutes 5  --out FOLDER     MGDA beside MGDA-UB on the device
     python papers/gpu.py quadrants --minutes 12 --out FOLDER     88 runs as stacks, to 5,000 epochs
     python papers/gpu.py multimnist --minutes 8 --out FOLDER     Table 3 as stacks, 10 seeds
@@ -21,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +65,16 @@ def quadrants(asked: argparse.Namespace) -> None:
     Where the time is over before a stack is, the runs that have ended are kept, and the others as
     what they are: runs of as many epochs as there were.
     """
-    if asked.tf32:
-        torch.set_float32_matmul_precision("high")
     ledger = Ledger(asked.out / "bellavia2026")
-    cells = quadrants_cells(asked)
+    size = {"epochs": 2, "samples": 300} if asked.small else {"epochs": 5_000}
+    cells = alternation.cells("quadrants", RATES, 1 if asked.small else 11, **size)
     done = ledger.found(QUADRANTS)
     if all(key(cell) in done for cell in cells):
         return
-    side_by_side = quadrants_stacks(asked, cells)
+    side_by_side = [
+        stacks.Members([cell for cell in cells if cell["method"] == name], asked.device)
+        for name in alternation.METHODS
+    ]
     file = asked.out / "bellavia2026" / "stacks.pt"
     if file.exists():
         for stack, state in zip(side_by_side, torch.load(file, weights_only=True), strict=True):
@@ -96,34 +96,11 @@ def quadrants(asked: argparse.Namespace) -> None:
     file.unlink(missing_ok=True)
 
 
-def quadrants_cells(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """The 88 runs."""
-    size = {"epochs": 2, "samples": 300} if asked.small else {"epochs": 5_000}
-    return alternation.cells("quadrants", RATES, 1 if asked.small else 11, **size)
-
-
-def quadrants_stacks(
-    asked: argparse.Namespace, cells: Sequence[Mapping[str, Any]]
-) -> list[stacks.Members]:
-    """One for each method."""
-    return [
-        stacks.Members(
-            [cell for cell in cells if cell["method"] == name],
-            asked.device,
-            asked.compiled,
-            asked.beside,
-        )
-        for name in alternation.METHODS
-    ]
-
-
 def redrawn(asked: argparse.Namespace) -> None:
     """Table 3 of Nakamura et al. by the paper's rule, as stacks: all rates, then more seeds.
 
     Runs that have not ended when the time is over are kept as what they are: shorter ones.
     """
-    if asked.tf32:
-        torch.set_float32_matmul_precision("high")
     names = ["Single upper", "Min-norm"] if asked.small else list(redraw.AGGREGATORS)
     rates, seeds = (table3.RATES[:1], [[1]]) if asked.small else (table3.RATES, _asked_seeds(asked))
     ledger = Ledger(asked.out / "nakamura2022")
@@ -175,7 +152,7 @@ def stacked_runs(
     missing = [cell for cell in cells if key(cell) not in done]
     if not missing or time.time() >= asked.until:
         return known
-    members, start = stacked.Members(missing, asked.device, way(asked)), time.time()
+    members, start = stacked.Members(missing, asked.device), time.time()
     finished = members.run(asked.until)
     taken = time.time() - start
     print(f"{experiment}: {len(missing)} runs, epoch {members.epoch}, {taken:.0f} s", flush=True)
@@ -186,126 +163,6 @@ def stacked_runs(
         told = {**cell, "epochs": members.epoch} if cell in going else cell
         ledger.add(experiment, told, values, taken / len(missing))
     return {**known, **found}
-
-
-def way(asked: argparse.Namespace) -> stacked.Way:
-    """How Table 3's steps are computed."""
-    return stacked.Way(asked.rows, asked.compiled, asked.pieces)
-
-
-def speed(asked: argparse.Namespace) -> None:
-    """Milliseconds of Table 3's steps and of the quadrants' epochs, in every way there is.
-
-    A way that fails is told, and the others go on.
-    """
-    names = list(redraw.AGGREGATORS)
-    rates = table3.RATES[:1] if asked.small else table3.RATES
-    first, then = (
-        [cell for row in names for cell in table3.READINGS["fixed"].cells(row, of, seeds)]
-        for of, seeds in ((rates, [0]), (rates[:1], range(1, 3 if asked.small else 5)))
-    )
-    ways = {
-        "eager, rows": (stacked.Way(True, False, 16), "highest"),
-        "eager, columns": (stacked.Way(False, False, 16), "highest"),
-        "compiled, rows": (stacked.Way(True, True, 16), "highest"),
-        "compiled, columns": (stacked.Way(False, True, 16), "highest"),
-        "compiled, rows, 64 pieces": (stacked.Way(True, True, 64), "highest"),
-        "compiled, rows, TF32": (stacked.Way(True, True, 16), "high"),
-    }
-    jobs: list[tuple[str, Callable[[], str]]] = [
-        (f"Table 3, {len(cells)}, {name}", partial(_stack_speed, asked, cells, *how))
-        for cells, few in ((first, ways), (then, {n: ways[n] for n in list(ways)[:3:2]}))
-        for name, how in few.items()
-    ]
-    jobs[2:2] = [
-        ("quadrants, eager", partial(_quadrants_speed, asked, False, True)),
-        ("quadrants, compiled", partial(_quadrants_speed, asked, True, True)),
-        ("quadrants, compiled, in turn", partial(_quadrants_speed, asked, True, False)),
-    ]
-    for name, job in jobs:
-        if time.time() > asked.until:
-            print(f"{name}: no time left", flush=True)
-            continue
-        start = time.time()
-        try:
-            told = job()
-        except RuntimeError as error:
-            told = f"{type(error).__name__}: {str(error)[:300]}"
-        print(f"{name}: {told} ({time.time() - start:.1f} s in all)", flush=True)
-
-
-def _stack_speed(
-    asked: argparse.Namespace, cells: Sequence[dict[str, Any]], how: stacked.Way, precision: str
-) -> str:
-    torch.set_float32_matmul_precision(precision)
-    members = stacked.Members(cells, asked.device, how)
-    members.data.draw(0)
-    members._moving.copy_(members.rates)
-    step = members._steps[members.batch]
-
-    def steps() -> None:
-        members._position.zero_()
-        step()
-
-    told = f"{1000 * _timed(asked, steps):.3f} ms a step"
-    told += f", {1000 * _timed(asked, members._validate):.1f} ms a validation"
-    if not members.parameters.isfinite().all():
-        told += ", some parameters are not finite"
-    told += f", {_apart(members):.1e} from float64"
-    if asked.device.startswith("cuda"):
-        told += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        torch.cuda.reset_peak_memory_stats()
-    return told
-
-
-def _apart(members: stacked.Members) -> float:
-    """The greatest relative difference of the trunk's gradients from those in float64."""
-    where = torch.zeros((), dtype=torch.int64, device=members.device)
-    pictures, upper, lower = members.data.batch(where, members.batch)
-    found = members.gradients(pictures, upper, lower)[1].double()
-    members.parameters, members.way = members.parameters.double(), stacked.Way(rows=False)
-    members._make_room()
-    true = members.gradients(pictures.double(), upper, lower.double())[1]
-    return float(((found - true).norm(dim=-1) / true.norm(dim=-1).clamp_min(1e-12)).max())
-
-
-def _quadrants_speed(asked: argparse.Namespace, compiled: bool, beside: bool) -> str:
-    torch.set_float32_matmul_precision("high")
-    asked = argparse.Namespace(**{**vars(asked), "compiled": compiled, "beside": beside})
-    several = quadrants_stacks(asked, quadrants_cells(asked))
-    start = time.time()
-    stacks.run(several, time.time())  # no epoch
-    orders = stacks.Orders(several[0].problem, several[0].seeds, asked.device.startswith("cuda"))
-    first = orders.of(0)
-
-    def epoch() -> None:
-        for stack in several:
-            stack.train_epoch(first)
-
-    seconds = _timed(asked, epoch, warm=12, most=60)  # E = 10 has had its heads' turn
-    told = f"{1000 * seconds:.1f} ms an epoch of {sum(len(s.cells) for s in several)}"
-    for stack in several:
-        curve = stack.curves["validation"][: stack.epoch + 1].mean(1)
-        told += f"; {stack.cells[0]['method']} {curve[0]:.4f} to {curve[-1]:.4f}"
-    return f"{told} ({time.time() - start:.1f} s)"
-
-
-def _timed(
-    asked: argparse.Namespace, action: Callable[[], Any], warm: int = 4, most: int = 400
-) -> float:
-    """Mean seconds of an action that is asked for many times in a row."""
-    wait = torch.cuda.synchronize if asked.device.startswith("cuda") else (lambda: None)
-    few = 1 if asked.small else 8
-    for _ in range(1 if asked.small else warm):
-        action()
-    wait()
-    start, count = time.perf_counter(), 0
-    while count < most and (count == 0 or (time.perf_counter() - start < 1.2 and not asked.small)):
-        for _ in range(few):
-            action()
-        count += few
-        wait()
-    return (time.perf_counter() - start) / count
 
 
 def sener(asked: argparse.Namespace) -> None:
@@ -361,7 +218,6 @@ def merge(asked: argparse.Namespace) -> None:
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
-    "speed": speed,
     "timing": step_times,
     "quadrants": quadrants,
     "multimnist": redrawn,
@@ -382,12 +238,6 @@ def main() -> None:
         "--readings", nargs="+", choices=list(table3.READINGS), default=["fixed"], help="of Table 3"
     )
     parser.add_argument("--seeds", type=int, default=10, help="of Table 3 [10]")
-    parser.add_argument("--compiled", action="store_true", help="fuse by torch.compile")
-    parser.add_argument(
-        "--in-turn", dest="beside", action="store_false", help="the quadrants' stacks one by one"
-    )
-    parser.add_argument("--columns", dest="rows", action="store_false", help="see stacked.Way")
-    parser.add_argument("--pieces", type=int, default=16, help="see stacked.Way [16]")
     parser.add_argument(
         "--keep", action="store_true", help="stopped stacks go on later (hundreds of megabytes)"
     )
@@ -395,6 +245,8 @@ def main() -> None:
     parser.add_argument("--papers", type=Path, default=HERE, help="where merge puts runs [here]")
     asked = parser.parse_args()
     asked.until = time.time() + 60 * asked.minutes
+    if asked.tf32:
+        torch.set_float32_matmul_precision("high")
     PARTS[asked.part](asked)
 
 

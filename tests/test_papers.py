@@ -309,30 +309,28 @@ def test_gradients_of_a_stack_are_autograds(module) -> None:
         "upper": torch.randint(10, (2, 6), generator=chance),
         "lower": torch.rand(2, 6, 784, generator=chance, dtype=torch.float64),
     }
-    for way in (stacked.Way(), stacked.Way(rows=False, pieces=1)):
-        stack.way = way
-        losses, found = stack.gradients(pictures, *targets.values())
-        for k, cell in enumerate(stack.cells):
-            torch.manual_seed(cell["seed"])
-            tasks = redraw.AGGREGATORS[cell["row"]][0]
-            network = redraw.network(tasks, False, "400").double()
-            of_seed = int(stack.data.which[k])
-            outputs = network(pictures[of_seed].unsqueeze(1))
-            for task in tasks:
-                loss = (nn.CrossEntropyLoss if task == "upper" else nn.MSELoss)()(
-                    outputs[task], targets[task][of_seed]
-                )
-                for p in network.parameters():
-                    p.grad = torch.zeros_like(p)
-                loss.backward(retain_graph=True)
-                expected, at = stack.flat(network, gradients=True), redraw.BOTH.index(task)
-                assert float(losses[k, at]) == pytest.approx(loss.item(), rel=1e-12)
-                trunk, heads = expected[: stack.shared], expected[stack.shared :]
-                torch.testing.assert_close(found[k, at], trunk, rtol=1e-9, atol=1e-15)
-                own = heads != 0
-                torch.testing.assert_close(
-                    stack._gradient[k, stack.shared :][own], heads[own], rtol=1e-9, atol=1e-15
-                )
+    losses, found = stack.gradients(pictures, *targets.values())
+    for k, cell in enumerate(stack.cells):
+        torch.manual_seed(cell["seed"])
+        tasks = redraw.AGGREGATORS[cell["row"]][0]
+        network = redraw.network(tasks, False, "400").double()
+        of_seed = int(stack.data.which[k])
+        outputs = network(pictures[of_seed].unsqueeze(1))
+        for task in tasks:
+            loss = (nn.CrossEntropyLoss if task == "upper" else nn.MSELoss)()(
+                outputs[task], targets[task][of_seed]
+            )
+            for p in network.parameters():
+                p.grad = torch.zeros_like(p)
+            loss.backward(retain_graph=True)
+            expected, at = stack.flat(network, gradients=True), redraw.BOTH.index(task)
+            assert float(losses[k, at]) == pytest.approx(loss.item(), rel=1e-12)
+            trunk, heads = expected[: stack.shared], expected[stack.shared :]
+            torch.testing.assert_close(found[k, at], trunk, rtol=1e-9, atol=1e-15)
+            own = heads != 0
+            torch.testing.assert_close(
+                stack._gradient[k, stack.shared :][own], heads[own], rtol=1e-9, atol=1e-15
+            )
 
 
 @pytest.mark.parametrize(

@@ -47,19 +47,12 @@ class Members:
     Args:
         cells: a run each, told as by `alternation.cells`, of one problem, cap and method.
         device: where the stack is trained.
-        compiled: activations and their derivatives are fused by torch.compile.
-        beside: on a GPU, work beside other stacks instead of after them.
     """
 
-    def __init__(
-        self,
-        cells: Sequence[Mapping[str, Any]],
-        device: str,
-        compiled: bool = False,
-        beside: bool = True,
-    ) -> None:
+    def __init__(self, cells: Sequence[Mapping[str, Any]], device: str) -> None:
         self.cells, self.device = cells, torch.device(device)
-        self.compiled = compiled
+        on_gpu = self.device.type == "cuda"
+        self._activated, self._opened = _fused() if on_gpu else (activated, opened)
         if len({cell["method"] for cell in cells}) != 1:
             raise ValueError("the cells of a stack must be of one method")
         self._length = METHODS[cells[0]["method"]]
@@ -104,7 +97,7 @@ class Members:
         }
         self.epoch = 0
         self.curves["validation"][0] = self._validated()
-        self._stream = torch.cuda.Stream() if beside and self.device.type == "cuda" else None
+        self._stream = torch.cuda.Stream() if on_gpu else None
 
     # One epoch ----------------------------------------------------------------------------------
 
@@ -175,18 +168,16 @@ class Members:
             if g is not None:
                 below = g if below is None else below.add_(g)
         if below is not None:
-            self._back(self._trunk, trunk, self._closed(below, z), move=True, on=False)
+            self._back(self._trunk, trunk, self._opened(below, z), move=True, on=False)
         return losses.detach()
 
     def _through(self, layers: Sequence[Dense], x: Tensor) -> list[Tensor]:
         """The inputs of every layer [members, b, …], and the output of the last."""
         found = [x]
         for layer in layers:
-            if layer.active and self.compiled:
-                found.append(_compiled(activated)(found[-1] @ layer.weight.mT, layer.bias))
-                continue
-            y = torch.baddbmm(layer.bias.unsqueeze(1), found[-1], layer.weight.mT)
-            found.append(y.relu_() if layer.active else y)
+            y = found[-1] @ layer.weight.mT
+            bias = layer.bias.unsqueeze(1)
+            found.append(self._activated(y, bias) if layer.active else y.add_(bias))
         return found
 
     def _back(
@@ -210,14 +201,8 @@ class Members:
                 bias += g.sum(1)
             if before is None:
                 return None
-            g = before if k == 0 else self._closed(before, seen[k])
+            g = before if k == 0 else self._opened(before, seen[k])
         return g
-
-    def _closed(self, g: Tensor, y: Tensor) -> Tensor:
-        """g where the ReLU that made y was open."""
-        if self.compiled:
-            return _compiled(opened)(g, y)
-        return torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
 
     def _losses(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """Σ of the tasks' losses of each member, [members]."""
@@ -398,17 +383,18 @@ def _told(outputs: Tensor) -> Tensor:
 
 def activated(y: Tensor, bias: Tensor) -> Tensor:
     """relu(y + bias) of [members, b, outputs]."""
-    return (y + bias.unsqueeze(1)).relu()
+    return (y + bias).relu()
 
 
 def opened(g: Tensor, y: Tensor) -> Tensor:
-    """g where y is above 0."""
+    """g where the ReLU that made y was open."""
     return torch.where(y > 0, g, 0.0)
 
 
 @lru_cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=False)
+def _fused() -> tuple[Callable[..., Tensor], ...]:
+    """Both in one kernel each, compiled once for all stacks."""
+    return tuple(torch.compile(function, dynamic=False) for function in (activated, opened))
 
 
 def _rounded(value: float) -> float:

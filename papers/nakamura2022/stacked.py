@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import redraw
@@ -32,6 +32,8 @@ SHRINK = 0.75
 """A stack goes on without the members that have ended when no larger share of it is left."""
 CHUNK = 250
 """Samples of which every member's windows are in memory at a time between epochs."""
+PIECES = 16
+"""Into how many the samples are divided for the convolutions' weight gradients."""
 KINDS = ("equal", "min-norm", "central")
 
 
@@ -53,22 +55,6 @@ class Layer:
         return iter((self.weight, self.bias))
 
 
-@dataclass(frozen=True)
-class Way:
-    """How the steps are computed.
-
-    Attributes:
-        rows: the second convolution's input gradient from windows of the gradient along rows;
-            else from 25 shifted sums.
-        compiled: what treats every entry alike is fused by torch.compile.
-        pieces: into how many the samples are divided for the convolutions' weight gradients.
-    """
-
-    rows: bool = True
-    compiled: bool = False
-    pieces: int = 16
-
-
 class Members:
     """The stack, and what each member is about.
 
@@ -77,10 +63,7 @@ class Members:
         device: where the stack is trained.
     """
 
-    def __init__(
-        self, cells: Sequence[Mapping[str, Any]], device: str, way: Way | None = None
-    ) -> None:
-        self.way = way or Way()
+    def __init__(self, cells: Sequence[Mapping[str, Any]], device: str) -> None:
         # Members of one seed stand side by side: they see the same pictures.
         self.cells = sorted(cells, key=lambda cell: cell["seed"])
         self.device = torch.device(device)
@@ -252,15 +235,14 @@ class Members:
         """What the trunk computes of windows [seeds, b, 576, 25], up to z [members, b, 50]."""
         one, two, three = self.layers["trunk"]
         b, members = seen.shape[1], len(self.cells)
-        pool = self._fused(pooled)
         x = seen.new_empty(members, b * 576, 10)
         for seed, of in groups:
             same = seen[seed].view(1, b * 576, 25).expand(of.stop - of.start, -1, -1)
             torch.bmm(same, one.weight[of], out=x[of])
-        first, where_first = pool(x.view(members, b, 24, 24, 10), one.bias[:, None, None])
+        first, where_first = pooled(x.view(members, b, 24, 24, 10), one.bias[:, None, None])
         columns = windows(first.view(-1, 12, 12, 10)).view(members, b * 64, 250)
         x = torch.bmm(columns, two.weight).view(members, b, 8, 8, 20)
-        second, where_second = pool(x, two.bias[:, None, None])
+        second, where_second = pooled(x, two.bias[:, None, None])
         second = second.view(members, b, 320)
         z = _dense(second, three).relu_()
         return where_first, columns, where_second, second, z
@@ -275,15 +257,14 @@ class Members:
         three.bias.copy_(g.sum(1).unsqueeze(2))
 
         g = (g.view(m, 2 * b, 50) @ self.layers["trunk"][2].weight.mT).view(m, b, 2, 4, 4, 20)
-        g = self._fused(spread)(g.permute(0, 1, 3, 4, 2, 5), where_second)
+        g = spread(g.permute(0, 1, 3, 4, 2, 5), where_second)
         flat = g.view(m, b * 64, 40)
         two.weight.copy_(self._divided(columns, flat).view(m, 250, 2, 20).transpose(1, 2))
         two.bias.copy_(flat.sum(1).view(m, 2, 1, 20))
 
         g = self._for_first(g.view(m, b, 8, 8, 2, 20)).view(m, b, 12, 12, 2, 10)
-        by_picture = spread_by_picture_compiled if self.way.compiled else spread_by_picture
-        g = self._fused(by_picture)(g, where_first).view(b, 576, m, 20)
-        pieces = math.gcd(b, self.way.pieces)
+        g = spread_by_picture(g, where_first).view(b, 576, m, 20)
+        pieces = math.gcd(b, PIECES)
         for seed, of in self._groups:
             some = g[:, :, of].reshape(pieces, b // pieces * 576, -1)
             found = (seen[seed].view(pieces, b // pieces * 576, 25).mT @ some).sum(0)
@@ -301,32 +282,27 @@ class Members:
         ]
 
     def _for_first(self, g: Tensor) -> Tensor:
-        """The gradient for the second convolution's input, of that for its output."""
+        """The gradient for the second convolution's input, of that for its output.
+
+        A product of windows along rows, whose results are added up along columns.
+        """
         weight = self.layers["trunk"][1].weight  # [members, (row, column, 10), 20]
         m, b = g.shape[:2]
-        if not self.way.rows:
-            made = g.view(m, b * 128, 20) @ weight.mT
-            overlay = overlaid_compiled if self.way.compiled else overlaid
-            return self._fused(overlay, 1)(made.view(m * b, 8, 8, 2, 5, 5, 10))
         padded = functional.pad(g, (0, 0, 0, 0, 4, 4)).flatten(0, 1)  # [.., 8, 16, 2, 20]
         n, *_ = padded.shape
         whole, row, column, task, _ = padded.stride()
         near = padded.as_strided((n, 8, 12, 2, 5, 20), (whole, row, column, task, column, 1))
         turned = weight.view(m, 5, 5, 10, 20).flip(2).permute(0, 2, 4, 1, 3).reshape(m, 100, 50)
         made = near.reshape(m, b * 192, 100) @ turned
-        overlay = overlaid_rows_compiled if self.way.compiled else overlaid_rows
-        return self._fused(overlay, 1)(made.view(n, 8, 12, 2, 5, 10))
+        return overlaid(made.view(n, 8, 12, 2, 5, 10))
 
     def _divided(self, x: Tensor, g: Tensor) -> Tensor:
         """xᵀ g of each member, as a sum of products of fewer rows."""
         m, rows = x.shape[:2]
-        pieces = math.gcd(rows, self.way.pieces)
+        pieces = math.gcd(rows, PIECES)
         parts = (t.view(m * pieces, rows // pieces, -1) for t in (x, g))
         left, right = parts
         return (left.mT @ right).view(m, pieces, x.shape[2], -1).sum(1)
-
-    def _fused(self, function: Callable[..., Any], leading: int = 2) -> Callable[..., Any]:
-        return _compiled(function, leading) if self.way.compiled else function
 
     # One epoch ------------------------------------------------------------------------------
 
@@ -502,21 +478,6 @@ def _put(gradients: Layer, x: Tensor, g: Tensor) -> None:
     torch.sum(g, 1, keepdim=True, out=gradients.bias)
 
 
-@lru_cache
-def _compiled(function: Callable[..., Any], leading: int) -> Callable[..., Any]:
-    """It compiled once, whatever the size of the first so many dimensions of its arguments."""
-    made = torch.compile(function)
-
-    def call(*tensors: Tensor) -> Any:
-        for tensor in tensors:
-            for dim in range(leading):
-                if tensor.shape[dim] > 1:  # a compiler takes 1 for a constant
-                    torch._dynamo.mark_dynamic(tensor, dim)
-        return made(*tensors)
-
-    return call
-
-
 # Weights of two tasks ---------------------------------------------------------------------------
 
 
@@ -654,52 +615,13 @@ def spread_by_picture(gradient: Tensor, where: Tensor) -> Tensor:
     return torch.where(chosen, moved, gradient.new_zeros(()), out=made)
 
 
-def spread_by_picture_compiled(gradient: Tensor, where: Tensor) -> Tensor:
-    """The same for a compiler."""
-    place = torch.arange(4, dtype=torch.uint8, device=where.device).view(2, 1, 2, 1, 1, 1)
-    chosen = where.permute(1, 2, 3, 0, 4)[:, :, None, :, None, :, None] == place
-    moved = gradient.permute(1, 2, 3, 0, 4, 5)[:, :, None, :, None]
-    return torch.where(chosen, moved, 0.0).contiguous()
-
-
-def overlaid(windows: Tensor) -> Tensor:
-    """Sums of the 5×5 windows [n, h, w, t, 5, 5, c] where they overlap, [n, h + 4, w + 4, t, c]."""
-    n, h, w, t, _, _, c = windows.shape
-    made = windows.new_zeros(n, h + 4, w + 4, t, c)
-    for i in range(5):
-        for j in range(5):
-            made[:, i : i + h, j : j + w] += windows[..., i, j, :]
-    return made
-
-
-def overlaid_compiled(windows: Tensor) -> Tensor:
-    """The same for a compiler: one kernel that reads each entry once."""
-    made = None
-    for i in range(5):
-        for j in range(5):
-            part = functional.pad(windows[..., i, j, :], (0, 0, 0, 0, j, 4 - j, i, 4 - i))
-            made = part if made is None else made + part
-    assert made is not None
-    return made
-
-
-def overlaid_rows(rows: Tensor) -> Tensor:
+def overlaid(rows: Tensor) -> Tensor:
     """Sums of the columns of 5 [n, h, w, t, 5, c] where they overlap, [n, h + 4, w, t, c]."""
     n, h, w, t, _, c = rows.shape
     made = rows.new_zeros(n, h + 4, w, t, c)
     for i in range(5):
         made[:, i : i + h] += rows[..., i, :]
     return made
-
-
-def overlaid_rows_compiled(rows: Tensor) -> Tensor:
-    """The same for a compiler."""
-    parts = [functional.pad(rows[..., i, :], (0, 0, 0, 0, 0, 0, i, 4 - i)) for i in range(5)]
-    return parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
-
-
-def _by_member(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _rounded(value: float) -> float:
