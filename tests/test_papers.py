@@ -192,6 +192,20 @@ def test_alpha_alone_meets_all_four_tension_rows(module, tmp_path) -> None:
     assert alpha.draw(found, tmp_path).stat().st_size > 10_000
 
 
+def test_what_any_epoch_of_table_3_comes_to(module) -> None:
+    table3 = module("table3", "nakamura2022")
+    first = {"upper": [0.9, 0.80, 0.85], "lower": [0.035, 0.040, 0.045]}  # epoch 0 does not count
+    then = {"upper": [0.1, 0.60, 0.86], "lower": [0.100, 0.030, 0.090]}
+    runs = [("Central", {"curves": curves}) for curves in (first, then)]
+    runs.append(("Single upper", {"curves": {"upper": [0.99, 0.5, 0.7]}}))
+    found = {"Central": {}, "Single task": {}}
+    table3.reach(found, runs, {"Central": {"accuracy": [0.9, 0.05], "MSE": [0.035, 0.005]}})
+    central, alone = (list(found[row].values()) for row in ("Central", "Single task"))
+    # The nearest epoch is the first of the first run or its second: 2 ± off in one of the two.
+    assert [value for value, *_ in central] == pytest.approx([0.86, 0.030, 2.0])
+    assert alone == [[0.7, None, 1]]
+
+
 @pytest.mark.parametrize(
     ("printed", "ours", "grade", "told"),
     [
