@@ -53,6 +53,8 @@ class Repeated:
         torch.cuda.current_stream().wait_stream(beside)
         restore()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # On a stream of its own: a product's scratch memory belongs to the stream that it was
+        # captured on, and graphs that run side by side must not have the same.
+        with torch.cuda.graph(graph, stream=beside):
             self._action()
         return graph

@@ -13,6 +13,7 @@ the device that it was made on. `--small` makes everything tiny, to try the scri
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -59,39 +60,40 @@ def card(device: str) -> str:
 
 
 def quadrants(asked: argparse.Namespace) -> None:
-    """All methods and seeds of a starting rate as one stack, the rates one after the other.
+    """All seeds at both starting rates, a stack for each method, side by side.
 
     Where the time is over before a stack is, the runs that have ended are kept, and the others as
     what they are: runs of as many epochs as there were.
     """
-    if asked.tf32:
-        torch.set_float32_matmul_precision("high")
     ledger = Ledger(asked.out / "bellavia2026")
     size = {"epochs": 2, "samples": 300} if asked.small else {"epochs": 5_000}
-    seeds = 1 if asked.small else 11
-    for number, rate in enumerate(RATES):
-        cells = alternation.cells("quadrants", (rate,), seeds, **size)
-        done = ledger.found(QUADRANTS)
-        if all(key(cell) in done for cell in cells):
-            continue
-        members = stacks.Members(cells, asked.device)
-        file = asked.out / "bellavia2026" / f"{rate}.pt"
-        if file.exists():
-            members.load_state_dict(torch.load(file, weights_only=True))
-        start = time.time()
-        # The last reading gets what is left.
-        share = (asked.until - start) / (len(RATES) - number)  # of the time that is left
-        finished = members.run(start + share, file if asked.keep else None)
-        seconds = time.time() - start
-        print(f"rate {rate}: epoch {members.epoch}, {seconds:.0f} s", flush=True)
-        if not finished and asked.keep:
-            return
-        for k, (cell, values) in enumerate(zip(cells, members.values(seconds), strict=True)):
-            if not finished and bool(members.going[k]):
-                cell["epochs"] = members.epoch
+    cells = alternation.cells("quadrants", RATES, 1 if asked.small else 11, **size)
+    done = ledger.found(QUADRANTS)
+    if all(key(cell) in done for cell in cells):
+        return
+    side_by_side = [
+        stacks.Members([cell for cell in cells if cell["method"] == name], asked.device)
+        for name in alternation.METHODS
+    ]
+    file = asked.out / "bellavia2026" / "stacks.pt"
+    if file.exists():
+        for stack, state in zip(side_by_side, torch.load(file, weights_only=True), strict=True):
+            stack.load_state_dict(state)
+    start = time.time()
+    finished = stacks.run(side_by_side, asked.until, file if asked.keep else None)
+    seconds = time.time() - start
+    for stack in side_by_side:
+        print(f"{stack.cells[0]['method']}: epoch {stack.epoch}, {seconds:.0f} s", flush=True)
+    if not finished and asked.keep:
+        return
+    for stack in side_by_side:
+        share = seconds / len(side_by_side)
+        going = stack.going.tolist()
+        for cell, values, goes in zip(stack.cells, stack.values(share), going, strict=True):
+            told = {**cell, "epochs": stack.epoch} if goes and not finished else cell
             values |= {"device": card(asked.device), "tf32": asked.tf32}
-            ledger.add(QUADRANTS, cell, values, seconds / len(cells))
-        file.unlink(missing_ok=True)
+            ledger.add(QUADRANTS, told, values, share / len(stack.cells))
+    file.unlink(missing_ok=True)
 
 
 def redrawn(asked: argparse.Namespace) -> None:
@@ -100,22 +102,24 @@ def redrawn(asked: argparse.Namespace) -> None:
     Runs that have not ended when the time is over are kept as what they are: shorter ones.
     """
     names = ["Single upper", "Min-norm"] if asked.small else list(redraw.AGGREGATORS)
-    rates, seeds = (table3.RATES[:1], [[1]]) if asked.small else (table3.RATES, FIVES)
+    rates, seeds = (table3.RATES[:1], [[1]]) if asked.small else (table3.RATES, _asked_seeds(asked))
     ledger = Ledger(asked.out / "nakamura2022")
-    readings = list(table3.READINGS.values())
+    readings = [table3.READINGS[name] for name in asked.readings]
     if asked.small:
-        readings = [replace(r, settings={**r.settings, "epochs": 1}) for r in readings[:2]]
+        readings = [replace(r, settings={**r.settings, "epochs": 1}) for r in readings]
     best: dict[tuple[str, str], float | None] = {}
-    for number, reading in enumerate(readings):
-        # The last reading gets what is left.
-        share = (asked.until - time.time()) / max(1, len(readings) - 1 - number)
+    for reading in readings:
         first = [cell for row in names for cell in reading.cells(row, rates, [0])]
-        known = stacked_runs(ledger, reading.experiment, first, 0.6 * share, asked)
+        known = stacked_runs(ledger, reading.experiment, first, asked)
         best |= {(reading.experiment, row): reading.chosen(row, rates, known) for row in names}
-        more_seeds(ledger, reading, best, seeds[0], 0.4 * share, asked)
+        more_seeds(ledger, reading, best, seeds[0], asked)
     for some in seeds[1:]:
         for reading in readings:
-            more_seeds(ledger, reading, best, some, asked.until - time.time(), asked)
+            more_seeds(ledger, reading, best, some, asked)
+
+
+def _asked_seeds(asked: argparse.Namespace) -> list[list[int]]:
+    return [[seed for seed in some if seed < asked.seeds] for some in FIVES]
 
 
 def more_seeds(
@@ -123,7 +127,6 @@ def more_seeds(
     reading: table3.Reading,
     best: Mapping[tuple[str, str], float | None],
     seeds: Sequence[int],
-    seconds: float,
     asked: argparse.Namespace,
 ) -> None:
     """Runs of each row at its rate."""
@@ -134,31 +137,29 @@ def more_seeds(
         if rate is not None
         for cell in reading.cells(row, [rate], seeds)
     ]
-    stacked_runs(ledger, reading.experiment, cells, seconds, asked)
+    stacked_runs(ledger, reading.experiment, cells, asked)
 
 
 def stacked_runs(
     ledger: Ledger,
     experiment: str,
     cells: Sequence[dict[str, Any]],
-    seconds: float,
     asked: argparse.Namespace,
 ) -> dict[str, dict[str, Any]]:
-    """What is known of these of Table 3's runs, after as many seconds of training as one stack."""
+    """What is known of these of Table 3's runs, trained as one stack."""
     done = ledger.found(experiment)
     known = {key(cell): done[key(cell)] for cell in cells if key(cell) in done}
     missing = [cell for cell in cells if key(cell) not in done]
-    until = min(asked.until, time.time() + seconds)
-    if not missing or time.time() >= until:
+    if not missing or time.time() >= asked.until:
         return known
     members, start = stacked.Members(missing, asked.device), time.time()
-    finished = members.run(until)
+    finished = members.run(asked.until)
     taken = time.time() - start
     print(f"{experiment}: {len(missing)} runs, epoch {members.epoch}, {taken:.0f} s", flush=True)
-    going = [] if finished else [c for k, c in enumerate(members.cells) if bool(members.going[k])]
+    going = [] if finished else list(itertools.compress(members.cells, members.going.tolist()))
     found = members.values()
     for cell in missing:
-        values = {**found[key(cell)], "device": card(asked.device)}
+        values = {**found[key(cell)], "device": card(asked.device), "tf32": asked.tf32}
         told = {**cell, "epochs": members.epoch} if cell in going else cell
         ledger.add(experiment, told, values, taken / len(missing))
     return {**known, **found}
@@ -232,7 +233,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="then stop [5]")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu [cuda]")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time [1]")
-    parser.add_argument("--tf32", action="store_true", help="quadrants' products in TensorFloat-32")
+    parser.add_argument("--tf32", action="store_true", help="products in TensorFloat-32")
+    parser.add_argument(
+        "--readings", nargs="+", choices=list(table3.READINGS), default=["fixed"], help="of Table 3"
+    )
+    parser.add_argument("--seeds", type=int, default=10, help="of Table 3 [10]")
     parser.add_argument(
         "--keep", action="store_true", help="stopped stacks go on later (hundreds of megabytes)"
     )
@@ -240,6 +245,8 @@ def main() -> None:
     parser.add_argument("--papers", type=Path, default=HERE, help="where merge puts runs [here]")
     asked = parser.parse_args()
     asked.until = time.time() + 60 * asked.minutes
+    if asked.tf32:
+        torch.set_float32_matmul_precision("high")
     PARTS[asked.part](asked)
 
 

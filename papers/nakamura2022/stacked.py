@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,11 @@ from evenhand.schedules import mixed_seed
 ALPHA, PERIOD = 0.3, 10
 SHRINK = 0.75
 """A stack goes on without the members that have ended when no larger share of it is left."""
+CHUNK = 250
+"""Samples of which every member's windows are in memory at a time between epochs."""
+PIECES = 16
+"""Into how many the samples are divided for the convolutions' weight gradients."""
 KINDS = ("equal", "min-norm", "central")
-Layer = tuple[Tensor, Tensor]
-"""Weight [members, inputs, outputs] and bias [members, 1, outputs]."""
 
 
 def kind(row: str) -> tuple[str, bool, bool]:
@@ -39,6 +42,17 @@ def kind(row: str) -> tuple[str, bool, bool]:
     base = row.partition(" + ")[0]
     names = {"Central": "central", "Min-norm": "min-norm", "Min-norm (exact)": "min-norm"}
     return names.get(base, "equal"), base == "Min-norm", row.endswith("+ tension")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights [members, inputs, outputs] and biases [members, 1, outputs], within one tensor."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.weight, self.bias))
 
 
 class Members:
@@ -50,8 +64,10 @@ class Members:
     """
 
     def __init__(self, cells: Sequence[Mapping[str, Any]], device: str) -> None:
-        self.cells, self.device = list(cells), torch.device(device)
-        first = cells[0]
+        # Members of one seed stand side by side: they see the same pictures.
+        self.cells = sorted(cells, key=lambda cell: cell["seed"])
+        self.device = torch.device(device)
+        first = self.cells[0]
         same = {name: first[name] for name in first if name not in ("row", "rate", "seed")}
         usual = {name: redraw.SETTINGS[name] for name in ("dropout", "decoder", "watched")}
         if any({**cell, **same, **usual} != cell for cell in cells):
@@ -60,22 +76,24 @@ class Members:
         self.momentum = first["momentum"]
         self.problem = redraw.problem(first["resize"], first["placed"], first["scaled"], device)
         self.data: _Fixed | _Fresh = (
-            _Fresh(cells, self.device) if first.get("fresh") else _Fixed(cells, self.problem.train)
+            _Fresh(self.cells, self.device)
+            if first.get("fresh")
+            else _Fixed(self.cells, self.problem.train)
         )
         self.ended: dict[str, dict[str, Any]] = {}
         self._make_parameters()
         number = len(cells)
         where = {"device": self.device}
-        self.rates = torch.tensor([cell["rate"] for cell in cells], **where)
-        has = [[t in redraw.AGGREGATORS[c["row"]][0] for t in redraw.BOTH] for c in cells]
+        self.rates = torch.tensor([cell["rate"] for cell in self.cells], **where)
+        has = [[t in redraw.AGGREGATORS[c["row"]][0] for t in redraw.BOTH] for c in self.cells]
         self.has = torch.tensor(has, **where)
-        self.weighing = Weighing([cell["row"] for cell in cells], self.has)
+        self.weighing = Weighing([cell["row"] for cell in self.cells], self.has)
         self.going = torch.ones(number, dtype=torch.bool, **where)
         self.sound = torch.ones(number, dtype=torch.bool, **where)
         self.best = torch.full((number,), torch.inf, dtype=torch.float64, **where)
         self.waited = torch.zeros(number, dtype=torch.int64, **where)
         self.best_epoch = torch.zeros(number, dtype=torch.int64, **where)
-        self.kept = [p.detach().clone() for p in self.parameters]
+        self.kept = self.parameters.clone()
         self._make_room()
         self.epoch = 0
         self.curves: dict[str, list[list[float]]] = {
@@ -87,6 +105,15 @@ class Members:
     def _make_room(self) -> None:
         """What the steps and the validation read and write, for as many members as there are."""
         number, where = len(self.cells), {"device": self.device}
+        self.layers = self._layers(self.parameters)
+        self._gradient = torch.zeros_like(self.parameters)
+        self._gradients = self._layers(self._gradient)
+        self._which = self.data.which.to(self.device)
+        which = self.data.which.tolist()
+        self._groups = [  # (seed's position, its members)
+            (seed, slice(which.index(seed), which.index(seed) + which.count(seed)))
+            for seed in dict.fromkeys(which)
+        ]
         self._moving = torch.zeros_like(self.rates)
         self._position = torch.zeros((), dtype=torch.int64, **where)
         self._weights_seen = torch.zeros(number, 2, dtype=torch.float64, **where)
@@ -102,64 +129,180 @@ class Members:
         )
 
     def _make_parameters(self) -> None:
-        """The members' parameters, a head that a member does not have being 0."""
-        made: dict[str, list[Tensor]] = {}
+        """The members' parameters, [members, all], a head that a member does not have being 0."""
+        both = redraw.network(redraw.BOTH, False, "400")
+        self._shapes = {
+            f"{part}.{name}": tuple(value.shape)
+            for part, module in (("trunk", both.trunk), *_heads(both))
+            for name, value in module.named_parameters()
+        }
+        rows = []
         for cell in self.cells:
             torch.manual_seed(cell["seed"])
             tasks = redraw.AGGREGATORS[cell["row"]][0]
-            network = redraw.network(tasks, cell["dropout"], cell["decoder"])
-            parts: dict[str, nn.Module] = {"trunk": network.trunk}
-            parts |= {task: network.head(task) for task in tasks}
-            if not made:
-                both = redraw.network(redraw.BOTH, cell["dropout"], cell["decoder"])
-                self._shapes = {
-                    f"{part}.{name}": value.shape
-                    for part, module in (("trunk", both.trunk), *_heads(both))
-                    for name, value in module.named_parameters()
-                }
-                made = {name: [] for name in self._shapes}
-            values = {
-                f"{part}.{name}": value.detach()
-                for part, module in parts.items()
-                for name, value in module.named_parameters()
-            }
-            for name, shape in self._shapes.items():
-                made[name].append(values.get(name, torch.zeros(shape)))
-        self.parameters = []
-        self.layers: dict[str, list[Layer]] = {part: [] for part in ("trunk", *redraw.BOTH)}
-        names = list(self._shapes)
-        for weight, bias in zip(names[::2], names[1::2], strict=True):
-            w = torch.stack([one.flatten(1).T for one in made[weight]]).contiguous()
-            b = torch.stack(made[bias]).unsqueeze(1)
-            pair = w.to(self.device).requires_grad_(), b.to(self.device).requires_grad_()
-            self.layers[weight.partition(".")[0]].append(pair)
-            self.parameters += pair
-        self.buffers = [torch.zeros_like(p) for p in self.parameters]
+            rows.append(self.flat(redraw.network(tasks, cell["dropout"], cell["decoder"])))
+        self.parameters = torch.stack(rows).to(self.device)
+        self.buffers = torch.zeros_like(self.parameters)
+        trunk = [math.prod(s) for name, s in self._shapes.items() if name.startswith("trunk.")]
+        self.shared = sum(trunk)
 
-    # Forward --------------------------------------------------------------------------------
+    def flat(self, network: Any, gradients: bool = False) -> Tensor:
+        """A network's parameters, or their gradients, in the order and layout of a member's."""
+        parts = {"trunk": network.trunk, **{t: network.head(t) for t in network.tasks}}
+        named = {
+            f"{part}.{name}": value.grad if gradients else value.detach()
+            for part, module in parts.items()
+            for name, value in module.named_parameters()
+        }
+        values = [_laid(named.get(name), shape) for name, shape in self._shapes.items()]
+        return torch.cat([value.flatten() for value in values])
 
-    def _trunk(self, x: Tensor) -> Tensor:
-        """[members, b, 28, 28] → [members, b, 50]."""
-        one, two, three = self.layers["trunk"]
-        members, b = x.shape[:2]
-        x = x.reshape(members * b, 1, 28, 28)
-        for layer in (one, two):
-            x = functional.max_pool2d(_convolved(x, layer, members), 2).relu()
-        return _dense(x.reshape(members, b, -1), three).relu()
+    def _layers(self, flat: Tensor) -> dict[str, list[Layer]]:
+        """The parts of [members, all], as views."""
+        shapes = list(self._shapes.items())
+        sizes = [math.prod(shape) for _, shape in shapes]
+        found: dict[str, list[Layer]] = {part: [] for part in ("trunk", *redraw.BOTH)}
+        views = flat.split(sizes, dim=1)
+        for (name, shape), weight, bias in zip(shapes[::2], views[::2], views[1::2], strict=True):
+            layer = Layer(weight.unflatten(1, (-1, shape[0])), bias.unsqueeze(1))
+            found[name.partition(".")[0]].append(layer)
+        return found
 
-    def _upper(self, z: Tensor) -> Tensor:
+    # One step -------------------------------------------------------------------------------
+
+    def _step(self, size: int) -> None:
+        pictures, upper, lower = self.data.batch(self._position, size)
+        self._position += size
+        losses, rows = self.gradients(pictures, upper, lower)
+        both = losses.double()
+        self.sound &= (both.isfinite() | ~self.has).all(-1)
+        weights = self.weighing(_gramian(rows), both)
+        self._weights_seen += weights
+        w = weights.to(rows.dtype).unsqueeze(-1)
+        torch.sum(w * rows, 1, out=self._gradient[:, : self.shared])
+        self.buffers.mul_(self.momentum).add_(self._gradient)
+        self.parameters.addcmul_(self._moving.unsqueeze(-1), self.buffers, value=-1)
+
+    def gradients(self, pictures: Tensor, upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses [members, 2], and their gradients for the trunk [members, 2, shared].
+
+        Those for the heads are put in place.
+
+        Args:
+            pictures: each seed's, [seeds, b, 28, 28].
+            upper: their classes, [seeds, b].
+            lower: the pictures to be drawn, [seeds, b, 784].
+        """
+        seen = windows(pictures.flatten(0, 1).unsqueeze(-1)).view(*pictures.shape[:2], -1, 25)
+        trunk = self._trunk(seen, [(seed, members) for seed, members in self._groups])
+        z = trunk[-1]
+        likelihood, for_class = self._class_head(z, upper[self._which])
+        error, for_picture = self._picture_head(z, lower[self._which])
+        incoming = torch.stack([for_class, for_picture], 2)  # [members, b, 2, 50]
+        # The gradient of a head that a member does not have may be anything.
+        used = self.has[:, None, :, None] & (z > 0).unsqueeze(2)
+        rows = self._through_trunk(seen, trunk, torch.where(used, incoming, 0.0))
+        return torch.stack([likelihood, error], -1), rows
+
+    def _class_head(self, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean negative log-likelihood [members], and its gradient for z."""
         one, two = self.layers["upper"]
-        return _dense(_dense(z, one).relu(), two)
+        hidden = _dense(z, one).relu_()
+        logs = _dense(hidden, two).log_softmax(-1)
+        loss = -logs.gather(-1, target.unsqueeze(-1)).mean((-1, -2))
+        classes = torch.arange(logs.shape[-1], device=logs.device)
+        g = (logs.exp() - (target.unsqueeze(-1) == classes).to(logs.dtype)) / target.shape[1]
+        return loss, self._through_head("upper", z, hidden, g)
 
-    def _lower(self, z: Tensor) -> Tensor:
+    def _picture_head(self, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean squared error [members], and its gradient for z."""
         one, two = self.layers["lower"]
-        return _dense(_dense(z, one).relu(), two)
+        hidden = _dense(z, one).relu_()
+        g = _dense(hidden, two).sub_(target)
+        loss = g.square().mean((-1, -2))
+        return loss, self._through_head("lower", z, hidden, g.mul_(2 / target[0].numel()))
 
-    def _losses(self, z: Tensor, upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
-        """Each member's negative log-likelihood and squared error, [members]."""
-        logits = self._upper(z)
-        likelihood = functional.cross_entropy(logits.mT, upper, reduction="none").mean(-1)
-        return likelihood, (self._lower(z) - lower).square().mean((-1, -2))
+    def _through_head(self, task: str, z: Tensor, hidden: Tensor, g: Tensor) -> Tensor:
+        """The gradient for z, of that for the output; those for the parameters are put down."""
+        one, two = self.layers[task]
+        for_one, for_two = self._gradients[task]
+        _put(for_two, hidden, g)
+        g = (g @ two.weight.mT).mul_(hidden > 0)
+        _put(for_one, z, g)
+        return g @ one.weight.mT
+
+    def _trunk(self, seen: Tensor, groups: Sequence[tuple[int, slice]]) -> tuple[Tensor, ...]:
+        """What the trunk computes of windows [seeds, b, 576, 25], up to z [members, b, 50]."""
+        one, two, three = self.layers["trunk"]
+        b, members = seen.shape[1], len(self.cells)
+        x = seen.new_empty(members, b * 576, 10)
+        for seed, of in groups:
+            same = seen[seed].view(1, b * 576, 25).expand(of.stop - of.start, -1, -1)
+            torch.bmm(same, one.weight[of], out=x[of])
+        first, where_first = pooled(x.view(members, b, 24, 24, 10), one.bias[:, None, None])
+        columns = windows(first.view(-1, 12, 12, 10)).view(members, b * 64, 250)
+        x = torch.bmm(columns, two.weight).view(members, b, 8, 8, 20)
+        second, where_second = pooled(x, two.bias[:, None, None])
+        second = second.view(members, b, 320)
+        z = _dense(second, three).relu_()
+        return where_first, columns, where_second, second, z
+
+    def _through_trunk(self, seen: Tensor, trunk: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        """The trunk's gradients [members, 2, shared] of those for z, [members, b, 2, 50]."""
+        where_first, columns, where_second, second, _ = trunk
+        m, b = g.shape[:2]
+        rows = g.new_empty(m, 2, self.shared)
+        one, two, three = self._layers_of_trunk(rows)
+        three.weight.copy_((second.mT @ g.view(m, b, 100)).view(m, 320, 2, 50).transpose(1, 2))
+        three.bias.copy_(g.sum(1).unsqueeze(2))
+
+        g = (g.view(m, 2 * b, 50) @ self.layers["trunk"][2].weight.mT).view(m, b, 2, 4, 4, 20)
+        g = spread(g.permute(0, 1, 3, 4, 2, 5), where_second)
+        flat = g.view(m, b * 64, 40)
+        two.weight.copy_(self._divided(columns, flat).view(m, 250, 2, 20).transpose(1, 2))
+        two.bias.copy_(flat.sum(1).view(m, 2, 1, 20))
+
+        g = self._for_first(g.view(m, b, 8, 8, 2, 20)).view(m, b, 12, 12, 2, 10)
+        g = spread_by_picture(g, where_first).view(b, 576, m, 20)
+        pieces = math.gcd(b, PIECES)
+        for seed, of in self._groups:
+            some = g[:, :, of].reshape(pieces, b // pieces * 576, -1)
+            found = (seen[seed].view(pieces, b // pieces * 576, 25).mT @ some).sum(0)
+            one.weight[of].copy_(found.view(25, -1, 2, 10).permute(1, 2, 0, 3))
+        one.bias.copy_(g.sum((0, 1)).view(m, 2, 1, 10))
+        return rows
+
+    def _layers_of_trunk(self, rows: Tensor) -> list[Layer]:
+        """Weights [members, 2, inputs, outputs] and biases [members, 2, 1, outputs], as views."""
+        shapes = [s for name, s in self._shapes.items() if name.startswith("trunk.")]
+        views = rows.split([math.prod(shape) for shape in shapes], dim=2)
+        return [
+            Layer(weight.unflatten(2, (-1, shape[0])), bias.unsqueeze(2))
+            for shape, weight, bias in zip(shapes[::2], views[::2], views[1::2], strict=True)
+        ]
+
+    def _for_first(self, g: Tensor) -> Tensor:
+        """The gradient for the second convolution's input, of that for its output.
+
+        A product of windows along rows, whose results are added up along columns.
+        """
+        weight = self.layers["trunk"][1].weight  # [members, (row, column, 10), 20]
+        m, b = g.shape[:2]
+        padded = functional.pad(g, (0, 0, 0, 0, 4, 4)).flatten(0, 1)  # [.., 8, 16, 2, 20]
+        n, *_ = padded.shape
+        whole, row, column, task, _ = padded.stride()
+        near = padded.as_strided((n, 8, 12, 2, 5, 20), (whole, row, column, task, column, 1))
+        turned = weight.view(m, 5, 5, 10, 20).flip(2).permute(0, 2, 4, 1, 3).reshape(m, 100, 50)
+        made = near.reshape(m, b * 192, 100) @ turned
+        return overlaid(made.view(n, 8, 12, 2, 5, 10))
+
+    def _divided(self, x: Tensor, g: Tensor) -> Tensor:
+        """xᵀ g of each member, as a sum of products of fewer rows."""
+        m, rows = x.shape[:2]
+        pieces = math.gcd(rows, PIECES)
+        parts = (t.view(m * pieces, rows // pieces, -1) for t in (x, g))
+        left, right = parts
+        return (left.mT @ right).view(m, pieces, x.shape[2], -1).sum(1)
 
     # One epoch ------------------------------------------------------------------------------
 
@@ -191,17 +334,11 @@ class Members:
         }
         for name in ("rates", "has", "going", "sound", "best", "waited", "best_epoch"):
             setattr(self, name, getattr(self, name)[at].clone())
+        for name in ("parameters", "buffers", "kept"):
+            setattr(self, name, getattr(self, name)[at].clone())
         self.first = self.first[:, at]
         self.weighing.select(at)
-        self.data.which = self.data.which[at]
-        parameters = iter([p.detach()[at].clone().requires_grad_() for p in self.parameters])
-        self.layers = {
-            part: [(next(parameters), next(parameters)) for _ in layers]
-            for part, layers in self.layers.items()
-        }
-        self.parameters = [p for of in self.layers.values() for layer in of for p in layer]
-        self.buffers = [v[at].clone() for v in self.buffers]
-        self.kept = [p[at].clone() for p in self.kept]
+        self.data.which = self.data.which[chosen]
         self._make_room()
 
     def _epoch(self) -> None:
@@ -232,38 +369,8 @@ class Members:
 
     def _changing(self) -> list[Tensor]:
         """What a step writes to beside the parameters."""
-        own = [self._position, self._weights_seen, self.sound, *self.buffers]
+        own = [self._position, self._weights_seen, self.sound, self.buffers]
         return [*own, *self.weighing.state]
-
-    def _step(self, size: int) -> None:
-        x, upper, lower = self.data.batch(self._position, size)
-        self._position += size
-        trunk = [p for layer in self.layers["trunk"] for p in layer]
-        heads = {task: [p for layer in self.layers[task] for p in layer] for task in redraw.BOTH}
-        z = self._trunk(x)
-        at = z.detach().requires_grad_()
-        losses = self._losses(at, upper, lower)
-        rows, own = [], []
-        for task, loss in zip(redraw.BOTH, losses, strict=True):
-            row, *gradients = torch.autograd.grad(loss.sum(), [at, *heads[task]])
-            rows.append(row)
-            own += gradients
-        left = torch.autograd.grad(z, trunk, rows[0], retain_graph=True)
-        right = torch.autograd.grad(z, trunk, rows[1])
-        with torch.no_grad():
-            both = torch.stack(losses, -1).double()
-            self.sound &= (both.isfinite() | ~self.has).all(-1)
-            weights = self.weighing(_gramian(left, right), both)
-            self._weights_seen += weights
-            w = weights.float()
-            mixed = [
-                _by_member(w[:, 0], a) * a + _by_member(w[:, 1], b) * b
-                for a, b in zip(left, right, strict=True)
-            ]
-            moved = [*trunk, *heads["upper"], *heads["lower"]]
-            for p, v, g in zip(moved, self.buffers, [*mixed, *own], strict=True):
-                v.mul_(self.momentum).add_(g)
-                p.sub_(_by_member(self._moving, v) * v)
 
     # Between epochs -------------------------------------------------------------------------
 
@@ -272,17 +379,19 @@ class Members:
         """Errors of the class and of the picture, and the losses of either, [4, members]."""
         self._measured.zero_()
         number, count = len(self.cells), len(split)
-        for index in torch.arange(count, device=self.device).split(64):
-            x = split.inputs[index].squeeze(1).expand(number, -1, -1, -1)
+        for index in torch.arange(count, device=self.device).split(CHUNK):
+            pictures = windows(split.inputs[index].squeeze(1).unsqueeze(-1)).view(-1, 576, 25)
+            z = self._trunk(pictures.unsqueeze(0), [(0, slice(0, number))])[-1]
             upper = split.targets["upper"][index].expand(number, -1)
-            lower = split.targets["lower"][index].expand(number, -1, -1)
-            z = self._trunk(x)
-            logits, picture = self._upper(z), self._lower(z)
+            logits, picture = (
+                _dense(_dense(z, one).relu_(), two)
+                for one, two in (self.layers[task] for task in redraw.BOTH)
+            )
             wrong = (logits.argmax(-1) != upper).double().sum(-1)
-            likelihood = functional.cross_entropy(logits.mT, upper, reduction="none")
-            squared = (picture - lower).square().mean(-1).double().sum(-1)
-            found = torch.stack([wrong, squared, likelihood.double().sum(-1), squared])
-            self._measured += found / count
+            logs = logits.log_softmax(-1).gather(-1, upper.unsqueeze(-1))
+            squared = picture.sub_(split.targets["lower"][index]).square_().mean(-1)
+            likelihood, squared = -logs.double().sum((-1, -2)), squared.double().sum(-1)
+            self._measured += torch.stack([wrong, squared, likelihood, squared]) / count
 
     def _validated(self) -> Tensor:
         """Validation errors [2, members]; they and the losses are put down."""
@@ -302,8 +411,7 @@ class Members:
         better = self.going & (value < self.best)
         self.best = torch.where(better, value, self.best)
         self.best_epoch = torch.where(better, self.epoch, self.best_epoch)
-        for kept, parameter in zip(self.kept, self.parameters, strict=True):
-            torch.where(_by_member(better, kept), parameter.detach(), kept, out=kept)
+        self.kept = torch.where(better.unsqueeze(-1), self.parameters, self.kept)
         self.waited = torch.where(better, 0, self.waited + 1)
         self.going &= self.waited < self.patience
 
@@ -320,14 +428,11 @@ class Members:
         return {**self.ended, **dict(now)}
 
     def _all_values(self) -> list[dict[str, Any]]:
-        now = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            for parameter, kept in zip(self.parameters, self.kept, strict=True):
-                parameter.copy_(kept)
-            self._measure(self.problem.test)
-            wrong, squared = self._measured[:2].tolist()
-            for parameter, value in zip(self.parameters, now, strict=True):
-                parameter.copy_(value)
+        now = self.parameters.clone()
+        self.parameters.copy_(self.kept)
+        self._measure(self.problem.test)
+        wrong, squared = self._measured[:2].tolist()
+        self.parameters.copy_(now)
         return [self._value(k, 1 - wrong[k], squared[k]) for k in range(len(self.cells))]
 
     def _value(self, k: int, accuracy: float, squared: float) -> dict[str, Any]:
@@ -350,6 +455,27 @@ class Members:
             "losses": {t: curve("loss", t, last + 1) for t in tasks},
             "weights": {t: curve("weight", t, last) for t in tasks},
         }
+
+
+def _heads(network: Any) -> list[tuple[str, nn.Module]]:
+    return [(task, network.head(task)) for task in redraw.BOTH]
+
+
+def _laid(value: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """A parameter in the layout that it has here: [inputs, outputs], windows channels last."""
+    if value is None:
+        return torch.zeros(math.prod(shape))
+    if value.ndim == 4:  # [outputs, channels, 5, 5]
+        return value.permute(2, 3, 1, 0)
+    if value.shape == (50, 320):  # its inputs are 4×4 pictures of 20 channels
+        return value.view(50, 20, 4, 4).permute(2, 3, 1, 0)
+    return value.T if value.ndim == 2 else value
+
+
+def _put(gradients: Layer, x: Tensor, g: Tensor) -> None:
+    """A dense layer's gradients, of its inputs and the gradient for its outputs."""
+    torch.bmm(x.mT, g, out=gradients.weight)
+    torch.sum(g, 1, keepdim=True, out=gradients.bias)
 
 
 # Weights of two tasks ---------------------------------------------------------------------------
@@ -432,23 +558,15 @@ def _min_norm(gramian: Tensor) -> Tensor:
     return torch.stack([first, 1 - first], -1)
 
 
-def _gramian(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Inner products of each member's two gradients, [members, 2, 2]."""
-
-    def product(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-        pairs = zip(one, other, strict=True)
-        return torch.stack([(a * b).flatten(1).sum(-1) for a, b in pairs]).sum(0).double()
-
-    crossed = product(left, right)
-    rows = [product(left, left), crossed, crossed, product(right, right)]
-    return torch.stack(rows, -1).view(-1, 2, 2)
+def _gramian(rows: Tensor) -> Tensor:
+    """Inner products of each member's gradients [members, 2, entries], [members, 2, 2]."""
+    return (rows.unsqueeze(1) * rows.unsqueeze(2)).sum(-1, dtype=torch.float64)
 
 
 # Layers -----------------------------------------------------------------------------------------
-
-
-def _heads(network: Any) -> list[tuple[str, nn.Module]]:
-    return [(task, network.head(task)) for task in redraw.BOTH]
+# Pictures are [members, b, height, width, channels] here, and what is [members, rows, columns] is
+# multiplied for all members at once. The convolutions are products of 5×5 windows, whose entries
+# are in the order (row, column, channel).
 
 
 def _dense(x: Tensor, layer: Layer) -> Tensor:
@@ -456,16 +574,54 @@ def _dense(x: Tensor, layer: Layer) -> Tensor:
     return torch.baddbmm(bias, x, weight)
 
 
-def _convolved(x: Tensor, layer: Layer, members: int) -> Tensor:
-    """A convolution of 5×5, [members · b, c, h, w], as one product of each member's windows."""
-    windows = x.unfold(2, 5, 1).unfold(3, 5, 1)  # [members · b, c, h, w, 5, 5]
-    count, _, h, w = windows.shape[:4]
-    columns = windows.permute(0, 2, 3, 1, 4, 5).reshape(members, count // members * h * w, -1)
-    return _dense(columns, layer).view(count, h, w, -1).permute(0, 3, 1, 2)
+def windows(x: Tensor) -> Tensor:
+    """The 5×5 windows of [n, h, w, c] as rows of 25 c, [n, h − 4, w − 4, 5, 5 c]."""
+    n, h, w, c = x.shape
+    whole, row, column, _ = x.stride()
+    shape = n, h - 4, w - 4, 5, 5 * c
+    return x.as_strided(shape, (whole, row, column, row, 1)).contiguous()
 
 
-def _by_member(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
+def pooled(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """relu(max + bias) of every 2×2 field of [m, b, h, w, c], and where the greatest entry is.
+
+    Where: 0 to 3 in the order of reading, the first of equals; 4 where the ReLU is closed.
+    """
+    (a, b), (c, d) = ([x[:, :, i::2, j::2] for j in range(2)] for i in range(2))
+    upper, lower = torch.maximum(a, b), torch.maximum(c, d)
+    y = (torch.maximum(upper, lower) + bias).relu()
+    where = torch.where(lower > upper, (d > c).byte() + 2, (b > a).byte())
+    return y, torch.where(y > 0, where, 4)
+
+
+def spread(gradient: Tensor, where: Tensor) -> Tensor:
+    """The gradient for what `pooled` read, of those for its y: [.., h, w, t, c] at `where`.
+
+    In: gradient [m, b, h, w, t, c] for each of t tasks, where [m, b, h, w, c].
+    Out: [m, b, h, 2, w, 2, t, c].
+    """
+    place = torch.arange(4, dtype=torch.uint8, device=where.device).view(2, 1, 2, 1, 1)
+    chosen = where[:, :, :, None, :, None, None, :] == place
+    return torch.where(chosen, gradient[:, :, :, None, :, None], 0.0)
+
+
+def spread_by_picture(gradient: Tensor, where: Tensor) -> Tensor:
+    """`spread`, [b, h, 2, w, 2, m, t, c]."""
+    place = torch.arange(4, dtype=torch.uint8, device=where.device).view(2, 1, 2, 1, 1, 1)
+    m, b, h, w, t, c = gradient.shape
+    made = gradient.new_empty(b, h, 2, w, 2, m, t, c)
+    chosen = where.permute(1, 2, 3, 0, 4)[:, :, None, :, None, :, None] == place
+    moved = gradient.permute(1, 2, 3, 0, 4, 5)[:, :, None, :, None]
+    return torch.where(chosen, moved, gradient.new_zeros(()), out=made)
+
+
+def overlaid(rows: Tensor) -> Tensor:
+    """Sums of the columns of 5 [n, h, w, t, 5, c] where they overlap, [n, h + 4, w, t, c]."""
+    n, h, w, t, _, c = rows.shape
+    made = rows.new_zeros(n, h + 4, w, t, c)
+    for i in range(5):
+        made[:, i : i + h] += rows[..., i, :]
+    return made
 
 
 def _rounded(value: float) -> float:
@@ -485,7 +641,7 @@ class _Fixed:
         counted = Split(torch.zeros(len(split)), {})
         size = cells[0]["batch"]
         self.streams = [Stream(counted, size, mixed_seed(seed, *b"data")) for seed in seeds]
-        self.which = torch.tensor([seeds.index(cell["seed"]) for cell in cells], device=device)
+        self.which = torch.tensor([seeds.index(cell["seed"]) for cell in cells])
         self.orders = torch.zeros(len(seeds), len(split), dtype=torch.int64, device=device)
 
     def __len__(self) -> int:
@@ -499,26 +655,25 @@ class _Fixed:
         self.orders.copy_(torch.stack(orders))
 
     def batch(self, position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, classes and pictures of each member, [members, size, …]."""
-        at = position + torch.arange(size, device=position.device)
-        index = self.orders[:, at][self.which]
+        """Inputs, classes and pictures of each seed, [seeds, size, …]."""
+        index = self.orders[:, position + torch.arange(size, device=position.device)]
         inputs, targets = self.split.inputs, self.split.targets
         return inputs[index].squeeze(2), targets["upper"][index], targets["lower"][index]
 
 
 class _Fresh:
-    """`redraw.Fresh` for many members: pictures paired anew, made smaller bilinearly."""
+    """`redraw.Fresh` for many members: pictures paired anew."""
 
     def __init__(self, cells: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-        if cells[0]["resize"] != "bilinear" or not cells[0]["scaled"]:
-            raise ValueError("fresh pairs are made here bilinearly and standardised alone")
+        if not cells[0]["scaled"]:
+            raise ValueError("fresh pairs are made here standardised alone")
         self.placed = cells[0]["placed"]
+        self.smaller = _SMALLER[cells[0]["resize"]]
         generator = torch.Generator().manual_seed(mixed_seed(0, *b"multimnist"))
         images, labels = multimnist.parts(mnist.load(), generator)[0]
         self.images, self.labels = images.to(device), labels.to(device)
         self.seeds = list(dict.fromkeys(cell["seed"] for cell in cells))
-        which = [self.seeds.index(cell["seed"]) for cell in cells]
-        self.which = torch.tensor(which, device=device)
+        self.which = torch.tensor([self.seeds.index(cell["seed"]) for cell in cells])
         shape = len(self.seeds), len(images)
         self.orders = torch.zeros(*shape, dtype=torch.int64, device=device)
         self.partners = torch.zeros_like(self.orders)
@@ -539,22 +694,26 @@ class _Fresh:
             self.partners[row].copy_(partner[order])
 
     def batch(self, position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, classes and pictures of each member, [members, size, …]."""
+        """Inputs, classes and pictures of each seed, [seeds, size, …]."""
         at = position + torch.arange(size, device=position.device)
         index, partner = self.orders[:, at], self.partners[:, at]
         first, other = self.images[index], self.images[partner]  # [seeds, size, 28, 28]
         beside = functional.pad(other, (4, 0, 4, 0))
-        inputs = _smaller(torch.maximum(functional.pad(first, (0, 4, 0, 4)), beside))
-        lower = _smaller(beside) if self.placed else other.float()
-        chosen = self.which
-        return (
-            ((inputs / 255 - multimnist.MEAN) / multimnist.DEVIATION)[chosen],
-            self.labels[index][chosen],
-            (lower.flatten(2) / 255)[chosen],
-        )
+        inputs = self.smaller(torch.maximum(functional.pad(first, (0, 4, 0, 4)), beside))
+        lower = self.smaller(beside) if self.placed else other.float()
+        scaled = (inputs / 255 - multimnist.MEAN) / multimnist.DEVIATION
+        return scaled, self.labels[index], lower.flatten(2) / 255
 
 
-def _smaller(pictures: Tensor) -> Tensor:
+def _bilinear(pictures: Tensor) -> Tensor:
     """To 28×28, in bytes as the CPU makes them, but for the rounding of its weights."""
     made = functional.interpolate(pictures.float(), (28, 28), mode="bilinear", antialias=True)
     return made.round()
+
+
+def _nearest(pictures: Tensor) -> Tensor:
+    at = torch.arange(28, device=pictures.device) * pictures.shape[-1] // 28
+    return pictures[..., at, :][..., at].float()
+
+
+_SMALLER = {"bilinear": _bilinear, "nearest": _nearest}

@@ -30,7 +30,7 @@ NOTE = (
 CLASS = "Single upper", 1e-2
 PICTURE = "Single lower", 1e-1
 EDGES = "Min-norm", 1e-2
-"""The released solver's .999/.001 at a vertex; `ten_epochs.py` has the exact optimum."""
+"""The released solver's .999/.001 at a vertex; `table3.py` has the exact optimum too."""
 SHORT = {"epochs": 25}
 """A picture improves for longer than there was time for: its runs are compared at 25 epochs."""
 VARIED: tuple[tuple[tuple[str, float], dict[str, Any]], ...] = (
