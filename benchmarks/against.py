@@ -1,12 +1,13 @@
 """What one step costs against an older version of the library, side by side.
 
     git worktree add ../before COMMIT
-    python benchmarks/against.py ../before/src [--cases a,b,c,d,e,f] [--rounds 15] [--out FILE]
+    python benchmarks/against.py ../before/src [--cases a,b,c,d,e,f] [--rounds 5] [--pairs 3]
 
 Two processes, one for each version, take turns: in every round each runs every way of taking a step
 for the same number of times, and the ratio of their processor times is taken within the round.
-Printed is the median over the rounds, in brackets the middle half. Results go to
-benchmarks/results/against.json by default.
+There are several such pairs for each network, since processes of the same code differ by some
+percent, as their memory happens to lie. Printed is the median over the rounds of all pairs, in
+brackets the middle half. Results go to benchmarks/results/against.json by default (`--out`).
 
 Both processes keep the memory that they have freed (`KEEPING`). By itself glibc gives large blocks
 back to the kernel or keeps them, as the heap happens to lie: of processes with the same code some
@@ -23,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -112,16 +113,22 @@ class Version:
         self._process.wait()
 
 
-def measured(before: Version, now: Version, case: str, way: str, rounds: int) -> dict[str, Any]:
-    """One row: how much longer a step takes now."""
+def measured(
+    before: Version, now: Version, case: str, way: str, rounds: int
+) -> list[tuple[float, float]]:
+    """Seconds of a step before and now, in every round of a pair of processes."""
     for version in (before, now):
         version.seconds(case, way, 20)
     once = before.seconds(case, way, 5) / 5
     times = max(1, round(SECONDS / once))
-    pairs = [
+    return [
         (before.seconds(case, way, times) / times, now.seconds(case, way, times) / times)
         for _ in range(rounds)
     ]
+
+
+def row_of(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """How much longer a step takes now."""
     ratios = [new / old for old, new in pairs]
     low, _, high = statistics.quantiles(ratios, n=4)
     return {
@@ -138,28 +145,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A step against an older version.")
     parser.add_argument("source", type=Path, help="the src folder of the older version")
     parser.add_argument("--cases", default=CASES)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5, help="of each pair of processes [5]")
+    parser.add_argument("--pairs", type=int, default=3, help="of processes, for each network [3]")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    before, now = Version(options.source), Version(HERE.parent / "src")
     found: dict[str, Any] = {}
     for case in options.cases.split(","):
+        seen: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        for _ in range(options.pairs):
+            before, now = Version(options.source), Version(HERE.parent / "src")
+            for way in WAYS:
+                seen[way] += measured(before, now, case, way, options.rounds)
+            before.end()
+            now.end()
         for way in WAYS:
-            row = measured(before, now, case, way, options.rounds)
-            found[f"{case}, {way}"] = row
+            row = found[f"{case}, {way}"] = row_of(seen[way])
             print(
                 f"({case}) {way:10} {row['milliseconds before']:9.2f} ms -> "
                 f"{row['milliseconds now']:9.2f} ms  {row['ratio']:.3f} "
                 f"[{row['middle half'][0]:.3f}, {row['middle half'][1]:.3f}]",
                 flush=True,
             )
-    for version in (before, now):
-        version.end()
     whole = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load": os.getloadavg()[0],
         "rounds": options.rounds,
+        "pairs": options.pairs,
         "rows": found,
     }
     options.out.write_text(json.dumps(whole, indent=1) + "\n")
