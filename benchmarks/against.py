@@ -10,8 +10,8 @@ percent, as their memory happens to lie. Printed is the median over the rounds o
 brackets the middle half. Results go to benchmarks/results/against.json by default (`--out`).
 
 Both processes keep the memory that they have freed (`KEEPING`). By itself glibc gives large blocks
-back to the kernel or keeps them, as the heap happens to lie: of processes with the same code some
-have no page fault in a step of (b) and some 5,000, which are 10 of 40 ms.
+back to the kernel or keeps them, as the heap happens to lie, and what is given back is faulted in
+again: processes of the same code then differ by more than the versions do.
 """
 
 from __future__ import annotations
