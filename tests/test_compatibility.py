@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
@@ -424,8 +424,20 @@ def half_precision() -> Bench:
     return Bench([*trunk.parameters(), *heads.parameters()], losses, tolerance=2e-2)
 
 
+def scripted(x: Tensor, module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        made: nn.Module = torch.jit.script(module)
+    for _ in range(3):  # what was run twice is made faster: a graph of one node
+        made(x)
+    return made
+
+
 def compiled(what: str, backend: str = "aot_eager") -> Bench:
-    """torch.compile; aot_eager compiles nothing but traces like inductor, the default."""
+    """torch.compile, or "script": TorchScript.
+
+    aot_eager compiles nothing but traces like inductor, the default.
+    """
     trunk, heads = linear(4, 5, 3), three_heads()
     x, y = data()
 
@@ -440,9 +452,12 @@ def compiled(what: str, backend: str = "aot_eager") -> Bench:
 
     whole = Whole()
     torch._dynamo.reset()
-    fast_trunk = torch.compile(trunk, backend=backend)
-    fast_heads = [torch.compile(head, backend=backend) for head in heads]
-    fast_whole = torch.compile(whole, backend=backend)
+    if backend == "script":
+        make = partial(scripted, x)
+    else:
+        make = partial(torch.compile, backend=backend)
+    fast_trunk, fast_whole = make(trunk), make(whole)
+    fast_heads = [make(head) for head in heads] if "heads" in what else []
 
     def losses(plainly: bool) -> tuple[dict[str, Tensor], Any]:
         if plainly:
@@ -490,6 +505,8 @@ CASES = (
     Case("torch.compile of the heads", lambda: compiled("heads")),
     Case("torch.compile of trunk and heads apart", lambda: compiled("trunk and heads")),
     Case("torch.compile of the whole", lambda: compiled("whole")),
+    Case("torch.jit.script of the trunk", lambda: compiled("trunk", "script")),
+    Case("torch.jit.script of the whole", lambda: compiled("whole", "script")),
 )
 INDUCTOR = {
     Case(

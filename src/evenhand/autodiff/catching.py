@@ -39,11 +39,16 @@ class Catcher:
         networks = [module for module in model.modules() if isinstance(module, MultiTaskNetwork)]
         heads = {module for network in networks for module in network.heads.modules()}
         for module in model.modules():
-            if module not in heads:
+            if module not in heads and not isinstance(module, torch.jit.ScriptModule):
                 self.catch(module)
 
     def catch(self, module: nn.Module, replay: bool = False) -> None:
         """Catch what `module` returns from now on; with `replay`, keep what it was given too."""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                "features= is a scripted module, whose outputs cannot be caught, since it takes no "
+                "hooks: give the tensor that it returns"
+            )
         key = id(module)
         known = self._caught.get(key)
         if known is None or known[0]() is not module:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evenhand.autodiff.call import Call
-from evenhand.autodiff.walk import Edge, edge_of, is_python, walk
+from evenhand.autodiff.walk import Edge, edge_of, is_opaque, walk
 from evenhand.network import Outputs, Reading
 
 
@@ -70,7 +70,7 @@ class Found:
                 edge_of(r.probe): r for r in outputs.readings.values() if r.probe.requires_grad
             }
             # What a compiled function returned beside the features did not come from them.
-            if any(map(is_python, {type(node) for node, _ in probes})):
+            if any(map(is_opaque, {type(node) for node, _ in probes})):
                 probes = {}
         reach = walk(roots, [*edges, *probes], counted=plus - 1)
         direct = through = 0

@@ -250,9 +250,10 @@ class Ownership:
         ]
         if not unsure:
             return masks, nothing
-        # A task whose gradient is zero at what lies behind says nothing of who reaches what.
+        # A task whose gradient is zero at all that it has in common with others (its head may begin
+        # at zero) says nothing of who reaches what.
         open_ones = {id(leaf) for leaf in unsure}
-        others = [leaf for leaf in masks if id(leaf) not in open_ones]
+        others = [p for p in masks if id(p) not in open_ones and _several(masks[p])]
         witnesses = [*found.features] or others
         probed = probe([*unsure, *witnesses])
         seen = dict(zip(unsure, probed, strict=False))

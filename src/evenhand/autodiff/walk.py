@@ -8,8 +8,8 @@ any number of losses.
 A node with several outputs passes on what arrives at any of them, so beyond it the graph alone may
 not tell two losses apart. Two kinds of such nodes are known: what hands each of its inputs on to
 one output (`PASSING`: module hooks, DDP's sink) is looked through, output by output; what puts
-unrelated tensors side by side (`JOINING`, and functions written in Python, compiled ones among
-them) marks all that lies beyond it as `joint`.
+unrelated tensors side by side (`JOINING`, and functions that the graph does not show the inside of,
+compiled ones among them) marks all that lies beyond it as `joint`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,17 @@ Edge = tuple[Node, int]
 PASSING = frozenset({"_DDPSinkBackward", "BackwardHookFunctionBackward"})
 JOINING = frozenset(
     {
-        "CatBackward0",
-        "StackBackward0",
-        "CopySlices",
-        "IndexPutBackward0",
-        "IndexCopyBackward0",
-        "SliceScatterBackward0",
-        "SelectScatterBackward0",
-        "DiagonalScatterBackward0",
-        "ScatterBackward0",
-        "MaskedScatterBackward0",
-        "BlockDiagBackward0",
+        *("CatBackward0", "StackBackward0", "BlockDiagBackward0", "CopySlices", "WhereBackward0"),
+        *("IndexPutBackward0", "IndexPutImplBackward0", "UnsafeIndexPutBackward0", "PutBackward0"),
+        *("IndexCopyBackward0", "IndexAddBackward0", "IndexReduceBackward0", "IndexFillBackward1"),
+        *("SliceScatterBackward0", "SelectScatterBackward0", "DiagonalScatterBackward0"),
+        *("AsStridedScatterBackward0", "ScatterBackward0", "ScatterAddBackward0"),
+        *("ScatterReduceBackward0", "MaskedScatterBackward0", "MaskedFillBackward1"),
+        *("NestedTensorFromTensorListBackward0", "ComplexBackward0"),
     }
 )
+OPAQUE = "CppFunction"
+"""The type of nodes of C++ that have none of their own: TorchScript's, and those of extensions."""
 
 
 @dataclass
@@ -76,9 +74,12 @@ def edge_of(tensor: Tensor) -> Edge:
     return found.node, found.output_nr
 
 
-def is_python(kind: type) -> bool:
-    """Whether nodes of this type are of a function that is written in Python, or compiled."""
-    return issubclass(kind, BackwardCFunction)
+def is_opaque(kind: type) -> bool:
+    """Whether the graph does not show what nodes of this type do inside.
+
+    They are of functions that are written in Python, compiled, scripted, or of an extension.
+    """
+    return issubclass(kind, BackwardCFunction) or kind.__name__ == OPAQUE
 
 
 def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted: int = -1) -> Reach:
@@ -110,7 +111,7 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
         node = ready.pop()
         mask, here = masks[node], edges[node]
         kind: Any = type(node)
-        if kind not in _PLAIN and len(here) > 1 and mask & counted and _joins(kind):
+        if kind not in _PLAIN and mask & counted and _joins(kind) and _several(here):
             mask |= joined
         for edge in here:
             child = edge[0]
@@ -197,6 +198,11 @@ _PLAIN: set[type] = {LEAF, type(None)}
 """Types of nodes that are known to do neither: no call is made for those of every edge."""
 
 
+def _several(edges: Sequence[Edge]) -> bool:
+    """Whether more than one edge leads on."""
+    return sum(node is not None for node, _ in edges) > 1
+
+
 @cache
 def _passes(kind: type) -> bool:
     """Whether nodes of this type hand each of their inputs on to one output."""
@@ -208,5 +214,5 @@ def _passes(kind: type) -> bool:
 
 @cache
 def _joins(kind: type) -> bool:
-    """Whether nodes of this type put unrelated tensors side by side."""
-    return kind.__name__ not in PASSING and (is_python(kind) or kind.__name__ in JOINING)
+    """Whether nodes of this type may put unrelated tensors side by side."""
+    return kind.__name__ not in PASSING and (is_opaque(kind) or kind.__name__ in JOINING)

@@ -66,10 +66,12 @@ class Wrappers:
         if isinstance(model, DistributedDataParallel):
             note.saw(model)
         self._watched = weakref.ref(inner)
-        self._handles = [
-            inner.register_forward_pre_hook(note.before),
-            inner.register_forward_hook(note.after),
-        ]
+        self._handles = []
+        if not isinstance(inner, torch.jit.ScriptModule):  # which takes no hooks
+            self._handles = [
+                inner.register_forward_pre_hook(note.before),
+                inner.register_forward_hook(note.after),
+            ]
 
     def look(self, losses: Sequence[Tensor], reached: Iterable[Tensor]) -> nn.Module | None:
         """The wrapper (or root under `fully_shard`) of leaves, where no forward pass has told.

@@ -1,0 +1,241 @@
+"""Operations that put the outputs of heads side by side: the graph alone does not tell tasks apart.
+
+Each loss reads its own part of what is joined, so autograd's gradients by the other head are zero.
+Without a model such a program is refused; with one, its structure tells, and the weights are those
+of the two gradients by the trunk.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evenhand import MGDA, Balancer, MultiTaskNetwork
+from evenhand.linalg import min_norm
+
+Join = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+FIRST, SECOND = torch.arange(6), torch.arange(6, 12)
+
+
+def zeros() -> Tensor:
+    return torch.zeros(12, 1, dtype=torch.float64)
+
+
+def halves(joined: Tensor) -> tuple[Tensor, Tensor]:
+    return joined[:6], joined[6:]
+
+
+def chosen(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    odd = torch.tensor([0, 1, 0, 1, 0, 1], dtype=torch.bool)
+    found = torch.where(odd.unsqueeze(1), a, b)
+    return found[odd], found[~odd]
+
+
+def written(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    found = zeros()
+    found[:6] = a
+    found[6:] = b
+    return halves(found)
+
+
+def complex_numbers(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    found = torch.complex(a, b)
+    return found.real, found.imag
+
+
+def nested(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*nested tensors")
+        one, other = torch.nested.as_nested_tensor([a, b[:4]]).unbind()
+    return one, other
+
+
+def lists(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    one, other = torch._foreach_mul([a, b], 2.0)
+    return one, other
+
+
+def by_index(method: str, *options: str) -> Join:
+    def join(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        found = zeros()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*in beta")
+            for index, part in ((FIRST, a), (SECOND, b)):
+                found = getattr(found, method)(0, index, part, *options)
+        return halves(found)
+
+    return join
+
+
+def scattered(method: str, *options: str) -> Join:
+    def join(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        found = zeros()
+        for index, part in ((FIRST, a), (SECOND, b)):
+            found = getattr(found, method)(0, index.unsqueeze(1), part, *options)
+        return halves(found)
+
+    return join
+
+
+JOINS: Mapping[str, Join] = {
+    "cat": lambda a, b: halves(torch.cat([a, b])),
+    "stack": lambda a, b: torch.stack([a, b]).unbind(),
+    "block_diag": lambda a, b: (torch.block_diag(a, b)[:6, 0], torch.block_diag(a, b)[6:, 1]),
+    "where": chosen,
+    "slices": written,
+    "index_copy": by_index("index_copy"),
+    "index_add": by_index("index_add"),
+    "index_reduce": by_index("index_reduce", "mean"),
+    "index_put": lambda a, b: halves(
+        zeros().index_put((FIRST,), a).index_put((SECOND,), b, accumulate=True)
+    ),
+    "put": lambda a, b: halves(zeros().put(FIRST, a.view(6)).put(SECOND, b.view(6))),
+    "scatter": scattered("scatter"),
+    "scatter_add": scattered("scatter_add"),
+    "scatter_reduce": scattered("scatter_reduce", "sum"),
+    "slice_scatter": lambda a, b: halves(
+        zeros().slice_scatter(a, 0, 0, 6).slice_scatter(b, 0, 6, 12)
+    ),
+    "masked_scatter": lambda a, b: halves(
+        zeros()
+        .masked_scatter(torch.arange(12).view(12, 1) < 6, a)
+        .masked_scatter(torch.arange(12).view(12, 1) >= 6, b)
+    ),
+    "complex": complex_numbers,
+    "nested": nested,
+    "pad_sequence": lambda a, b: nn.utils.rnn.pad_sequence([a, b]).unbind(1),
+    "foreach": lists,
+}
+
+
+def network() -> MultiTaskNetwork:
+    torch.manual_seed(1)
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    return MultiTaskNetwork(trunk, {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}).double()
+
+
+def losses(made: MultiTaskNetwork, join: Join | None) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    z = made.trunk(torch.randn(6, 3, dtype=torch.float64))
+    a, b = made.head("a")(z), made.head("b")(z)
+    if join is not None:
+        a, b = join(a, b)
+    return {"a": a.square().mean(), "b": (b - 1).square().sum() / 3}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_heads_that_are_joined_are_told_apart_or_refused(name) -> None:
+    made = network()
+    parts = {part: list(made.get_submodule(part).parameters()) for part in ("trunk", "heads")}
+    leaves = [*parts["trunk"], *parts["heads"]]
+    rows = [
+        torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        for loss in losses(made, JOINS[name]).values()
+    ]
+    trunk = torch.stack([torch.cat([g.flatten() for g in row[:2]]) for row in rows])
+    weights = min_norm(trunk @ trunk.mT).weights
+    assert weights.min() > 0.01
+
+    with pytest.raises(ValueError, match="cannot be told: the losses of 'a', 'b' pass one node"):
+        Balancer(aggregator=MGDA()).backward(losses(made, JOINS[name]))
+    assert all(p.grad is None for p in leaves)
+    balance = Balancer(aggregator=MGDA(), model=made).backward(losses(made, JOINS[name]))
+    torch.testing.assert_close(balance.trunk_weights, weights, rtol=1e-9, atol=1e-12)
+    for k, (p, a, b) in enumerate(zip(leaves, *rows, strict=True)):
+        expected = weights[0] * a + weights[1] * b if k < 2 else a + b
+        torch.testing.assert_close(p.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_shared_may_pass_such_a_node_while_a_head_begins_at_zero() -> None:
+    """The trunk is dense, and the gradient of one task there is zero at first."""
+    made = network()
+    nn.init.zeros_(made.head("b").weight)
+    first = nn.Linear(3, 3).double()
+
+    def joined() -> dict[str, Tensor]:
+        torch.manual_seed(2)
+        x = torch.randn(6, 3, dtype=torch.float64)
+        z = made.trunk(torch.where(x > 0, first(x), x.square() * first.bias))
+        return {t: (made.head(t)(z) - 1).square().mean() for t in ("a", "b")}
+
+    balancer = Balancer(aggregator=MGDA())
+    told = r"the gradient of 'b' is exactly zero"
+    with pytest.warns(UserWarning, match=told):
+        assert balancer.backward(joined()).trunk_weights.tolist() == [0, 1]
+    nn.init.ones_(made.head("b").weight)
+    found = joined()
+    shared = [*first.parameters(), *made.trunk.parameters()]
+    rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in found.values()]
+    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    expected = min_norm(flat @ flat.mT).weights
+    torch.testing.assert_close(balancer.backward(found).trunk_weights, expected)
+
+
+# TorchScript ------------------------------------------------------------------------------------
+
+
+class Scripted(nn.Module):
+    """Trunk and heads in one; a graph of its run is one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = network()
+        self.trunk, self.a, self.b = made.trunk, made.head("a"), made.head("b")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.trunk(x)
+        return self.a(z).tanh() * 2, self.b(z).tanh() * 3
+
+
+def scripted(module: nn.Module, x: Tensor) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        made: nn.Module = torch.jit.script(module)
+    for _ in range(3):  # it is made faster when it has been run twice
+        made(x)
+    return made
+
+
+def test_a_scripted_network_is_refused_where_it_hides_whose_heads_are() -> None:
+    torch.manual_seed(2)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    plain = Scripted()
+    fast = scripted(plain, x)
+    for options in ({}, {"model": fast}, {"model": plain}):
+        a, b = fast(x)
+        with pytest.raises(ValueError, match="cannot be told"):
+            Balancer(aggregator=MGDA(), **options).backward(
+                {"a": a.square().mean(), "b": (b - 1).square().mean()}
+            )
+    a, b = fast(x)
+    balancer = Balancer(aggregator=MGDA())
+    balance = balancer.backward(
+        {"a": a.square().mean(), "b": (b - 1).square().mean()}, shared=plain.trunk.parameters()
+    )
+    a, b = plain(x)
+    rows = [
+        torch.autograd.grad(loss, list(plain.trunk.parameters()), retain_graph=True)
+        for loss in (a.square().mean(), (b - 1).square().mean())
+    ]
+    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    torch.testing.assert_close(balance.trunk_weights, min_norm(flat @ flat.mT).weights)
+
+
+def test_a_scripted_part_of_a_network_takes_no_hooks_and_needs_none() -> None:
+    torch.manual_seed(2)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    plain = network()
+    expected = Balancer(aggregator=MGDA(), model=plain).backward(losses(plain, None))
+    grads = [p.grad for p in plain.parameters()]
+    made = network()
+    made.trunk = scripted(made.trunk, x)
+    found = Balancer(aggregator=MGDA(), model=made).backward(losses(made, None))
+    torch.testing.assert_close(found.trunk_weights, expected.trunk_weights)
+    for p, grad in zip(made.parameters(), grads, strict=True):
+        torch.testing.assert_close(p.grad, grad)
+    with pytest.raises(ValueError, match=r"is a scripted module.*give the tensor that it returns"):
+        Balancer(aggregator=MGDA()).backward(losses(made, None), features=made.trunk)
