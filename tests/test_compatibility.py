@@ -452,10 +452,8 @@ def compiled(what: str, backend: str = "aot_eager") -> Bench:
 
     whole = Whole()
     torch._dynamo.reset()
-    if backend == "script":
-        make = partial(scripted, x)
-    else:
-        make = partial(torch.compile, backend=backend)
+    script = backend == "script"
+    make = partial(scripted, x) if script else partial(torch.compile, backend=backend)
     fast_trunk, fast_whole = make(trunk), make(whole)
     fast_heads = [make(head) for head in heads] if "heads" in what else []
 

@@ -59,6 +59,16 @@ def lists(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
+def beside_a_constant(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    one, constant = halves(torch.cat([a, torch.zeros_like(b)]))
+    return one, b + constant
+
+
+def filled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    one, constant = halves(torch.cat([a, a]).where(torch.arange(12).view(12, 1) < 6, 0.0))
+    return one, b + constant
+
+
 def by_index(method: str, *options: str) -> Join:
     def join(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         found = zeros()
@@ -85,7 +95,9 @@ JOINS: Mapping[str, Join] = {
     "cat": lambda a, b: halves(torch.cat([a, b])),
     "stack": lambda a, b: torch.stack([a, b]).unbind(),
     "block_diag": lambda a, b: (torch.block_diag(a, b)[:6, 0], torch.block_diag(a, b)[6:, 1]),
+    "cat with a constant": beside_a_constant,
     "where": chosen,
+    "where with a constant": filled,
     "slices": written,
     "index_copy": by_index("index_copy"),
     "index_add": by_index("index_add"),
@@ -173,6 +185,21 @@ def test_what_is_shared_may_pass_such_a_node_while_a_head_begins_at_zero() -> No
     flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     expected = min_norm(flat @ flat.mT).weights
     torch.testing.assert_close(balancer.backward(found).trunk_weights, expected)
+
+
+def test_heads_evaluated_at_once_need_not_all_have_a_bias() -> None:
+    """The biases are joined with zeros, and a task does not reach the other's bias."""
+    rows = {}
+    for fused in (False, True):
+        torch.manual_seed(1)
+        heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1, bias=False)}
+        made = MultiTaskNetwork(nn.Linear(3, 4), heads, fused=fused).double()
+        outputs = made(torch.randn(6, 3, dtype=torch.float64))
+        found = {"a": outputs["a"].square().mean(), "b": (outputs["b"] - 1).square().mean()}
+        balance = Balancer(aggregator=MGDA(), model=made).backward(found)
+        rows[fused] = [balance.trunk_weights, *(p.grad for p in made.parameters())]
+    for one, other in zip(*rows.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 # TorchScript ------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ def walk(roots: Sequence[tuple[Edge, int]], stops: Iterable[Edge] = (), counted:
         node = ready.pop()
         mask, here = masks[node], edges[node]
         kind: Any = type(node)
-        if kind not in _PLAIN and mask & counted and _joins(kind) and _several(here):
+        # A constant beside a tensor has an edge, too: a loss may read the constant alone.
+        if kind not in _PLAIN and len(here) > 1 and mask & counted and _joins(kind):
             mask |= joined
         for edge in here:
             child = edge[0]
@@ -196,11 +197,6 @@ def _through(edge: Edge, ends: Ends) -> Edge:
 
 _PLAIN: set[type] = {LEAF, type(None)}
 """Types of nodes that are known to do neither: no call is made for those of every edge."""
-
-
-def _several(edges: Sequence[Edge]) -> bool:
-    """Whether more than one edge leads on."""
-    return sum(node is not None for node, _ in edges) > 1
 
 
 @cache
