@@ -187,6 +187,21 @@ def test_what_is_shared_may_pass_such_a_node_while_a_head_begins_at_zero() -> No
     torch.testing.assert_close(balancer.backward(found).trunk_weights, expected)
 
 
+def test_a_task_that_has_nothing_else_in_common_speaks_at_its_own_head() -> None:
+    """The trunk is frozen, and of what is joined to the other head the loss reads a constant."""
+    made = network()
+    made.trunk.requires_grad_(False)
+    with pytest.raises(ValueError, match="the gradient of 'b' there is zero"):
+        Balancer(aggregator=MGDA()).backward(losses(made, beside_a_constant))
+    balancer = Balancer(aggregator=MGDA(), model=made)
+    with pytest.warns(UserWarning, match="is the trunk frozen"):
+        balancer.backward(losses(made, beside_a_constant))
+    for loss, task in zip(losses(made, None).values(), ("a", "b"), strict=True):
+        head = list(made.head(task).parameters())
+        for p, grad in zip(head, torch.autograd.grad(loss, head), strict=True):
+            torch.testing.assert_close(p.grad, grad)
+
+
 def test_heads_evaluated_at_once_need_not_all_have_a_bias() -> None:
     """The biases are joined with zeros, and a task does not reach the other's bias."""
     rows = {}

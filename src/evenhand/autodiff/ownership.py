@@ -250,11 +250,12 @@ class Ownership:
         ]
         if not unsure:
             return masks, nothing
-        # A task whose gradient is zero at all that it has in common with others (its head may begin
-        # at zero) says nothing of who reaches what.
+        # A task whose gradient is zero at all that it surely has in common with others says nothing
+        # of who reaches what: its head may begin at zero.
         open_ones = {id(leaf) for leaf in unsure}
-        others = [p for p in masks if id(p) not in open_ones and _several(masks[p])]
-        witnesses = [*found.features] or others
+        others = [leaf for leaf in masks if id(leaf) not in open_ones]
+        common = [leaf for leaf in others if _several(masks[leaf])]
+        witnesses = [*found.features] or common or others
         probed = probe([*unsure, *witnesses])
         seen = dict(zip(unsure, probed, strict=False))
         speaking = reduce(or_, probed)
