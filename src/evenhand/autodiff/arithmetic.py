@@ -16,11 +16,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors
 from torch.autograd.graph import GradientEdge
 
 from evenhand.autodiff.gradients import Gradient, Place, all_finite
-from evenhand.autodiff.jacobian import SMALL, numbers
+from evenhand.autodiff.jacobian import SMALL, flattened, numbers
 
 
 def gradient(
@@ -187,8 +186,7 @@ def _finite_here(present: Sequence[Tensor]) -> bool:
         (small if g.numel() <= SMALL and g.layout == torch.strided else large).append(g)
     if len(small) < 2:
         return all(map(all_finite, present))
-    flat = _flatten_dense_tensors(small)  # type: ignore[no-untyped-call]  # torch's own
-    return all_finite(flat) and all(map(all_finite, large))
+    return all_finite(flattened(small)) and all(map(all_finite, large))
 
 
 def chosen_targets(

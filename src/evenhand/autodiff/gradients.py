@@ -85,7 +85,7 @@ class TaskGradients:
 
     Attributes:
         tasks: names of the m active tasks, in the order of all tasks.
-        index: their positions among all tasks, int64 [m].
+        index: their positions among all tasks, int64 [m]; by default they are all tasks.
         total: the number of all tasks.
         clock: when.
         samples: the same view on further independent batches, for methods that declare them.
@@ -105,7 +105,9 @@ class TaskGradients:
         samples: Sequence[TaskGradients] = (),
     ) -> None:
         self.tasks = tuple(tasks)
-        self.index = torch.arange(len(self.tasks)) if index is None else index
+        if index is None:
+            index = torch.arange(len(self.tasks), device=losses.device)
+        self.index = index
         self.total = len(self.tasks) if total is None else total
         self.clock = clock or Clock()
         self.samples = tuple(samples)

@@ -23,6 +23,7 @@ from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from evenhand.autodiff.gradients import Gradient
 
@@ -108,13 +109,13 @@ class Few(Filled):
         """An entry; None if no task reaches."""
         return next((entry for entry in self.entries if entry is not None), None)
 
-    def flat(self, i: int) -> Tensor:
-        """Entry i as real numbers in a row; zeros where the task does not reach."""
+    def filled(self, i: int) -> Tensor:
+        """Entry i; zeros where the task does not reach, as some task does."""
         entry = self.entries[i]
         if entry is None:
             assert self.some is not None
-            return torch.zeros_like(real(self.some)).reshape(-1)
-        return real(entry).reshape(-1)
+            entry = torch.zeros_like(self.some)
+        return entry
 
     def products(self) -> list[Tensor]:
         """⟨g_i, g_j⟩ for i ≤ j of a single network, scalars; none if no task reaches."""
@@ -309,7 +310,8 @@ class Heads(Column):
         delta, matrix = self._delta, self._matrix
         if delta.dtype in (torch.float16, torch.bfloat16):
             delta, matrix = delta.float(), matrix.float()
-        return self._summed(self._summed((delta.mT @ delta) * (matrix @ matrix.mT)).mT)
+        products = (delta.mT @ delta) * (matrix @ matrix.mT)
+        return products if max(self._widths) == 1 else self._summed(self._summed(products).mT)
 
     def combined(self, weights: Tensor) -> Tensor | None:
         spread = weights.to(self._delta.dtype)
@@ -426,28 +428,39 @@ class Jacobian:
 
     def gramian(self) -> Tensor:
         """⟨g_i, g_j⟩, [..., m, m], in single precision at least."""
-        dtype = torch.promote_types(self._dtype, torch.float32)
-        gramian = torch.zeros(*self.leading, self.m, self.m, dtype=dtype, device=self._device)
         small, others = self._small()
+        blocks: list[Tensor] = []
         if small:
-            flat = torch.cat([c.flat(i) for i in range(self.m) for c in small]).view(self.m, -1)
-            gramian += (flat @ flat.mT).to(gramian.device)
-        pairs = []
+            entries = [column.filled(i) for i in range(self.m) for column in small]
+            rows = real(flattened(entries)).reshape(self.m, -1)
+            blocks.append(rows @ rows.mT)
+        pairs: list[Tensor] = []
         for column in others:
             if isinstance(column, Few) and not self.leading:
                 pairs += column.products()
             elif (block := column.gramian()) is not None:
-                gramian += block.to(gramian.device)
-        if pairs:  # all columns' in one tensor: a two-task step should not start many operations
-            if len({(p.dtype, p.device) for p in pairs}) > 1:
-                pairs = [p.to(gramian) for p in pairs]
-            upper = torch.stack(pairs).view(-1, self.m * (self.m + 1) // 2).sum(0)
-            rows, columns = torch.triu_indices(self.m, self.m, device=upper.device)
-            block = torch.zeros_like(gramian)
-            block[rows, columns] = upper
-            block[columns, rows] = upper
-            gramian += block
+                blocks.append(block)
+        if pairs:
+            blocks.append(self._of_pairs(pairs))
+        dtype = torch.promote_types(self._dtype, torch.float32)
+        if not blocks:
+            return torch.zeros(*self.leading, self.m, self.m, dtype=dtype, device=self._device)
+        gramian, *further = (block.to(self._device, dtype) for block in blocks)
+        for block in further:
+            gramian = gramian + block
         return gramian
+
+    def _of_pairs(self, pairs: list[Tensor]) -> Tensor:
+        """The Gramian of all columns' products of pairs: few operations for a two-task step."""
+        if len({(p.dtype, p.device) for p in pairs}) > 1:
+            dtype = torch.promote_types(self._dtype, torch.float32)
+            pairs = [p.to(self._device, dtype) for p in pairs]
+        upper = torch.stack(pairs).view(-1, self.m * (self.m + 1) // 2).sum(0)
+        rows, columns = torch.triu_indices(self.m, self.m, device=upper.device)
+        block = upper.new_empty(self.m, self.m)
+        block[rows, columns] = upper
+        block[columns, rows] = upper
+        return block
 
     def _small(self) -> tuple[list[Few], Sequence[Column]]:
         """The columns that cost less side by side than the products of each, and the rest."""
@@ -542,6 +555,12 @@ def real(tensor: Tensor) -> Tensor:
 def numbers(tensor: Tensor) -> int:
     """How many real numbers a tensor holds; a complex one is two."""
     return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """All their numbers in a row, by one call; of mixed types in the widest."""
+    flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]  # torch's own
+    return flat
 
 
 def _matrix(dense: Tensor, leading: torch.Size) -> Tensor:

@@ -99,11 +99,13 @@ class Sources:
         samples: Sequence[TaskGradients] = (),
     ) -> TaskGradients:
         """What methods see of a call; `total` is the number of all tasks."""
+        values = call.values
+        every = len(call.index) == total
         return TaskGradients(
             source,
-            call.values,
+            values,
             tasks=call.tasks,
-            index=torch.tensor(call.index, device=call.values.device),
+            index=None if every else torch.tensor(call.index, device=values.device),
             total=total,
             clock=clock,
             samples=samples,

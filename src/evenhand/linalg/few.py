@@ -36,10 +36,9 @@ def min_norm_of_few(gramian: Matrix, precision: float, tiny: float) -> Single | 
         tiny: that dtype's least normal number.
     """
     norms = _norms(gramian, tiny)
-    if norms is None or not _well_formed(gramian, norms, precision**0.5):
+    symmetric = None if norms is None else _symmetric(gramian, norms, precision**0.5)
+    if norms is None or symmetric is None:
         return None
-    several = range(len(norms))
-    symmetric = [[(gramian[i][j] + gramian[j][i]) / 2 for j in several] for i in several]
     least = min(norms)
     e = [least / n for n in norms]
     cosines = [
@@ -62,17 +61,20 @@ def _norms(gramian: Matrix, tiny: float) -> Vector | None:
     return [sqrt(s) for s in squares]
 
 
-def _well_formed(gramian: Matrix, norms: Vector, slack: float) -> bool:
-    """Whether |G_ij| ≤ ‖g_i‖‖g_j‖ and G_ij = G_ji, as far as the rounding of the dtype tells."""
+def _symmetric(gramian: Matrix, norms: Vector, slack: float) -> Matrix | None:
+    """(G + Gᵀ) / 2; None where |G_ij| > ‖g_i‖‖g_j‖ or G_ij ≠ G_ji beyond the dtype's rounding."""
+    made = [list(row) for row in gramian]
     for i, row in enumerate(gramian):
         for j in range(i):
             bound = norms[i] * norms[j]
             one, other = row[j], gramian[j][i]
-            if not (abs(one + other) / 2 <= (1 + slack) * bound):  # NaN neither
-                return False
+            mean = (one + other) / 2
+            if not (abs(mean) <= (1 + slack) * bound):  # NaN neither
+                return None
             if not (abs(one - other) / 2 <= slack * bound):
-                return False
-    return True
+                return None
+            made[i][j] = made[j][i] = mean
+    return made
 
 
 def _pivoted(a: Matrix, e: Vector) -> tuple[Vector | None, int]:
@@ -91,12 +93,12 @@ def _pivoted(a: Matrix, e: Vector) -> tuple[Vector | None, int]:
         for i, value in zip(face, y, strict=True):
             x[i] = value
         r = [_dot(row, x) for row in a]
-        mu = sum(e[i] * r[i] for i in face) / sum(e[i] * e[i] for i in face)
-        size = 1 + sum(map(abs, x))
-        noise = [4 * EPS * (size + abs(mu) * f) for f in e]
+        mu = sum([e[i] * r[i] for i in face]) / sum([e[i] * e[i] for i in face])
+        size, near = 1 + sum(map(abs, x)), abs(mu)
+        noise = [4 * EPS * (size + near * f) for f in e]
         r = [s - mu * f for s, f in zip(r, e, strict=True)]
         bad = [x[i] < 0 if inside[i] else r[i] < -noise[i] for i in range(m)]
-        if not any(bad):
+        if True not in bad:
             exact = all(abs(r[i]) <= 64 * noise[i] for i in face)
             return (x if exact else None), count
         inside = [here != wrong for here, wrong in zip(inside, bad, strict=True)]
@@ -111,7 +113,7 @@ def _on_face(a: Matrix, e: Vector, face: list[int]) -> Vector | None:
     """
     if not face:
         return None
-    top = max(e[i] for i in face)
+    top = max([e[i] for i in face])
     g = [e[i] / top for i in face]
     lower: Matrix = []
     for k, i in enumerate(face):
@@ -129,8 +131,8 @@ def _on_face(a: Matrix, e: Vector, face: list[int]) -> Vector | None:
     for k, row in enumerate(lower):  # Lz = e
         z.append((e[face[k]] - _dot(row, z)) / row[k])
     for k in reversed(range(len(face))):  # Lᵀz = that
-        z[k] = (z[k] - sum(lower[n][k] * z[n] for n in range(k + 1, len(face)))) / lower[k][k]
-    along = sum(e[i] * y for i, y in zip(face, z, strict=True))
+        z[k] = (z[k] - sum([lower[n][k] * z[n] for n in range(k + 1, len(face))])) / lower[k][k]
+    along = sum([e[i] * y for i, y in zip(face, z, strict=True)])
     return [y / along for y in z]
 
 
@@ -153,4 +155,4 @@ def _certified(
 
 def _dot(one: Vector, other: Vector) -> float:
     """Σ a_i b_i, up to where the shorter ends."""
-    return float(sum(map(mul, one, other)))
+    return sum(map(mul, one, other), 0.0)
