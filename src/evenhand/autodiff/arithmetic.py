@@ -95,7 +95,7 @@ def doubly(
 def differentiated_along(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
 ) -> Gradient:
-    """Differentiates what `_doubly` made."""
+    """The derivative of what `doubly` made, along `vectors`."""
     try:
         return cast(Gradient, torch.autograd.grad(outputs, inputs, vectors, allow_unused=True))
     except RuntimeError as error:
@@ -176,9 +176,9 @@ def finite(row: Gradient) -> bool:
 
 
 def _finite_here(present: Sequence[Tensor]) -> bool:
-    """`finite` on the CPU: small gradients side by side, since each call costs more than they do.
+    """`finite` on the CPU: small gradients as one tensor, as a call costs more than its numbers.
 
-    Of types that are mixed the sum is of the widest, so none overflows that would not by itself.
+    If their types are mixed it has the widest, in which no finite number becomes infinite.
     """
     small: list[Tensor] = []
     large: list[Tensor] = []

@@ -36,7 +36,9 @@ class _Delivery(torch.autograd.Function):
 
 
 class _OnceDifferentiable(_Delivery):
-    """Refuses to be differentiated twice, which nobody can ask of what is not handed to a user."""
+    """For a scalar that a user holds: its gradients are made outside autograd, so it refuses a
+    second derivative. The scalar of `deliver` never leaves it, and goes without the check.
+    """
 
     @staticmethod
     @once_differentiable
@@ -45,7 +47,7 @@ class _OnceDifferentiable(_Delivery):
 
 
 def delivered_by(source: Source, value: Tensor, leaves: Sequence[Tensor]) -> Tensor:
-    """A scalar of this value; `source` is asked when it is differentiated, once each time."""
+    """A scalar of this value, for whose every backward pass `source` makes the gradients once."""
     with torch.enable_grad():
         apply: Callable[..., Tensor] = _OnceDifferentiable.apply
         return apply(source, value, *leaves)
@@ -62,7 +64,7 @@ def deliver(leaves: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
     with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
         apply: Callable[..., Tensor] = _Delivery.apply
         scalar = apply(handed_over, _ZERO, *leaves)
-    torch.autograd.backward(scalar, _ONE)  # nobody differentiates it again
+    torch.autograd.backward(scalar, _ONE)
 
 
 _ZERO, _ONE = torch.zeros(()), torch.ones(())
@@ -111,8 +113,8 @@ def release(losses: Sequence[Tensor], features: Sequence[Tensor], leaves: Sequen
     changed a weight already, and at hooks on activations that cannot do with None. What is left
     then goes with them.
     """
-    # The pass that found the last gradients may have freed the last loss's graph, where a run
-    # stops; so the others go first.
+    # The last pass for gradients may have freed the last loss's graph. A pass stops with an error
+    # at what is freed, so the other losses come first.
     for some in (losses[:-1], losses[-1:], features):
         release_up_to(some, leaves, leaves)
 
