@@ -281,12 +281,11 @@ def test_a_stack_of_runs_says_what_the_runs_say(module, tmp_path) -> None:
     assert [values for stack in again for values in stack.values(1.0)] == found
 
 
-@pytest.mark.parametrize("decoder", ["400", "400, sigmoid"])
-def test_a_stack_of_redrawings_says_what_they_say(module, decoder) -> None:
+def test_a_stack_of_redrawings_says_what_they_say(module) -> None:
     """Members that end at unlike times, after which the stack goes on without them."""
     redraw, stacked = module("redraw", "nakamura2022"), module("stacked", "nakamura2022")
     rows = {"Single upper": 1e-4, "Single lower": 0.1, "Min-norm": 0.03, "Central + tension": 0.02}
-    settings = {"epochs": 4, "patience": 1, "decoder": decoder}
+    settings = {"epochs": 4, "patience": 1}
     cells = [redraw.cell(row, rate, 1, **settings) for row, rate in rows.items()]
     stack = stacked.Members(cells, "cpu")
     assert stack.run(math.inf)
@@ -308,17 +307,13 @@ def test_a_stack_of_redrawings_says_what_they_say(module, decoder) -> None:
     assert len(ends) > 1
     with pytest.raises(ValueError, match="differ in row, rate and seed alone"):
         stacked.Members([*cells, {**cells[0], "dropout": True}], "cpu")
-    with pytest.raises(ValueError, match="no decoder 'mirrored'"):
-        stacked.Members([{**cell, "decoder": "mirrored"} for cell in cells], "cpu")
 
 
-@pytest.mark.parametrize("decoder", ["400", "400, sigmoid"])
-def test_gradients_of_a_stack_are_autograds(module, decoder) -> None:
+def test_gradients_of_a_stack_are_autograds(module) -> None:
     """In float64, of each task and for every parameter, where many entries of a field are equal."""
     redraw, stacked = module("redraw", "nakamura2022"), module("stacked", "nakamura2022")
     rows = ("Single lower", 2), ("Min-norm", 1), ("Uniform", 2), ("Single upper", 1)
-    cells = [redraw.cell(row, 0.1, seed, decoder=decoder) for row, seed in rows]
-    stack = stacked.Members(cells, "cpu")
+    stack = stacked.Members([redraw.cell(row, 0.1, seed) for row, seed in rows], "cpu")
     stack.parameters = stack.parameters.double()
     stack._make_room()
     chance = torch.Generator().manual_seed(3)
@@ -332,7 +327,7 @@ def test_gradients_of_a_stack_are_autograds(module, decoder) -> None:
     for k, cell in enumerate(stack.cells):
         torch.manual_seed(cell["seed"])
         tasks = redraw.AGGREGATORS[cell["row"]][0]
-        network = redraw.network(tasks, False, decoder).double()
+        network = redraw.network(tasks, False, "400").double()
         of_seed = int(stack.data.which[k])
         outputs = network(pictures[of_seed].unsqueeze(1))
         for task in tasks:

@@ -35,7 +35,6 @@ CHUNK = 250
 PIECES = 16
 """Into how many the samples are divided for the convolutions' weight gradients."""
 KINDS = ("equal", "min-norm", "central")
-DECODERS = ("400", "400, sigmoid")
 
 
 def kind(row: str) -> tuple[str, bool, bool]:
@@ -70,12 +69,9 @@ class Members:
         self.device = torch.device(device)
         first = self.cells[0]
         same = {name: first[name] for name in first if name not in ("row", "rate", "seed")}
-        usual = {name: redraw.SETTINGS[name] for name in ("dropout", "watched")}
+        usual = {name: redraw.SETTINGS[name] for name in ("dropout", "decoder", "watched")}
         if any({**cell, **same, **usual} != cell for cell in cells):
             raise ValueError("cells of a stack differ in row, rate and seed alone")
-        if first["decoder"] not in DECODERS:
-            raise ValueError(f"a stack has no decoder {first['decoder']!r}, but {DECODERS}")
-        self.decoder = first["decoder"]
         self.batch, self.cap, self.patience = first["batch"], first["epochs"], first["patience"]
         self.momentum = first["momentum"]
         self.problem = redraw.problem(first["resize"], first["placed"], first["scaled"], device)
@@ -134,7 +130,7 @@ class Members:
 
     def _make_parameters(self) -> None:
         """The members' parameters, [members, all], a head that a member does not have being 0."""
-        both = redraw.network(redraw.BOTH, False, self.decoder)
+        both = redraw.network(redraw.BOTH, False, "400")
         self._shapes = {
             f"{part}.{name}": tuple(value.shape)
             for part, module in (("trunk", both.trunk), *_heads(both))
@@ -222,17 +218,9 @@ class Members:
         """The mean squared error [members], and its gradient for z."""
         one, two = self.layers["lower"]
         hidden = _dense(z, one).relu_()
-        picture = self._drawn(hidden, two)
-        g = picture - target
+        g = _dense(hidden, two).sub_(target)
         loss = g.square().mean((-1, -2))
-        if self.decoder == "400, sigmoid":
-            g *= picture * (1 - picture)
         return loss, self._through_head("lower", z, hidden, g.mul_(2 / target[0].numel()))
-
-    def _drawn(self, hidden: Tensor, layer: Layer) -> Tensor:
-        """The decoder's picture."""
-        made = _dense(hidden, layer)
-        return made.sigmoid_() if self.decoder == "400, sigmoid" else made
 
     def _through_head(self, task: str, z: Tensor, hidden: Tensor, g: Tensor) -> Tensor:
         """The gradient for z, of that for the output; those for the parameters are put down."""
@@ -395,9 +383,10 @@ class Members:
             pictures = windows(split.inputs[index].squeeze(1).unsqueeze(-1)).view(-1, 576, 25)
             z = self._trunk(pictures.unsqueeze(0), [(0, slice(0, number))])[-1]
             upper = split.targets["upper"][index].expand(number, -1)
-            (one, two), (three, four) = (self.layers[task] for task in redraw.BOTH)
-            logits = _dense(_dense(z, one).relu_(), two)
-            picture = self._drawn(_dense(z, three).relu_(), four)
+            logits, picture = (
+                _dense(_dense(z, one).relu_(), two)
+                for one, two in (self.layers[task] for task in redraw.BOTH)
+            )
             wrong = (logits.argmax(-1) != upper).double().sum(-1)
             logs = logits.log_softmax(-1).gather(-1, upper.unsqueeze(-1))
             squared = picture.sub_(split.targets["lower"][index]).square_().mean(-1)
