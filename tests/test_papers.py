@@ -237,6 +237,18 @@ def test_where_no_spread_is_printed_nothing_is_inside_it(
     assert table._agreement("c=1 converged %", printed, ours) == told
 
 
+def test_the_time_of_a_card_is_not_told_as_a_cores(module, tmp_path) -> None:
+    ledger = module("ledger").Ledger(tmp_path)
+    for number, card in enumerate(("H200", "CPU", "H100")):
+        ledger.add("stacks", {"number": number}, {"device": card}, 80.0)
+    ledger.add("runs", {}, {}, 30.0)
+    ledger.write("as stacks", {}, "a paper", made_as="stacks")
+    ledger.write("runs", {}, "a paper")
+    found = json.loads((tmp_path / "result.json").read_text())["experiments"]
+    told = [module("table")._took(found[name], "one core") for name in ("as stacks", "runs")]
+    assert told == ["4 minutes of H100 and H200", "30 seconds of one core"]
+
+
 def test_two_studies_may_write_to_one_folder(module, tmp_path) -> None:
     ledgers = [module("ledger").Ledger(tmp_path) for _ in range(2)]
 

@@ -229,8 +229,6 @@ def sum_up(name: str, ledger: Ledger) -> None:
         told = (f"{q} {v[0]:.4f} ± {v[1] or 0:.4f} ({v[2]})" for q, v in quantities.items())
         print(f"  {row:26}" + "  ".join(told))
     note = f"{reading.note} {ended(list(done.values()))}"
-    if cards := sorted({run["device"] for run in done.values() if "device" in run}):
-        note += f" Made as stacks on {' and '.join(cards)}; the time is the card's."
     ledger.write(reading.experiment, found, PAPER, note)
     if models := reading.models(done):
         single = {q: v[0] for q, v in found.get("Single task", {}).items() if v[0] is not None}
