@@ -11,7 +11,7 @@ The files' shapes:
 
     expected.json   {"paper": …, "experiments": {name: {"source": …, "rows": ROWS}}}
     result.json     {"paper": …, "experiments": {name: {"rows": ROWS, "note": …, "command": …,
-                     "date": …, "cpu_seconds": …, "versions": …, "machine": …}}}
+                     "date": …, "cpu_seconds": …, "cards": …, "versions": …, "machine": …}}}
     ROWS            {row: {quantity: [mean, standard deviation]}}; ours have the number of runs too
 
 A spread that is not printed, or of a single run, is null.
@@ -96,6 +96,12 @@ class Ledger:
             and all(line["cell"].get(k) == v for k, v in entries.items())
         )
 
+    def cards(self, experiment: str) -> list[str]:
+        """The GPUs that the runs of an experiment were made on: their time is those cards'."""
+        runs = [line for line in self.lines if line["experiment"] == experiment]
+        told = {run["values"].get("device", run["cell"].get("card", "CPU")) for run in runs}
+        return sorted(told - {"CPU"})
+
     def complete(
         self,
         experiment: str,
@@ -155,17 +161,29 @@ class Ledger:
         paper: str,
         note: str = "",
         cpu_seconds: float | None = None,
+        made_as: str | None = None,
     ) -> None:
-        """Put an experiment's rows, {row: {quantity: [mean, std, n]}}, into result.json."""
+        """Put an experiment's rows, {row: {quantity: [mean, std, n]}}, into result.json.
+
+        Args:
+            experiment: its name there.
+            rows: its numbers.
+            paper: whose they are beside.
+            note: what a reader of the numbers must know.
+            cpu_seconds: what they took; None: what all runs of the experiment took.
+            made_as: the experiment's name in runs.jsonl, where it is another.
+        """
         file = self.folder / RESULT
+        runs = made_as or experiment
         if cpu_seconds is None:
-            cpu_seconds = self.cpu_seconds(experiment)
+            cpu_seconds = self.cpu_seconds(runs)
         entry = {
             "rows": rows,
             "note": note,
             "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
             "date": date.today().isoformat(),
             "cpu_seconds": round(cpu_seconds, 1),
+            "cards": self.cards(runs),
             **environment(),
         }
         with self._alone():

@@ -29,8 +29,8 @@ Each folder has the experiment's details, our deviations and what comes out (`RE
 command (`reproduce.py`), what the paper prints (`expected.json`), every run of ours (`runs.jsonl`)
 and what they come to (`result.json`). This page is written by `python papers/table.py`.
 
-What wants a GPU is in `papers/gpu.py`, in parts that fit the minutes there are. What it made is
-told by its note; a run of it keeps the card's name. The time is then that of the card.
+What wants a GPU is in `papers/gpu.py`, in parts that fit the minutes there are. A run of it keeps
+the card's name, and what it made has the time of the card.
 
 How a printed number and ours are compared:
 
@@ -46,7 +46,7 @@ What has no printed counterpart (–) is in the papers' own pages.
 """
 COLUMNS = (
     *("paper", "experiment", "printed numbers", "± printed: inside", "outside"),
-    *("no ±: within ours", "not", "both 100 %", "time of one core"),
+    *("no ±: within ours", "not", "both 100 %", "time, of one core where no card is named"),
 )
 GRADES = "inside", "outside", "within ours", "not within ours", "both 100 %"
 Numbers = Sequence[float | None]
@@ -105,12 +105,14 @@ def _source(printed: Mapping[str, Any]) -> str:
 
 
 def _cost(ours: Mapping[str, Any]) -> str:
-    return f"`{ours['command']}`, {ours['date']}, {_took(ours)} of one core."
+    return f"`{ours['command']}`, {ours['date']}, {_took(ours, 'one core')}."
 
 
-def _took(ours: Mapping[str, Any]) -> str:
-    minutes = ours["cpu_seconds"] / 60
-    return f"{minutes:.0f} minutes" if minutes >= 2 else f"{ours['cpu_seconds']:.0f} seconds"
+def _took(ours: Mapping[str, Any], core: str = "") -> str:
+    """How long the runs took, and of what: the cards, else `core`."""
+    minutes, of = ours["cpu_seconds"] / 60, " and ".join(ours.get("cards", [])) or core
+    told = f"{minutes:.0f} minutes" if minutes >= 2 else f"{ours['cpu_seconds']:.0f} seconds"
+    return f"{told} of {of}" if of else told
 
 
 def _pairs(printed: Rows, ours: Rows) -> Iterator[tuple[str, str, Numbers, Numbers | None]]:

@@ -194,16 +194,27 @@ def test_alpha_alone_meets_all_four_tension_rows(module, tmp_path) -> None:
 
 def test_what_any_epoch_of_table_3_comes_to(module) -> None:
     table3 = module("table3", "nakamura2022")
-    first = {"upper": [0.9, 0.80, 0.85], "lower": [0.035, 0.040, 0.045]}  # epoch 0 does not count
-    then = {"upper": [0.1, 0.60, 0.86], "lower": [0.100, 0.030, 0.090]}
+    first = {"upper": [0.9, 0.80, 0.86], "lower": [0.035, 0.039, 0.045]}  # epoch 0 does not count
+    then = {"upper": [0.1, 0.60, 0.87], "lower": [0.100, 0.031, 0.090]}
     runs = [("Central", {"curves": curves}) for curves in (first, then)]
     runs.append(("Single upper", {"curves": {"upper": [0.99, 0.5, 0.7]}}))
     found = {"Central": {}, "Single task": {}}
     table3.reach(found, runs, {"Central": {"accuracy": [0.9, 0.05], "MSE": [0.035, 0.005]}})
     central, alone = (list(found[row].values()) for row in ("Central", "Single task"))
     # The nearest epoch is the first of the first run or its second: 2 ± off in one of the two.
-    assert [value for value, *_ in central] == pytest.approx([0.86, 0.030, 2.0])
+    # With the printed MSE are the first epochs of both, with the printed accuracy the second ones.
+    assert [value for value, *_ in central] == pytest.approx([0.87, 0.031, 2.0, 0.80, 0.090])
     assert alone == [[0.7, None, 1]]
+
+
+def test_how_runs_of_table_3_ended(module) -> None:
+    runs = [{"epochs": 20, "best epoch": 10}, {"epochs": 100, "best epoch": 90}]
+    runs += [{"epochs": 100, "best epoch": 91}, {"epochs": 77, "best epoch": 70, "cut": True}]
+    told = module("table3", "nakamura2022").ended([*runs, {"diverged": "the loss"}])
+    assert told == (
+        "Of 5 runs ended 2 by the rule, 1 by the clock after 77 epochs, 1 by diverging, "
+        "1 at the cap."
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,6 +235,18 @@ def test_where_no_spread_is_printed_nothing_is_inside_it(
     table = module("table")
     assert table._grade("c=1 converged %", printed, ours) == grade
     assert table._agreement("c=1 converged %", printed, ours) == told
+
+
+def test_the_time_of_a_card_is_not_told_as_a_cores(module, tmp_path) -> None:
+    ledger = module("ledger").Ledger(tmp_path)
+    for number, card in enumerate(("H200", "CPU", "H100")):
+        ledger.add("stacks", {"number": number}, {"device": card}, 80.0)
+    ledger.add("runs", {}, {}, 30.0)
+    ledger.write("as stacks", {}, "a paper", made_as="stacks")
+    ledger.write("runs", {}, "a paper")
+    found = json.loads((tmp_path / "result.json").read_text())["experiments"]
+    told = [module("table")._took(found[name], "one core") for name in ("as stacks", "runs")]
+    assert told == ["4 minutes of H100 and H200", "30 seconds of one core"]
 
 
 def test_two_studies_may_write_to_one_folder(module, tmp_path) -> None:

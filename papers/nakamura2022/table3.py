@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,7 @@ def reach(found: Rows, runs: Sequence[tuple[str, Mapping[str, Any]]], printed: P
 
     That is the best value of each metric, and how far the epoch that is nearest to both printed
     numbers is from the farther one, in its ±. No rule to stop and no choice of a rate does better.
+    Then the most that a metric comes to where the other is inside its printed ±, if it ever is.
     """
     for row, values in runs:
         curves = {METRICS[task]: curve[1:] for task, curve in values["curves"].items()}
@@ -191,6 +193,28 @@ def reach(found: Rows, runs: Sequence[tuple[str, Mapping[str, Any]]], printed: P
             told = "farther printed number at the nearest epoch of any run, in its ±"
             before = found[name].get(told, [apart])
             found[name][told] = [min(before[0], apart), None, 1]
+            for of, other in (("accuracy", "MSE"), ("MSE", "accuracy")):
+                mean, spread = mine[other]
+                pairs = zip(curves[of], curves[other], strict=True)
+                if there := [x for x, y in pairs if abs(y - mean) <= spread]:
+                    told = f"{of} at most, in epochs of any run with the printed {other}"
+                    before = found[name].get(told, [there[0]])
+                    found[name][told] = [max(before[0], *there), None, 1]
+
+
+def ended(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How many runs ended by what."""
+    ends = Counter(map(_end, runs))
+    told = ", ".join(f"{number} {end}" for end, number in sorted(ends.items(), reverse=True))
+    return f"Of {len(runs)} runs ended {told}."
+
+
+def _end(run: Mapping[str, Any]) -> str:
+    if "diverged" in run:
+        return "by diverging"
+    if run["epochs"] == run["best epoch"] + redraw.SETTINGS["patience"]:
+        return "by the rule"
+    return f"by the clock after {run['epochs']} epochs" if run.get("cut") else "at the cap"
 
 
 def sum_up(name: str, ledger: Ledger) -> None:
@@ -204,15 +228,7 @@ def sum_up(name: str, ledger: Ledger) -> None:
     for row, quantities in found.items():
         told = (f"{q} {v[0]:.4f} ± {v[1] or 0:.4f} ({v[2]})" for q, v in quantities.items())
         print(f"  {row:26}" + "  ".join(told))
-    cut = [run["epochs"] for run in done.values() if run.get("cut") and "epochs" in run]
-    note = reading.note
-    if cut:
-        note += (
-            f" The clock cut {len(cut)} runs, at {max(cut)} epochs: what is here is not the "
-            "paper's rule yet."
-        )
-    if cards := sorted({run["device"] for run in done.values() if "device" in run}):
-        note += f" Made as stacks on {' and '.join(cards)}; the time is the card's."
+    note = f"{reading.note} {ended(list(done.values()))}"
     ledger.write(reading.experiment, found, PAPER, note)
     if models := reading.models(done):
         single = {q: v[0] for q, v in found.get("Single task", {}).items() if v[0] is not None}
