@@ -23,7 +23,6 @@ from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 from evenhand.autodiff.gradients import Gradient
 
@@ -558,9 +557,8 @@ def numbers(tensor: Tensor) -> int:
 
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
-    """All their numbers in a row, by one call; of mixed types in the widest."""
-    flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]  # torch's own
-    return flat
+    """All their numbers in a row; of mixed types in the widest."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _matrix(dense: Tensor, leading: torch.Size) -> Tensor:
