@@ -11,6 +11,7 @@ leave in `.grad`, so that a test can show that each kind would be noticed.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -595,6 +596,16 @@ def gramian(rows: Mapping[str, Row], positions: Iterable[int]) -> Tensor:
                     product = dense(one[k]) * dense(other[k]).conj()
                     total[i, j] += product.real.sum() if product.is_complex() else product.sum()
     return total
+
+
+def scripted(x: Tensor, module: nn.Module) -> nn.Module:
+    """The module as TorchScript, run often enough that the graph of a run is one node."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script")  # deprecated
+        made: nn.Module = torch.jit.script(module)
+    for _ in range(3):  # it is made faster when it has been run twice
+        made(x)
+    return made
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from evenhand import MGDA, Balance, Balancer, GradDrop, TaskGradients
-from programs import DTYPE, dense, gradients, gramian
+from programs import DTYPE, dense, gradients, gramian, scripted
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 REFUSED = re.compile(
@@ -422,15 +422,6 @@ def half_precision() -> Bench:
         return read(outs, y), z
 
     return Bench([*trunk.parameters(), *heads.parameters()], losses, tolerance=2e-2)
-
-
-def scripted(x: Tensor, module: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        made: nn.Module = torch.jit.script(module)
-    for _ in range(3):  # what was run twice is made faster: a graph of one node
-        made(x)
-    return made
 
 
 def compiled(what: str, backend: str = "aot_eager") -> Bench:

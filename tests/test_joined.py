@@ -8,7 +8,7 @@ of the two gradients by the trunk.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from evenhand import MGDA, Balancer, MultiTaskNetwork
 from evenhand.linalg import min_norm
+from programs import gradients, gramian, scripted
 
 Join = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 FIRST, SECOND = torch.arange(6), torch.arange(6, 12)
@@ -130,36 +131,47 @@ def network() -> MultiTaskNetwork:
     return MultiTaskNetwork(trunk, {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}).double()
 
 
-def losses(made: MultiTaskNetwork, join: Join | None) -> dict[str, Tensor]:
+def data() -> Tensor:
     torch.manual_seed(2)
-    z = made.trunk(torch.randn(6, 3, dtype=torch.float64))
+    return torch.randn(6, 3, dtype=torch.float64)
+
+
+def losses(made: MultiTaskNetwork, join: Join | None) -> dict[str, Tensor]:
+    z = made.trunk(data())
     a, b = made.head("a")(z), made.head("b")(z)
     if join is not None:
         a, b = join(a, b)
     return {"a": a.square().mean(), "b": (b - 1).square().sum() / 3}
 
 
+def right(found: Mapping[str, Tensor], trunk: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The min-norm weights by autograd's gradients at the trunk, and what it is to get."""
+    leaves = list(trunk)
+    rows = gradients(found, leaves)
+    weights = min_norm(gramian(rows, range(len(leaves)))).weights
+    pairs = zip(*rows.values(), strict=True)
+    return weights, [weights[0] * a + weights[1] * b for a, b in pairs]
+
+
+def assert_close(found: Iterable[Tensor | None], expected: Iterable[Tensor | None]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", JOINS)
 def test_heads_that_are_joined_are_told_apart_or_refused(name) -> None:
-    made = network()
-    parts = {part: list(made.get_submodule(part).parameters()) for part in ("trunk", "heads")}
-    leaves = [*parts["trunk"], *parts["heads"]]
-    rows = [
-        torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
-        for loss in losses(made, JOINS[name]).values()
-    ]
-    trunk = torch.stack([torch.cat([g.flatten() for g in row[:2]]) for row in rows])
-    weights = min_norm(trunk @ trunk.mT).weights
+    made, join = network(), JOINS[name]
+    weights, merged = right(losses(made, join), made.trunk.parameters())
+    heads = list(made.heads.parameters())
+    summed = torch.autograd.grad(sum(losses(made, join).values()), heads)
     assert weights.min() > 0.01
 
     with pytest.raises(ValueError, match="cannot be told: the losses of 'a', 'b' pass one node"):
-        Balancer(aggregator=MGDA()).backward(losses(made, JOINS[name]))
-    assert all(p.grad is None for p in leaves)
-    balance = Balancer(aggregator=MGDA(), model=made).backward(losses(made, JOINS[name]))
-    torch.testing.assert_close(balance.trunk_weights, weights, rtol=1e-9, atol=1e-12)
-    for k, (p, a, b) in enumerate(zip(leaves, *rows, strict=True)):
-        expected = weights[0] * a + weights[1] * b if k < 2 else a + b
-        torch.testing.assert_close(p.grad, expected, rtol=1e-9, atol=1e-12)
+        Balancer(aggregator=MGDA()).backward(losses(made, join))
+    assert all(p.grad is None for p in made.parameters())
+    balance = Balancer(aggregator=MGDA(), model=made).backward(losses(made, join))
+    found = [*made.trunk.parameters(), *heads]
+    assert_close([balance.trunk_weights, *(p.grad for p in found)], [weights, *merged, *summed])
 
 
 def test_what_is_shared_may_pass_such_a_node_while_a_head_begins_at_zero() -> None:
@@ -168,23 +180,17 @@ def test_what_is_shared_may_pass_such_a_node_while_a_head_begins_at_zero() -> No
     nn.init.zeros_(made.head("b").weight)
     first = nn.Linear(3, 3).double()
 
-    def joined() -> dict[str, Tensor]:
-        torch.manual_seed(2)
-        x = torch.randn(6, 3, dtype=torch.float64)
+    def dense() -> dict[str, Tensor]:
+        x = data()
         z = made.trunk(torch.where(x > 0, first(x), x.square() * first.bias))
         return {t: (made.head(t)(z) - 1).square().mean() for t in ("a", "b")}
 
     balancer = Balancer(aggregator=MGDA())
-    told = r"the gradient of 'b' is exactly zero"
-    with pytest.warns(UserWarning, match=told):
-        assert balancer.backward(joined()).trunk_weights.tolist() == [0, 1]
+    with pytest.warns(UserWarning, match="the gradient of 'b' is exactly zero"):
+        assert balancer.backward(dense()).trunk_weights.tolist() == [0, 1]
     nn.init.ones_(made.head("b").weight)
-    found = joined()
-    shared = [*first.parameters(), *made.trunk.parameters()]
-    rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in found.values()]
-    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    expected = min_norm(flat @ flat.mT).weights
-    torch.testing.assert_close(balancer.backward(found).trunk_weights, expected)
+    weights, _ = right(dense(), [*first.parameters(), *made.trunk.parameters()])
+    assert_close([balancer.backward(dense()).trunk_weights], [weights])
 
 
 def test_a_task_that_has_nothing_else_in_common_speaks_at_its_own_head() -> None:
@@ -193,35 +199,34 @@ def test_a_task_that_has_nothing_else_in_common_speaks_at_its_own_head() -> None
     made.trunk.requires_grad_(False)
     with pytest.raises(ValueError, match="the gradient of 'b' there is zero"):
         Balancer(aggregator=MGDA()).backward(losses(made, beside_a_constant))
-    balancer = Balancer(aggregator=MGDA(), model=made)
     with pytest.warns(UserWarning, match="is the trunk frozen"):
-        balancer.backward(losses(made, beside_a_constant))
-    for loss, task in zip(losses(made, None).values(), ("a", "b"), strict=True):
-        head = list(made.head(task).parameters())
-        for p, grad in zip(head, torch.autograd.grad(loss, head), strict=True):
-            torch.testing.assert_close(p.grad, grad)
+        Balancer(aggregator=MGDA(), model=made).backward(losses(made, beside_a_constant))
+    heads = list(made.heads.parameters())
+    summed = torch.autograd.grad(sum(losses(made, None).values()), heads)
+    assert_close([p.grad for p in heads], summed)
 
 
 def test_heads_evaluated_at_once_need_not_all_have_a_bias() -> None:
     """The biases are joined with zeros, and a task does not reach the other's bias."""
-    rows = {}
-    for fused in (False, True):
-        torch.manual_seed(1)
-        heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1, bias=False)}
-        made = MultiTaskNetwork(nn.Linear(3, 4), heads, fused=fused).double()
-        outputs = made(torch.randn(6, 3, dtype=torch.float64))
-        found = {"a": outputs["a"].square().mean(), "b": (outputs["b"] - 1).square().mean()}
-        balance = Balancer(aggregator=MGDA(), model=made).backward(found)
-        rows[fused] = [balance.trunk_weights, *(p.grad for p in made.parameters())]
-    for one, other in zip(*rows.values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    torch.manual_seed(1)
+    heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1, bias=False)}
+    made = MultiTaskNetwork(nn.Linear(3, 4), heads, fused=True).double()
+
+    def found() -> dict[str, Tensor]:
+        outputs = made(data())
+        return {"a": outputs["a"].square().mean(), "b": (outputs["b"] - 1).square().mean()}
+
+    weights, merged = right(found(), made.trunk.parameters())
+    balance = Balancer(aggregator=MGDA(), model=made).backward(found())
+    trunk = [p.grad for p in made.trunk.parameters()]
+    assert_close([balance.trunk_weights, *trunk], [weights, *merged])
 
 
 # TorchScript ------------------------------------------------------------------------------------
 
 
-class Scripted(nn.Module):
-    """Trunk and heads in one; a graph of its run is one node."""
+class Whole(nn.Module):
+    """Trunk and heads in one; scripted, its graph is one node."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,51 +238,29 @@ class Scripted(nn.Module):
         return self.a(z).tanh() * 2, self.b(z).tanh() * 3
 
 
-def scripted(module: nn.Module, x: Tensor) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        made: nn.Module = torch.jit.script(module)
-    for _ in range(3):  # it is made faster when it has been run twice
-        made(x)
-    return made
-
-
 def test_a_scripted_network_is_refused_where_it_hides_whose_heads_are() -> None:
-    torch.manual_seed(2)
-    x = torch.randn(6, 3, dtype=torch.float64)
-    plain = Scripted()
-    fast = scripted(plain, x)
+    plain = Whole()
+    fast = scripted(data(), plain)
+
+    def found(made: nn.Module) -> dict[str, Tensor]:
+        a, b = made(data())
+        return {"a": a.square().mean(), "b": (b - 1).square().mean()}
+
     for options in ({}, {"model": fast}, {"model": plain}):
-        a, b = fast(x)
         with pytest.raises(ValueError, match="cannot be told"):
-            Balancer(aggregator=MGDA(), **options).backward(
-                {"a": a.square().mean(), "b": (b - 1).square().mean()}
-            )
-    a, b = fast(x)
-    balancer = Balancer(aggregator=MGDA())
-    balance = balancer.backward(
-        {"a": a.square().mean(), "b": (b - 1).square().mean()}, shared=plain.trunk.parameters()
-    )
-    a, b = plain(x)
-    rows = [
-        torch.autograd.grad(loss, list(plain.trunk.parameters()), retain_graph=True)
-        for loss in (a.square().mean(), (b - 1).square().mean())
-    ]
-    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    torch.testing.assert_close(balance.trunk_weights, min_norm(flat @ flat.mT).weights)
+            Balancer(aggregator=MGDA(), **options).backward(found(fast))
+    weights, merged = right(found(plain), plain.trunk.parameters())
+    balance = Balancer(aggregator=MGDA()).backward(found(fast), shared=plain.trunk.parameters())
+    trunk = [p.grad for p in plain.trunk.parameters()]
+    assert_close([balance.trunk_weights, *trunk], [weights, *merged])
 
 
 def test_a_scripted_part_of_a_network_takes_no_hooks_and_needs_none() -> None:
-    torch.manual_seed(2)
-    x = torch.randn(6, 3, dtype=torch.float64)
-    plain = network()
-    expected = Balancer(aggregator=MGDA(), model=plain).backward(losses(plain, None))
-    grads = [p.grad for p in plain.parameters()]
     made = network()
-    made.trunk = scripted(made.trunk, x)
-    found = Balancer(aggregator=MGDA(), model=made).backward(losses(made, None))
-    torch.testing.assert_close(found.trunk_weights, expected.trunk_weights)
-    for p, grad in zip(made.parameters(), grads, strict=True):
-        torch.testing.assert_close(p.grad, grad)
+    weights, merged = right(losses(made, None), made.trunk.parameters())
+    made.trunk = scripted(data(), made.trunk)
+    balance = Balancer(aggregator=MGDA(), model=made).backward(losses(made, None))
+    trunk = [p.grad for p in made.trunk.parameters()]
+    assert_close([balance.trunk_weights, *trunk], [weights, *merged])
     with pytest.raises(ValueError, match=r"is a scripted module.*give the tensor that it returns"):
         Balancer(aggregator=MGDA()).backward(losses(made, None), features=made.trunk)
