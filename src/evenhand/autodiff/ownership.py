@@ -276,9 +276,9 @@ class Ownership:
         names = {} if self._structure is None else self._structure.names
         what = repr(names[leaf]) if leaf in names else f"a parameter of shape {tuple(leaf.shape)}"
         return (
-            f"whose {what} is cannot be told: the losses of {_listed(mask, tasks)} pass one node "
-            "of the graph (torch.cat, a compiled function) on the way to it, and the gradient of "
-            f"{_listed(silent, tasks)} there is zero. Say what is balanced with "
+            f"it cannot be told whose {what} is: the losses of {_listed(mask, tasks)} pass one "
+            "node of the graph (torch.cat, torch.where, a compiled or scripted function) on the "
+            f"way to it, and the gradient of {_listed(silent, tasks)} there is zero. Say what is balanced with "
             "shared=trunk.parameters(), or give Balancer(model=) a MultiTaskNetwork, or take the "
             "heads' outputs before they are joined and compile trunk and heads apart"
         )
