@@ -278,9 +278,9 @@ class Ownership:
         return (
             f"it cannot be told whose {what} is: the losses of {_listed(mask, tasks)} pass one "
             "node of the graph (torch.cat, torch.where, a compiled or scripted function) on the "
-            f"way to it, and the gradient of {_listed(silent, tasks)} there is zero. Say what is balanced with "
-            "shared=trunk.parameters(), or give Balancer(model=) a MultiTaskNetwork, or take the "
-            "heads' outputs before they are joined and compile trunk and heads apart"
+            f"way to it, and the gradient of {_listed(silent, tasks)} there is zero. Say what is "
+            "balanced with shared=trunk.parameters(), or give Balancer(model=) a MultiTaskNetwork, "
+            "or take the heads' outputs before they are joined and compile trunk and heads apart"
         )
 
     def _sorted(
